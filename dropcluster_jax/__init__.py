@@ -1,0 +1,35 @@
+"""Structured dropout whose structure is learned.
+
+Here: the two lower floors, clustering and masking, which need JAX alone. The layers are in
+`dropcluster_jax.linen`, networks in `dropcluster_jax.models`, training in `dropcluster_jax.training`.
+"""
+
+from dropcluster_jax.clustering import Clusterer, ClusterState, Grid, KMeans, resize
+from dropcluster_jax.masking import (
+    drop_block,
+    drop_block_mask,
+    drop_cluster,
+    drop_cluster_mask,
+    dropout,
+    dropout_mask,
+    spatial_dropout,
+    spatial_dropout_mask,
+)
+
+__version__ = "0.1.0"
+
+__all__ = [
+    "ClusterState",
+    "Clusterer",
+    "Grid",
+    "KMeans",
+    "drop_block",
+    "drop_block_mask",
+    "drop_cluster",
+    "drop_cluster_mask",
+    "dropout",
+    "dropout_mask",
+    "resize",
+    "spatial_dropout",
+    "spatial_dropout_mask",
+]

@@ -1,0 +1,108 @@
+"""The regular grid of tiles: clusters that need no data. Where every clusterer starts, and an ablation of its own."""
+
+import dataclasses
+import math
+
+import jax.numpy as jnp
+import numpy as np
+from jaxtyping import Array, Float, Int
+
+from dropcluster_jax.clustering import units as geometry
+from dropcluster_jax.clustering.state import (
+    ClusterState,
+    accept,
+    check_activations,
+    check_cluster_number,
+    cluster_number,
+    cluster_sizes,
+)
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class Grid:
+    """Clusters that stay the tiles of a regular grid.
+
+    Attributes:
+        num_clusters: the number of clusters; or
+        cluster_size: the mean number of positions in a cluster, which fits every map.
+        per_channel: whether each channel has labels (all the same here) and draws of its own.
+
+    Raises:
+        ValueError, TypeError: both or neither of `num_clusters` and `cluster_size`, or one below 1.
+
+    Example:
+        >>> Grid(num_clusters=4).init((2, 4, 3)).labels[..., 0].tolist()
+        [[0, 1, 2, 3], [0, 1, 2, 3]]
+        >>> Grid(cluster_size=4).init((4, 4, 3)).labels[..., 0].tolist()
+        [[0, 0, 1, 1], [0, 0, 1, 1], [2, 2, 3, 3], [2, 2, 3, 3]]
+    """
+
+    num_clusters: int | None = None
+    cluster_size: float | None = None
+    per_channel: bool = False
+
+    def __post_init__(self) -> None:
+        check_cluster_number(self.num_clusters, self.cluster_size)
+
+    def init(self, shape: tuple[int, ...]) -> ClusterState:
+        """The tiles of a map.
+
+        Args:
+            shape: `(*spatial, channels)`, an activation's shape without the batch.
+
+        Raises:
+            ValueError: no spatial dimension, a length below 1, or more clusters than positions.
+        """
+        *spatial, channels = shape
+        if not spatial or min(shape) < 1:
+            raise ValueError(f"shape must be (*spatial, channels) with at least one spatial dimension, got {shape}")
+        num_clusters = cluster_number(self.num_clusters, self.cluster_size, math.prod(spatial))
+        groups = channels if self.per_channel else 1
+        labels = jnp.asarray(np.repeat(tile_labels(tuple(spatial), num_clusters)[..., None], groups, axis=-1))
+        return ClusterState(
+            labels=labels,
+            sizes=cluster_sizes(labels, num_clusters),
+            explained=jnp.zeros(groups, jnp.float32),
+            count=jnp.zeros((), jnp.int32),
+            skipped=jnp.zeros((), jnp.int32),
+        )
+
+    def update(
+        self, state: ClusterState, x: Float[Array, "batch *spatial channels"], axis_name: str | None = None
+    ) -> ClusterState:
+        """The same labels, with the variance that they explain on the probe batch `x`.
+
+        Raises:
+            TypeError, ValueError: `x` is not floating-point, or of another shape than the clusters.
+        """
+        check_activations(x, state)
+        units = geometry.correlation_units(x, self.per_channel, axis_name)
+        labels = state.labels.reshape(-1, state.labels.shape[-1]).T
+        return accept(state, state.labels, geometry.explained(units, labels, state.sizes.shape[0]), units.finite)
+
+
+def tile_labels(spatial: tuple[int, ...], num_clusters: int) -> Int[np.ndarray, "*spatial"]:
+    """Cut a map into exactly `num_clusters` tiles, as equal and as cubic as whole rows allow.
+
+    The first dimension is cut into bands of about the ideal tile's side, each band into its share of the tiles.
+    """
+    length, *rest = spatial
+    if not rest:
+        return (np.arange(length) * num_clusters // length).astype(np.int32)
+    side = (math.prod(spatial) / num_clusters) ** (1 / len(spatial))
+    bands = min(max(1, round(length / side)), length, num_clusters)
+    tiles = _shares(num_clusters, bands)
+    rows = np.diff(np.rint(np.cumsum([0, *tiles]) * length / num_clusters).astype(int))
+    if np.any(rows < 1) or np.any(tiles > math.prod(rest)):
+        # There are nearly as many tiles as positions: each row is a band.
+        tiles, rows = _shares(num_clusters, length), np.ones(length, int)
+    labels, first = [], 0
+    for count, height in zip(tiles.tolist(), rows.tolist(), strict=True):
+        labels.append(np.broadcast_to(tile_labels(tuple(rest), count) + first, (height, *rest)))
+        first += count
+    return np.concatenate(labels)
+
+
+def _shares(total: int, parts: int) -> Int[np.ndarray, " parts"]:
+    """Split `total` into parts that differ by at most 1, the larger ones spread evenly."""
+    return np.diff(np.arange(parts + 1) * total // parts)

@@ -1,0 +1,158 @@
+"""The state of a clustering, the protocol of those that make it, and what all of them share."""
+
+from typing import NamedTuple, Protocol, runtime_checkable
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+from jaxtyping import Array, ArrayLike, Bool, Float, Int
+
+
+class ClusterState(NamedTuple):
+    """Clusters of one layer: plain arrays, a pytree.
+
+    `groups` is 1 where all channels share their labels, else the number of channels.
+
+    Attributes:
+        labels: int32 `(*spatial, groups)`, the cluster of each position, in `[0, num_clusters)`.
+        sizes: int32 `(num_clusters, groups)`, positions in each cluster.
+        explained: float32 `(groups,)`, in [0, 1]: the share of the units' variance between clusters, on the last
+            probe batch.
+        count: int32 scalar, updates so far.
+        skipped: int32 scalar, updates refused because the activations were not finite.
+    """
+
+    labels: Int[ArrayLike, "*spatial groups"]
+    sizes: Int[ArrayLike, "clusters groups"]
+    explained: Float[ArrayLike, " groups"]
+    count: Int[ArrayLike, ""]
+    skipped: Int[ArrayLike, ""]
+
+
+@runtime_checkable
+class Clusterer(Protocol):
+    """What every clusterer is: hashable hyper-parameters with two pure methods.
+
+    `KMeans` and `Grid` are clusterers; so is any frozen dataclass with these two methods.
+    """
+
+    def init(self, shape: tuple[int, ...]) -> ClusterState:
+        """The clusters before the first update, for activations of `shape = (*spatial, channels)`."""
+        ...
+
+    def update(
+        self, state: ClusterState, x: Float[Array, "batch *spatial channels"], axis_name: str | None = None
+    ) -> ClusterState:
+        """The clusters after one update on the probe batch `x`, summed over the replicas of `axis_name`."""
+        ...
+
+
+def check_cluster_number(num_clusters: int | None, cluster_size: float | None) -> None:
+    """Refuse what can be no number and no size of clusters, for maps of any shape.
+
+    Raises:
+        ValueError: both or neither are given, or one is too small.
+        TypeError: `num_clusters` is not an integer.
+    """
+    if (num_clusters is None) == (cluster_size is None):
+        raise ValueError(
+            f"give either num_clusters or cluster_size, got num_clusters={num_clusters}, cluster_size={cluster_size}"
+        )
+    if num_clusters is not None:
+        if isinstance(num_clusters, bool) or not isinstance(num_clusters, (int, np.integer)):
+            raise TypeError(f"num_clusters must be an integer, got {num_clusters!r}")
+        if num_clusters < 1:
+            raise ValueError(f"num_clusters must be at least 1, got {num_clusters}")
+    elif not 1 <= cluster_size < float("inf"):
+        raise ValueError(f"cluster_size, the mean number of positions in a cluster, must be at least 1, got {cluster_size}")
+
+
+def cluster_number(num_clusters: int | None, cluster_size: float | None, positions: int) -> int:
+    """The number of clusters for a map of so many positions: `num_clusters`, or round(positions / cluster_size).
+
+    Raises:
+        ValueError: there are fewer positions than clusters.
+    """
+    if num_clusters is None:
+        return max(1, round(positions / cluster_size))
+    if num_clusters > positions:
+        raise ValueError(
+            f"num_clusters must be at most the number of positions, {positions} here, got {num_clusters}; "
+            "cluster_size fits every map"
+        )
+    return int(num_clusters)
+
+
+def cluster_sizes(labels: Int[Array, "*spatial groups"], num_clusters: int) -> Int[Array, "clusters groups"]:
+    """How many positions each cluster has. Source: DESIGN's `ClusterState.sizes`.
+
+    Example:
+        >>> cluster_sizes(jnp.array([[0], [0], [2]]), 3).tolist()
+        [[2], [0], [1]]
+    """
+    flat = labels.reshape(-1, labels.shape[-1])
+    counts = jax.vmap(lambda one: jnp.bincount(one, length=num_clusters), in_axes=1, out_axes=1)(flat)
+    return counts.astype(jnp.int32)
+
+
+def check_activations(x: Array, state: ClusterState) -> None:
+    """Refuse activations that do not belong to these clusters.
+
+    Raises:
+        TypeError: `x` is not of a floating-point type.
+        ValueError: the spatial shape, or the channels where each has its own labels, differ from the clusters'.
+    """
+    if not jnp.issubdtype(x.dtype, jnp.floating):
+        raise TypeError(f"x must be of a floating-point type, got {x.dtype}")
+    *spatial, groups = state.labels.shape
+    if x.ndim != len(spatial) + 2 or x.shape[1:-1] != tuple(spatial):
+        raise ValueError(
+            f"x has shape {x.shape}, its spatial shape must be that of the clusters, {tuple(spatial)}. To go on at "
+            "another resolution, resample the clusters: dropcluster_jax.resize(state, spatial) for one layer, "
+            "dropcluster_jax.linen.resize_clusters(model, variables, x) for a network"
+        )
+    if groups not in (1, x.shape[-1]):
+        raise ValueError(f"x has {x.shape[-1]} channels, but the clusters are per channel, for {groups} channels")
+
+
+def accept(
+    state: ClusterState,
+    labels: Int[Array, "*spatial groups"],
+    explained: Float[Array, " groups"],
+    finite: Bool[Array, ""],
+) -> ClusterState:
+    """The next state: these labels where the activations were finite, else the old ones and `skipped` up by one."""
+    sizes = cluster_sizes(labels, state.sizes.shape[0])
+    updated = ClusterState(labels, sizes, explained, state.count + 1, state.skipped)
+    refused = state._replace(skipped=state.skipped + 1)
+    return jax.tree.map(lambda new, old: jnp.where(finite, new, old), updated, refused)
+
+
+def resize(state: ClusterState, spatial: tuple[int, ...]) -> ClusterState:
+    """The same clusters on a map of another spatial shape, by nearest neighbour.
+
+    Args:
+        state: clusters of a map with as many spatial dimensions.
+        spatial: the new spatial shape.
+
+    Returns:
+        A state with labels `(*spatial, groups)` and the same number of clusters. On a smaller map a cluster may lose
+        all its positions; the next update fills it again.
+
+    Raises:
+        ValueError: the number of dimensions differs, or a length is below 1.
+
+    Example:
+        >>> from dropcluster_jax import Grid
+        >>> state = Grid(num_clusters=2).init((4, 3))
+        >>> resize(state, (8,)).labels[:, 0].tolist()
+        [0, 0, 0, 0, 1, 1, 1, 1]
+    """
+    old = state.labels.shape[:-1]
+    if len(spatial) != len(old) or min(spatial) < 1:
+        raise ValueError(f"spatial must be {len(old)} lengths of at least 1, as the clusters' {old}, got {spatial}")
+    labels = state.labels
+    for axis, (length, new) in enumerate(zip(old, spatial, strict=True)):
+        # The old position under the centre of each new one.
+        labels = jnp.take(labels, (2 * np.arange(new) + 1) * length // (2 * new), axis=axis)
+    return state._replace(labels=labels, sizes=cluster_sizes(labels, state.sizes.shape[0]))

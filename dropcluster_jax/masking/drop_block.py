@@ -1,0 +1,112 @@
+"""DropBlock: dropout of contiguous blocks of positions."""
+
+import functools
+import itertools
+import math
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+from jaxtyping import Array, Bool, Float
+
+from dropcluster_jax.masking.common import (
+    Rate,
+    Rescale,
+    apply_mask,
+    check_rate,
+    check_units,
+    draw_kept,
+    scale_of_mask,
+)
+
+
+def drop_block(
+    key: Array,
+    x: Float[Array, "batch *spatial channels"],
+    rate: Rate,
+    *,
+    block_size: int = 7,
+    per_channel: bool = False,
+    rescale: Rescale = "kept",
+) -> Float[Array, "batch *spatial channels"]:
+    """Drop blocks of `block_size` positions along each spatial dimension, so that a share `rate` is dropped.
+
+    Each block lies whole inside the map. Blocks are seeded independently, with the probability under which their
+    union covers a share `rate` of the units in expectation. (The paper's formula for it holds to first order only, and
+    drops less.)
+
+    Args:
+        key: a PRNG key.
+        x: activations `(batch, *spatial, channels)`, with any number of spatial dimensions.
+        rate: the share of units that is dropped in expectation, in [0, 1]; may be traced.
+        block_size: the side of a block; 1 is dropout of positions.
+        per_channel: whether each channel draws blocks of its own; else all share one mask.
+        rescale: `"kept"` multiplies what is left by units / units kept, per example: a constant map keeps its sum
+            exactly; `"rate"` by `1 / (1 - rate)`.
+
+    Returns:
+        An array like `x`; zeros where all is dropped, never NaN.
+
+    Raises:
+        TypeError: `x` is not of a floating-point type, or `block_size` no integer.
+        ValueError: a block that does not fit the map, a rate outside [0, 1], or an unknown `rescale`.
+
+    References:
+        Ghiasi, Lin, Le, "DropBlock: A regularization method for convolutional networks", NeurIPS 2018.
+
+    Example:
+        >>> y = drop_block(jax.random.key(0), jnp.ones((1, 8, 8, 2)), 0.3, block_size=3)
+        >>> round(float(y.sum()), 3), bool(jnp.all(y[..., 0] == y[..., 1]))
+        (128.0, True)
+    """
+    mask = drop_block_mask(key, x, rate, block_size=block_size, per_channel=per_channel)
+    return apply_mask(x, mask, scale_of_mask(mask, x, rate, rescale))
+
+
+def drop_block_mask(
+    key: Array,
+    x: Float[Array, "batch *spatial channels"],
+    rate: Rate,
+    *,
+    block_size: int = 7,
+    per_channel: bool = False,
+) -> Bool[Array, "batch *spatial maps"]:
+    """The mask of `drop_block`: True = kept, `(batch, *spatial, channels or 1)`. Arguments and errors are the same."""
+    check_units(x)
+    check_rate(rate)
+    batch, *spatial, channels = x.shape
+    if isinstance(block_size, bool) or not isinstance(block_size, (int, np.integer)):
+        raise TypeError(f"block_size must be an integer, got {block_size!r}")
+    if not 1 <= block_size <= min(spatial):
+        raise ValueError(f"block_size must be from 1 to {min(spatial)} for the map {tuple(spatial)}, got {block_size}")
+
+    rates, probabilities = _seed_probabilities(tuple(spatial), int(block_size))
+    probability = jnp.interp(jnp.asarray(rate, jnp.float32), rates, probabilities)
+    starts = [length - block_size + 1 for length in spatial]  # where a block may start and stay inside
+    seeds = ~draw_kept(key, probability, (batch, *starts, channels if per_channel else 1))
+    dropped = seeds.astype(jnp.float32)
+    for axis in range(1, x.ndim - 1):  # a block is the product of its sides: one dimension after the other
+        window, padding = [1] * x.ndim, [(0, 0)] * x.ndim
+        window[axis], padding[axis] = block_size, (block_size - 1, block_size - 1)
+        dropped = jax.lax.reduce_window(dropped, 0.0, jax.lax.max, tuple(window), (1,) * x.ndim, padding)
+    return dropped == 0
+
+
+@functools.cache
+def _seed_probabilities(spatial: tuple[int, ...], block_size: int) -> tuple[np.ndarray, np.ndarray]:
+    """A table from the dropped share to the probability of a seed, exact at its nodes.
+
+    A position that n blocks can cover stays with probability `(1 - p)^n`; the share dropped is the mean of
+    `1 - (1 - p)^n` over positions, which grows with p from 0 to 1.
+    """
+    blocks = []  # along each dimension: how many blocks can cover a position
+    for length in spatial:
+        at = np.arange(length)
+        blocks.append(np.minimum(at, length - block_size) - np.maximum(at - block_size + 1, 0) + 1)
+    counts = [np.unique(along, return_counts=True) for along in blocks]
+    covers = np.array([math.prod(n) for n in itertools.product(*(values for values, _ in counts))])
+    weights = np.array([math.prod(n) for n in itertools.product(*(times for _, times in counts))], float)
+    # Densest where the rate is small, so that the relative error of the share is small everywhere.
+    probabilities = np.concatenate([[0.0], np.geomspace(1e-7, 1.0, 1023)])
+    kept = np.exp(np.log1p(-probabilities[:-1, None]) * covers) @ (weights / weights.sum())
+    return np.append(1.0 - kept, 1.0).astype(np.float32), probabilities.astype(np.float32)

@@ -1,0 +1,108 @@
+"""DropCluster: dropout of whole clusters of correlated units."""
+
+import math
+
+import jax
+import jax.numpy as jnp
+from jaxtyping import Array, Bool, Float, Int, UInt32
+
+from dropcluster_jax.clustering.state import ClusterState, check_activations
+from dropcluster_jax.masking.common import (
+    Rate,
+    Rescale,
+    apply_mask,
+    check_rate,
+    check_rescale,
+    check_units,
+    draw_kept,
+    kept_scale,
+    rate_scale,
+)
+
+_WORD = 32
+
+
+def drop_cluster(
+    key: Array,
+    x: Float[Array, "batch *spatial channels"],
+    rate: Rate,
+    state: ClusterState,
+    *,
+    rescale: Rescale = "kept",
+) -> Float[Array, "batch *spatial channels"]:
+    """Drop whole clusters, each with probability `rate`, independently in each example.
+
+    Where channels have labels of their own, each (cluster, channel) is drawn by itself; else all channels of an example
+    share the draw. The expected dropped share is `rate`, whatever the sizes of the clusters.
+
+    Args:
+        key: a PRNG key.
+        x: activations `(batch, *spatial, channels)`.
+        rate: the probability of being dropped, in [0, 1]; may be traced.
+        state: the clusters, of the spatial shape of `x`.
+        rescale: `"kept"` multiplies what is left by units / units kept, per example: a constant map keeps its sum
+            exactly; `"rate"` by `1 / (1 - rate)`: each unit keeps its expectation exactly.
+
+    Returns:
+        An array like `x`; zeros where all is dropped, never NaN. No gradient flows to `state`.
+
+    Raises:
+        TypeError: `x` is not of a floating-point type.
+        ValueError: another shape than the clusters', a rate outside [0, 1], or an unknown `rescale`.
+
+    References:
+        Chen, Gautier, Aydore, "DropCluster: A structured dropout for convolutional networks", arXiv:2002.02997.
+
+    Example:
+        >>> from dropcluster_jax import KMeans
+        >>> x = jnp.ones((2, 4, 4, 8))
+        >>> state = KMeans(num_clusters=4).init(x.shape[1:])
+        >>> y = drop_cluster(jax.random.key(1), x, 0.5, state)
+        >>> y[0, ..., 0].tolist()
+        [[0.0, 0.0, 4.0, 4.0], [0.0, 0.0, 4.0, 4.0], [0.0, 0.0, 0.0, 0.0], [0.0, 0.0, 0.0, 0.0]]
+    """
+    check_rescale(rescale)
+    kept = _draw_clusters(key, x, rate, state)
+    if rescale == "rate":
+        scale = rate_scale(rate)
+    else:
+        units_kept = jnp.einsum("bkg,kg->b", kept.astype(jnp.int32), state.sizes)
+        scale = jnp.expand_dims(kept_scale(units_kept, math.prod(state.labels.shape)), tuple(range(1, x.ndim)))
+    return apply_mask(x, _unit_mask(kept, state.labels), scale)
+
+
+def drop_cluster_mask(
+    key: Array, x: Float[Array, "batch *spatial channels"], rate: Rate, state: ClusterState
+) -> Bool[Array, "batch *spatial groups"]:
+    """The mask of `drop_cluster`: True = kept, `(batch, *spatial, channels or 1)`. Arguments and errors are the same."""
+    return _unit_mask(_draw_clusters(key, x, rate, state), state.labels)
+
+
+def _draw_clusters(key: Array, x: Array, rate: Rate, state: ClusterState) -> Bool[Array, "batch clusters groups"]:
+    """Which clusters are kept."""
+    check_units(x)
+    check_rate(rate)
+    check_activations(x, state)
+    return draw_kept(key, rate, (x.shape[0], *state.sizes.shape))
+
+
+def _unit_mask(
+    kept: Bool[Array, "batch clusters groups"], labels: Int[Array, "*spatial groups"]
+) -> Bool[Array, "batch *spatial groups"]:
+    """Spread the clusters' draws over their units, by shifts of packed words: a gather would cost several times more."""
+    # Without the barrier XLA may fuse the draws into the mask and repeat them for every unit.
+    words = jax.lax.optimization_barrier(_pack(kept))
+    words = jnp.expand_dims(words, tuple(range(2, labels.ndim + 1)))  # (batch, words, 1, ..., groups)
+    words = jnp.broadcast_to(words, (*words.shape[:2], *labels.shape))
+    word = jax.lax.select_n(
+        jnp.broadcast_to(labels // _WORD, words[:, 0].shape), *(words[:, i] for i in range(words.shape[1]))
+    )
+    return (word >> (labels % _WORD).astype(jnp.uint32)) & 1 == 1
+
+
+def _pack(kept: Bool[Array, "batch clusters groups"]) -> UInt32[Array, "batch words groups"]:
+    """Cluster k becomes bit `k % 32` of word `k // 32`."""
+    batch, clusters, groups = kept.shape
+    kept = jnp.pad(kept, ((0, 0), (0, -clusters % _WORD), (0, 0)))
+    bits = kept.reshape(batch, -1, _WORD, groups).astype(jnp.uint32)
+    return jnp.sum(bits << jnp.arange(_WORD, dtype=jnp.uint32)[:, None], axis=2, dtype=jnp.uint32)

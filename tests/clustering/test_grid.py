@@ -1,0 +1,118 @@
+import math
+
+import jax.numpy as jnp
+import numpy as np
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+
+import dropcluster_jax as dc
+from dropcluster_jax.clustering.grid import tile_labels
+
+SPATIAL = st.lists(st.integers(1, 9), min_size=1, max_size=3).map(tuple)
+
+
+@given(SPATIAL, st.data())
+def test_every_map_is_cut_into_exactly_the_tiles_asked_for(spatial, data):
+    num_clusters = data.draw(st.integers(1, math.prod(spatial)))
+    labels = tile_labels(spatial, num_clusters)
+    assert labels.shape == spatial
+    assert np.array_equal(np.unique(labels), np.arange(num_clusters))
+
+
+@given(SPATIAL, st.data())
+def test_every_tile_is_a_box(spatial, data):
+    labels = tile_labels(spatial, data.draw(st.integers(1, math.prod(spatial))))
+    for label in np.unique(labels):
+        where = np.argwhere(labels == label)
+        assert np.prod(where.max(0) - where.min(0) + 1) == len(where)
+
+
+@pytest.mark.parametrize(
+    ("spatial", "num_clusters", "side"), [((8, 8), 16, 2), ((9, 9), 9, 3), ((4, 4, 4), 8, 2), ((12,), 3, 4), ((6, 4), 6, 2)]
+)
+def test_tiles_are_equal_cubes_where_they_can_be(spatial, num_clusters, side):
+    labels = tile_labels(spatial, num_clusters)
+    for label in range(num_clusters):
+        where = np.argwhere(labels == label)
+        assert (where.max(0) - where.min(0) + 1 == side).all()
+
+
+@pytest.mark.parametrize("per_channel", [False, True])
+def test_the_state_is_as_documented(per_channel):
+    state = dc.Grid(num_clusters=5, per_channel=per_channel).init((6, 7, 3))
+    groups = 3 if per_channel else 1
+    assert [(a.shape, a.dtype) for a in state] == [
+        ((6, 7, groups), jnp.int32),
+        ((5, groups), jnp.int32),
+        ((groups,), jnp.float32),
+        ((), jnp.int32),
+        ((), jnp.int32),
+    ]
+    assert (state.sizes.sum(0) == 42).all()
+
+
+@pytest.mark.parametrize(
+    ("positions", "size", "number"), [(1024, 49, 21), (16, 16, 1), (1, 16, 1), (4, 16, 1), (16, 1, 16), (64, 2.5, 26)]
+)
+def test_cluster_size_fits_every_map(positions, size, number):
+    assert dc.Grid(cluster_size=size).init((positions, 2)).sizes.shape == (number, 1)
+
+
+def test_an_update_keeps_the_tiles_and_measures_them(cifar10_features):
+    clusterer = dc.Grid(num_clusters=20, per_channel=True)
+    before = clusterer.init(cifar10_features.shape[1:])
+    after = clusterer.update(before, cifar10_features)
+    assert (after.labels == before.labels).all() and after.count == 1
+    assert ((after.explained > 0.1) & (after.explained < 1)).all()
+
+
+def test_equal_clusterers_are_equal_and_hash_alike():
+    assert dc.Grid(num_clusters=4) == dc.Grid(num_clusters=4) != dc.Grid(num_clusters=5)
+    assert hash(dc.KMeans(cluster_size=4)) == hash(dc.KMeans(cluster_size=4))
+    assert isinstance(dc.Grid(num_clusters=4), dc.Clusterer) and isinstance(dc.KMeans(cluster_size=4), dc.Clusterer)
+
+
+@pytest.mark.bad_input
+@pytest.mark.parametrize("clusterer", [dc.Grid, dc.KMeans])
+@pytest.mark.parametrize(
+    ("arguments", "error", "message"),
+    [
+        ({}, ValueError, "num_clusters=None, cluster_size=None"),
+        ({"num_clusters": 3, "cluster_size": 3}, ValueError, "num_clusters=3, cluster_size=3"),
+        ({"num_clusters": 0}, ValueError, "num_clusters must be at least 1, got 0"),
+        ({"num_clusters": 2.5}, TypeError, "num_clusters must be an integer, got 2.5"),
+        ({"cluster_size": 0}, ValueError, "cluster_size.* must be at least 1, got 0"),
+        ({"cluster_size": float("nan")}, ValueError, "cluster_size.* got nan"),
+    ],
+)
+def test_bad_numbers_are_refused(clusterer, arguments, error, message):
+    with pytest.raises(error, match=message):
+        clusterer(**arguments)
+
+
+@pytest.mark.bad_input
+def test_more_clusters_than_positions_are_refused():
+    with pytest.raises(ValueError, match="num_clusters must be at most the number of positions, 16 here, got 17"):
+        dc.KMeans(num_clusters=17).init((4, 4, 3))
+
+
+@pytest.mark.bad_input
+@pytest.mark.parametrize("shape", [(3,), (0, 4, 3), (4, 4, 0)])
+def test_no_map_is_refused(shape):
+    with pytest.raises(ValueError, match="shape must be"):
+        dc.Grid(num_clusters=1).init(shape)
+
+
+def test_resizing_there_and_back_changes_nothing():
+    state = dc.Grid(num_clusters=6).init((6, 4, 3))
+    larger = dc.resize(state, (12, 16))
+    assert larger.labels.shape == (12, 16, 1) and larger.sizes.sum() == 12 * 16
+    assert (dc.resize(larger, (6, 4)).labels == state.labels).all()
+
+
+@pytest.mark.bad_input
+@pytest.mark.parametrize("spatial", [(4,), (0, 4)])
+def test_resizing_to_no_map_of_this_kind_is_refused(spatial):
+    with pytest.raises(ValueError, match="spatial must be 2 lengths"):
+        dc.resize(dc.Grid(num_clusters=6).init((6, 4, 3)), spatial)

@@ -1,0 +1,337 @@
+import functools
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+from references import explained, lloyd
+
+import dropcluster_jax as dc
+from dropcluster_jax.clustering import explained_variance
+
+
+@functools.partial(jax.jit, static_argnums=0)
+def update(clusterer, state, x):
+    return clusterer.update(state, x)
+
+
+def planted(key, spatial=(6, 7), channels=3, num_clusters=5, batch=64, noise=0.2):
+    """Activations whose positions follow one of a few signals, in each channel others; and which one."""
+    blobs, signals, jitter = jax.random.split(key, 3)
+    # Each blob at least once, then at random.
+    positions = int(np.prod(spatial))
+    truth = jnp.concatenate(
+        [jnp.arange(num_clusters), jax.random.randint(blobs, (positions - num_clusters,), 0, num_clusters)]
+    )
+    truth = jax.random.permutation(blobs, truth)
+    signal = jax.random.normal(signals, (batch, num_clusters, channels))
+    x = signal[:, truth] + noise * jax.random.normal(jitter, (batch, positions, channels))
+    return x.reshape(batch, *spatial, channels), np.asarray(truth)
+
+
+def same_partition(one, other) -> bool:
+    """Whether two labellings are equal up to the names of clusters."""
+    one, other = np.ravel(one), np.ravel(other)
+    pairs = {(int(a), int(b)) for a, b in zip(one, other, strict=True)}
+    return len(pairs) == len(set(one.tolist())) == len(set(other.tolist()))
+
+
+def started(clusterer, x, labels=None, count=1):
+    """A state with these labels (else the grid's) that has been updated before, so that the next update is warm."""
+    state = clusterer.init(x.shape[1:])
+    labels = state.labels if labels is None else jnp.asarray(labels, jnp.int32).reshape(state.labels.shape)
+    sizes = jnp.stack([jnp.bincount(l.ravel(), length=len(state.sizes)) for l in jnp.moveaxis(labels, -1, 0)], axis=1)
+    return state._replace(labels=labels, sizes=sizes.astype(jnp.int32), count=jnp.int32(count))
+
+
+@pytest.mark.parametrize("spatial", [(42,), (6, 7), (2, 3, 7)])
+@pytest.mark.parametrize("seed", range(5))
+def test_planted_blobs_are_recovered_exactly(spatial, seed):
+    x, truth = planted(jax.random.key(seed), spatial)
+    clusterer = dc.KMeans(num_clusters=5)
+    state = update(clusterer, clusterer.init(x.shape[1:]), x)
+    assert state.labels.shape == (*spatial, 1)
+    assert same_partition(state.labels, truth)
+    assert state.explained[0] > 0.9
+
+
+def test_per_channel_recovers_each_channels_own_blobs():
+    one, truth_one = planted(jax.random.key(1), channels=1)
+    two, truth_two = planted(jax.random.key(2), channels=1)
+    x = jnp.concatenate([one, two], axis=-1)
+    clusterer = dc.KMeans(num_clusters=5, per_channel=True)
+    state = update(clusterer, clusterer.init(x.shape[1:]), x)
+    assert same_partition(state.labels[..., 0], truth_one) and same_partition(state.labels[..., 1], truth_two)
+    assert not same_partition(truth_one, truth_two)
+
+
+@pytest.mark.parametrize("weight", [0.0, 0.3])
+@pytest.mark.parametrize("iterations", [1, 3])
+@pytest.mark.parametrize("seed", range(3))
+def test_a_warm_update_equals_plain_numpy_lloyd(seed, iterations, weight):
+    x, _ = planted(jax.random.key(seed), noise=1.0)
+    clusterer = dc.KMeans(num_clusters=6, iterations=iterations, spatial_weight=weight)
+    state = started(clusterer, x)
+    spatial = np.stack(np.meshgrid(np.linspace(0, 1, 6), np.linspace(0, 1, 7), indexing="ij"), -1).reshape(-1, 2)
+    expected = np.asarray(state.labels).ravel()
+    for _ in range(iterations):
+        expected = lloyd(np.asarray(x), expected, 6, spatial, weight)
+    updated = update(clusterer, state, x)
+    assert np.array_equal(np.asarray(updated.labels).ravel(), expected)
+    assert np.array_equal(updated.sizes[:, 0], np.bincount(expected, minlength=6))
+    assert updated.explained[0] == pytest.approx(explained(np.asarray(x), expected), abs=1e-5)
+
+
+def test_a_warm_update_per_channel_equals_one_channel_at_a_time():
+    x, _ = planted(jax.random.key(3), noise=1.0)
+    together = dc.KMeans(num_clusters=6, per_channel=True)
+    alone = dc.KMeans(num_clusters=6)
+    updated = update(together, started(together, x), x)
+    for c in range(x.shape[-1]):
+        one = update(alone, started(alone, x[..., c : c + 1]), x[..., c : c + 1])
+        assert (updated.labels[..., c] == one.labels[..., 0]).all()
+        assert updated.explained[c] == pytest.approx(float(one.explained[0]), abs=1e-6)
+
+
+@given(st.integers(0, 10_000), st.booleans())
+def test_at_a_fixed_point_an_update_changes_nothing(seed, per_channel):
+    x, _ = planted(jax.random.key(seed), noise=0.8)
+    clusterer = dc.KMeans(num_clusters=6, iterations=40, per_channel=per_channel)
+    settled = update(clusterer, clusterer.init(x.shape[1:]), x)
+    again = update(clusterer, settled, x)
+    assert (again.labels == settled.labels).all() and (again.sizes == settled.sizes).all()
+    assert (again.explained == settled.explained).all() and again.count == settled.count + 1
+
+
+@pytest.mark.parametrize("per_channel", [False, True])
+def test_explained_never_falls_from_one_iteration_to_the_next(cifar10_features, per_channel):
+    x = cifar10_features[:64, ::2, ::2]
+    clusterer = dc.KMeans(num_clusters=12, iterations=1, per_channel=per_channel)
+    state, explained_before = started(clusterer, x), np.zeros(8 if per_channel else 1)
+    gains = []
+    for _ in range(15):
+        state = update(clusterer, state, x)
+        gains.append(np.asarray(state.explained) - explained_before)
+        explained_before = np.asarray(state.explained)
+    assert np.min(gains) >= -1e-6
+    assert np.max(gains[1:]) > 1e-3  # and it does rise
+
+
+def test_learned_clusters_explain_more_than_the_grid(cifar10_features):
+    grid, kmeans = (make(num_clusters=20, per_channel=True) for make in (dc.Grid, dc.KMeans))
+    tiles = update(grid, grid.init(cifar10_features.shape[1:]), cifar10_features)
+    learned = update(kmeans, kmeans.init(cifar10_features.shape[1:]), cifar10_features)
+    assert (learned.explained > tiles.explained).all()
+
+
+def test_an_iteration_keeps_warm_clusters_near_their_names(cifar10_features):
+    """Half of the examples replaced: most positions keep the very label they had."""
+    x = cifar10_features
+    clusterer = dc.KMeans(num_clusters=20)
+    first = update(clusterer, clusterer.init(x.shape[1:]), x[:96])
+    second = update(clusterer, first, x[32:])
+    assert (first.labels == second.labels).mean() > 0.7
+
+
+# Units that do not vary
+
+
+def test_dead_positions_join_the_cluster_whose_mean_position_is_nearest():
+    signal = jax.random.normal(jax.random.key(0), (32, 2))
+    x = jnp.stack([signal[:, 0]] * 3 + [jnp.full(32, 7.3)] * 4 + [signal[:, 1]] * 3, axis=1)[..., None]
+    clusterer = dc.KMeans(num_clusters=2)
+    state = update(clusterer, clusterer.init(x.shape[1:]), x)
+    left, right = state.labels[0, 0], state.labels[9, 0]
+    assert left != right
+    assert (state.labels[:5, 0] == left).all() and (state.labels[5:, 0] == right).all()
+
+
+@given(st.integers(0, 10_000))
+def test_dead_units_take_no_part_in_centroids(seed):
+    """Dead channels beside live ones change no label and no explained variance."""
+    x, _ = planted(jax.random.key(seed), noise=0.8)
+    dead = jnp.full((*x.shape[:-1], 2), 3.7).at[..., 1].set(0.0)
+    clusterer = dc.KMeans(num_clusters=5)
+    alone = update(clusterer, started(clusterer, x), x)
+    beside = update(clusterer, started(clusterer, x), jnp.concatenate([x, dead], -1))
+    assert (alone.labels == beside.labels).all()
+    assert jnp.allclose(alone.explained, beside.explained, atol=1e-6)
+
+
+def test_partly_dead_positions_agree_with_the_reference_measure():
+    x, _ = planted(jax.random.key(4), noise=0.8)
+    x = jnp.where(jax.random.bernoulli(jax.random.key(5), 0.3, x.shape[1:]), 1.0, x)
+    clusterer = dc.KMeans(num_clusters=5)
+    state = update(clusterer, clusterer.init(x.shape[1:]), x)
+    assert state.explained[0] == pytest.approx(explained(np.asarray(x), np.asarray(state.labels).ravel()), abs=1e-5)
+
+
+@pytest.mark.parametrize("per_channel", [False, True])
+def test_a_layer_without_any_varying_unit_keeps_its_labels(per_channel):
+    clusterer = dc.KMeans(num_clusters=3, per_channel=per_channel)
+    before = clusterer.init((4, 4, 2))
+    after = update(clusterer, before, jnp.full((8, 4, 4, 2), 2.5))
+    assert (after.labels == before.labels).all() and (after.explained == 0).all()
+    assert after.count == 1 and after.skipped == 0
+
+
+def test_a_dead_channel_keeps_its_labels_while_the_others_learn():
+    x, _ = planted(jax.random.key(0))
+    x = x.at[..., 1].set(0.0)
+    clusterer = dc.KMeans(num_clusters=5, per_channel=True)
+    before = clusterer.init(x.shape[1:])
+    after = update(clusterer, before, x)
+    assert (after.labels[..., 1] == before.labels[..., 1]).all() and after.explained[1] == 0
+    assert (after.labels[..., 0] != before.labels[..., 0]).any() and after.explained[0] > 0.9
+
+
+# Emptied clusters
+
+
+@given(st.integers(0, 10_000), st.integers(1, 12), st.integers(1, 4), st.booleans())
+def test_no_cluster_stays_empty(seed, num_clusters, different, per_channel):
+    """Even where there are fewer different units than clusters, and dead ones among them."""
+    key = jax.random.key(seed)
+    signal = jax.random.normal(key, (16, different + 1, 2)).at[:, -1].set(0.0)
+    which = jax.random.randint(key, (12,), 0, different + 1)
+    x = signal[:, which].reshape(16, 3, 4, 2)
+    clusterer = dc.KMeans(num_clusters=num_clusters, per_channel=per_channel)
+    before = clusterer.init(x.shape[1:])
+    state = update(clusterer, before, x)
+    assert (state.sizes > 0).all() and (state.sizes.sum(0) == 12).all()
+    assert (update(clusterer, state, x).labels == state.labels).all() or different > 1
+
+
+def test_an_emptied_cluster_gets_the_unit_farthest_from_its_centroid():
+    signal = np.asarray(jax.random.normal(jax.random.key(0), (64, 3)))
+    x = np.stack([signal[:, 0]] * 4 + [signal[:, 1]] * 3 + [signal[:, 2] + signal[:, 1]], axis=1)[..., None]
+    clusterer = dc.KMeans(num_clusters=3, iterations=1)
+    state = update(clusterer, started(clusterer, x, [0, 0, 0, 0, 1, 1, 1, 1]), jnp.asarray(x))
+    assert state.labels[:, 0].tolist() == [0, 0, 0, 0, 1, 1, 1, 2]
+
+
+@pytest.mark.parametrize("num_clusters", [1, 16])
+@pytest.mark.parametrize("per_channel", [False, True])
+def test_one_cluster_and_one_for_each_position(num_clusters, per_channel):
+    x = jax.random.normal(jax.random.key(0), (8, 4, 4, 3))
+    clusterer = dc.KMeans(num_clusters=num_clusters, per_channel=per_channel)
+    state = update(clusterer, clusterer.init(x.shape[1:]), x)
+    assert (state.sizes == 16 // num_clusters).all()
+    assert jnp.allclose(state.explained, 0.0 if num_clusters == 1 else 1.0, atol=1e-5)
+
+
+@pytest.mark.parametrize("batch", [1, 2])
+def test_a_probe_batch_of_one_or_two_examples(batch):
+    x = jax.random.normal(jax.random.key(0), (batch, 4, 4, 3))
+    clusterer = dc.KMeans(num_clusters=2)
+    state = update(clusterer, clusterer.init(x.shape[1:]), x)
+    assert jnp.isfinite(state.explained).all() and (state.sizes > 0).all() and state.count == 1
+
+
+def test_a_map_of_one_position():
+    x = jax.random.normal(jax.random.key(0), (8, 1, 1, 3))
+    clusterer = dc.KMeans(cluster_size=16)
+    state = update(clusterer, clusterer.init(x.shape[1:]), x)
+    assert state.labels.tolist() == [[[0]]] and state.explained.tolist() == [0.0]
+
+
+# Activations that are not finite
+
+
+@pytest.mark.parametrize("bad", [np.nan, np.inf, -np.inf, 1e30])
+@pytest.mark.parametrize("clusterer", [dc.KMeans(num_clusters=5), dc.KMeans(num_clusters=5, per_channel=True), dc.Grid(num_clusters=5)])
+def test_activations_that_are_not_finite_leave_the_state_as_it_was(clusterer, bad):
+    x, _ = planted(jax.random.key(0))
+    before = update(clusterer, clusterer.init(x.shape[1:]), x)
+    after = update(clusterer, before, x.at[3, 2, 1, 0].set(bad))
+    for name in ("labels", "sizes", "explained", "count"):
+        assert (getattr(after, name) == getattr(before, name)).all()
+    assert after.skipped == before.skipped + 1
+    assert update(clusterer, after, x).count == before.count + 1
+
+
+# Kinds of numbers, transformations, errors
+
+
+@given(st.integers(0, 10_000), st.sampled_from([1e-3, 1.0, 50.0]), st.sampled_from([0.0, -3.0, 100.0]))
+def test_scale_and_offset_of_a_channel_change_nothing(seed, scale, offset):
+    x, truth = planted(jax.random.key(seed), noise=0.1)
+    clusterer = dc.KMeans(num_clusters=5)
+    moved = x * jnp.array([1.0, scale, 1.0]) + jnp.array([0.0, 0.0, offset])
+    assert same_partition(update(clusterer, clusterer.init(x.shape[1:]), moved).labels, truth)
+
+
+@pytest.mark.parametrize("dtype", [jnp.bfloat16, jnp.float16])
+def test_arithmetic_is_float32_whatever_comes_in(dtype):
+    x, truth = planted(jax.random.key(0))
+    clusterer = dc.KMeans(num_clusters=5)
+    state = update(clusterer, clusterer.init(x.shape[1:]), x.astype(dtype))
+    same = update(clusterer, clusterer.init(x.shape[1:]), x.astype(dtype).astype(jnp.float32))
+    assert state.explained.dtype == jnp.float32 and (state.explained == same.explained).all()
+    assert same_partition(state.labels, truth)
+
+
+def test_jit_vmap_and_neither_agree():
+    xs = jnp.stack([planted(jax.random.key(seed), noise=0.8)[0] for seed in range(3)])
+    clusterer = dc.KMeans(num_clusters=5)
+    states = [clusterer.init(xs.shape[2:])] * 3
+    stacked = jax.tree.map(lambda *leaves: jnp.stack(leaves), *states)
+    for _ in range(2):  # the first seeds, the second is warm
+        eager = clusterer.update(states[0], xs[0])
+        states = [update(clusterer, state, x) for state, x in zip(states, xs, strict=True)]
+        stacked = jax.jit(jax.vmap(clusterer.update))(stacked, xs)
+        assert (eager.labels == states[0].labels).all()
+        for i, state in enumerate(states):
+            assert (stacked.labels[i] == state.labels).all() and stacked.count[i] == state.count
+
+
+def test_replicas_find_what_one_device_finds(cifar10_features):
+    x = cifar10_features[:, ::2, ::2]
+    clusterer = dc.KMeans(num_clusters=12, per_channel=True)
+    mesh = jax.make_mesh((8,), ("batch",), axis_types=(jax.sharding.AxisType.Auto,))
+    spec = jax.sharding.PartitionSpec
+    split = jax.jit(
+        jax.shard_map(
+            lambda state, x: clusterer.update(state, x, axis_name="batch"),
+            mesh=mesh,
+            in_specs=(spec(), spec("batch")),
+            out_specs=spec(),
+        )
+    )
+    one, many = clusterer.init(x.shape[1:]), clusterer.init(x.shape[1:])
+    for _ in range(2):
+        one, many = update(clusterer, one, x), split(one, x)
+        assert (one.labels == many.labels).mean() >= 0.999
+        assert jnp.allclose(one.explained, many.explained, atol=1e-4)
+
+
+@pytest.mark.bad_input
+def test_the_wrong_activations_are_refused():
+    clusterer = dc.KMeans(num_clusters=4, per_channel=True)
+    state = clusterer.init((4, 4, 3))
+    with pytest.raises(TypeError, match="floating-point type, got int32"):
+        update(clusterer, state, jnp.ones((2, 4, 4, 3), jnp.int32))
+    with pytest.raises(ValueError, match=r"\(2, 8, 8, 3\).*\(4, 4\).*resize"):
+        update(clusterer, state, jnp.ones((2, 8, 8, 3)))
+    with pytest.raises(ValueError, match="x has 5 channels, but the clusters are per channel, for 3"):
+        update(clusterer, state, jnp.ones((2, 4, 4, 5)))
+
+
+@pytest.mark.bad_input
+@pytest.mark.parametrize(
+    ("arguments", "message"),
+    [({"iterations": 0}, "iterations .* got 0"), ({"spatial_weight": -1.0}, "spatial_weight .* got -1.0")],
+)
+def test_bad_settings_are_refused(arguments, message):
+    with pytest.raises(ValueError, match=message):
+        dc.KMeans(num_clusters=4, **arguments)
+
+
+@given(st.integers(0, 10_000))
+def test_explained_variance_equals_the_reference(seed):
+    x = jax.random.normal(jax.random.key(seed), (9, 5, 4, 2))
+    labels = jax.random.randint(jax.random.key(seed + 1), (5, 4, 1), 0, 4)
+    expected = explained(np.asarray(x), np.asarray(labels).ravel())
+    assert explained_variance(labels, x, 4)[0] == pytest.approx(expected, abs=1e-5)
