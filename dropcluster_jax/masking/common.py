@@ -5,9 +5,9 @@ from typing import Literal, get_args
 
 import jax
 import jax.numpy as jnp
-from jaxtyping import Array, Bool, Float, Shaped
+from jaxtyping import Array, ArrayLike, Bool, Float, Real, Shaped
 
-Rate = float | Float[Array, ""]
+Rate = Real[ArrayLike, ""]
 Rescale = Literal["kept", "rate"]
 
 
@@ -80,7 +80,9 @@ def apply_mask(
 ) -> Float[Array, "batch ..."]:
     """`x * scale` where kept, 0 elsewhere, in the type of `x`.
 
-    The product is made in at least float32: the factor itself, rounded to bfloat16, would shift every mean.
+    The product is made in at least float32: the factor itself, rounded to bfloat16, would shift every mean. A factor
+    of 1 is not multiplied by, as a product may flush the smallest numbers to 0.
     """
     precise = jnp.promote_types(x.dtype, jnp.float32)
-    return jnp.where(mask, (x.astype(precise) * scale).astype(x.dtype), jnp.zeros((), x.dtype))
+    scaled = jnp.where(scale == 1, x, (x.astype(precise) * scale).astype(x.dtype))
+    return jnp.where(mask, scaled, jnp.zeros((), x.dtype))
