@@ -1,0 +1,335 @@
+"""The layers for Flax Linen: they hold state and keys, then make one call of a pure function.
+
+Clusters are the variables of the collection "clusters", as plain arrays. They change when a layer is called with
+`update_clusters=True` and at no other time. The masks are in `dropcluster_jax.masking`, the clusterings in
+`dropcluster_jax.clustering`.
+"""
+
+from collections.abc import Callable
+from typing import Any
+
+import flax.linen as nn
+import jax
+from jaxtyping import Array, Float, PyTree
+
+from dropcluster_jax import masking
+from dropcluster_jax.clustering import Clusterer, ClusterState, resize
+from dropcluster_jax.masking.common import Rate, Rescale, check_rate, check_units
+
+__all__ = ["DropBlock", "DropCluster", "Dropout", "SpatialDropout", "init_clusters", "resize_clusters"]
+
+_COLLECTION = "clusters"
+
+
+class Dropout(nn.Module):
+    """Drop single units; see `dropcluster_jax.dropout`.
+
+    Every argument is given at construction or at call.
+
+    Attributes:
+        rate: the probability of being dropped, in [0, 1]; may be traced.
+        deterministic: if True the layer is the identity and needs no key.
+        rescale: `"rate"` or `"kept"`.
+        rng_collection: the name of the keys' collection.
+
+    Raises:
+        ValueError: an argument is given twice or never, or is out of range.
+        flax.errors.InvalidRngError: no key: pass `rngs={"dropout": key}` to `apply`, or `rng=key` to the call.
+
+    Example:
+        >>> import jax.numpy as jnp
+        >>> layer = Dropout(rate=0.5)
+        >>> y = layer.apply({}, jnp.ones((1, 4, 4, 2)), deterministic=False, rngs={"dropout": jax.random.key(0)})
+        >>> sorted(set(y.ravel().tolist()))
+        [0.0, 2.0]
+    """
+
+    rate: Rate | None = None
+    deterministic: bool | None = None
+    rescale: Rescale = "rate"
+    rng_collection: str = "dropout"
+
+    @nn.compact
+    def __call__(
+        self,
+        x: Float[Array, "batch ..."],
+        rate: Rate | None = None,
+        deterministic: bool | None = None,
+        rng: Array | None = None,
+    ) -> Float[Array, "batch ..."]:
+        """Drop units of `x`, unless deterministic, with the key `rng` if given."""
+
+        def drop(key: Array, rate: Rate) -> Array:
+            return masking.dropout(key, x, rate, rescale=self.rescale)
+
+        return _drop_layer(self, x, rate, deterministic, rng, drop)
+
+
+class SpatialDropout(nn.Module):
+    """Drop whole channels; see `dropcluster_jax.spatial_dropout`.
+
+    Every argument is given at construction or at call.
+
+    Attributes:
+        rate: the probability of being dropped, in [0, 1]; may be traced.
+        deterministic: if True the layer is the identity and needs no key.
+        rescale: `"rate"` or `"kept"`.
+        rng_collection: the name of the keys' collection.
+
+    Raises:
+        ValueError: an argument is given twice or never, or is out of range.
+        flax.errors.InvalidRngError: no key: pass `rngs={"dropout": key}` to `apply`, or `rng=key` to the call.
+
+    Example:
+        >>> import jax.numpy as jnp
+        >>> layer = SpatialDropout(rate=0.5, deterministic=False)
+        >>> layer.apply({}, jnp.ones((1, 2, 1, 4)), rng=jax.random.key(1)).tolist()
+        [[[[0.0, 2.0, 0.0, 0.0]], [[0.0, 2.0, 0.0, 0.0]]]]
+    """
+
+    rate: Rate | None = None
+    deterministic: bool | None = None
+    rescale: Rescale = "rate"
+    rng_collection: str = "dropout"
+
+    @nn.compact
+    def __call__(
+        self,
+        x: Float[Array, "batch *spatial channels"],
+        rate: Rate | None = None,
+        deterministic: bool | None = None,
+        rng: Array | None = None,
+    ) -> Float[Array, "batch *spatial channels"]:
+        """Drop channels of `x`, unless deterministic, with the key `rng` if given."""
+
+        def drop(key: Array, rate: Rate) -> Array:
+            return masking.spatial_dropout(key, x, rate, rescale=self.rescale)
+
+        return _drop_layer(self, x, rate, deterministic, rng, drop)
+
+
+class DropBlock(nn.Module):
+    """Drop contiguous blocks of positions; see `dropcluster_jax.drop_block`.
+
+    Every argument is given at construction or at call.
+
+    Attributes:
+        rate: the share of units dropped in expectation, in [0, 1]; may be traced.
+        deterministic: if True the layer is the identity and needs no key.
+        block_size: the side of a block, at most that of the map.
+        per_channel: whether each channel draws blocks of its own.
+        rescale: `"kept"` or `"rate"`.
+        rng_collection: the name of the keys' collection.
+
+    Raises:
+        ValueError: an argument is given twice or never, or is out of range.
+        flax.errors.InvalidRngError: no key: pass `rngs={"dropout": key}` to `apply`, or `rng=key` to the call.
+
+    Example:
+        >>> import jax.numpy as jnp
+        >>> layer = DropBlock(rate=0.3, block_size=3)
+        >>> y = layer.apply({}, jnp.ones((1, 8, 8, 2)), deterministic=False, rngs={"dropout": jax.random.key(0)})
+        >>> round(float(y.sum()), 3)
+        128.0
+    """
+
+    rate: Rate | None = None
+    deterministic: bool | None = None
+    block_size: int = 7
+    per_channel: bool = False
+    rescale: Rescale = "kept"
+    rng_collection: str = "dropout"
+
+    @nn.compact
+    def __call__(
+        self,
+        x: Float[Array, "batch *spatial channels"],
+        rate: Rate | None = None,
+        deterministic: bool | None = None,
+        rng: Array | None = None,
+    ) -> Float[Array, "batch *spatial channels"]:
+        """Drop blocks of `x`, unless deterministic, with the key `rng` if given."""
+
+        def drop(key: Array, rate: Rate) -> Array:
+            return masking.drop_block(
+                key, x, rate, block_size=self.block_size, per_channel=self.per_channel, rescale=self.rescale
+            )
+
+        return _drop_layer(self, x, rate, deterministic, rng, drop)
+
+
+class DropCluster(nn.Module):
+    """Drop learned clusters of units; see `dropcluster_jax.drop_cluster`.
+
+    Every argument is given at construction or at call. The clusters are variables of the collection "clusters":
+    `labels`, `sizes`, `explained`, `count`, `skipped`, as in `ClusterState`. `init` lays a regular grid of tiles.
+
+    Attributes:
+        clusterer: what learns the clusters, `KMeans(...)` or `Grid(...)`.
+        rate: the probability of being dropped, in [0, 1]; may be traced.
+        deterministic: if True nothing is dropped: the layer is the identity, needs no key and no clusters, and takes
+            any resolution.
+        update_clusters: if True the clusters are learned from this `x` first, which should be activations in
+            evaluation mode; the collection must be mutable. False if given nowhere.
+        axis_name: a mapped axis over which the batch is split (`pmap`, `shard_map`), if any, for the update.
+        rescale: `"kept"` or `"rate"`.
+        rng_collection: the name of the keys' collection.
+
+    Raises:
+        ValueError: an argument is given twice or never, or is out of range; there are no clusters (see
+            `init_clusters`), or they are of another spatial shape (see `resize_clusters`).
+        flax.errors.InvalidRngError: no key: pass `rngs={"dropout": key}` to `apply`, or `rng=key` to the call.
+        flax.errors.ModifyScopeVariableError: an update, but `mutable=["clusters"]` is not among `apply`'s arguments.
+
+    References:
+        Chen, Gautier, Aydore, "DropCluster: A structured dropout for convolutional networks", arXiv:2002.02997.
+
+    Example:
+        >>> from dropcluster_jax import KMeans
+        >>> layer = DropCluster(KMeans(num_clusters=4))
+        >>> x = jax.random.normal(jax.random.key(0), (16, 8, 8, 3))
+        >>> variables = layer.init(jax.random.key(1), x, deterministic=True)
+        >>> _, variables = layer.apply(variables, x, deterministic=True, update_clusters=True, mutable=["clusters"])
+        >>> variables["clusters"]["labels"].shape, int(variables["clusters"]["count"])
+        ((8, 8, 1), 1)
+        >>> y = layer.apply(variables, x, rate=0.1, deterministic=False, rngs={"dropout": jax.random.key(2)})
+    """
+
+    clusterer: Clusterer
+    rate: Rate | None = None
+    deterministic: bool | None = None
+    update_clusters: bool | None = None
+    axis_name: str | None = None
+    rescale: Rescale = "kept"
+    rng_collection: str = "dropout"
+
+    @nn.compact
+    def __call__(
+        self,
+        x: Float[Array, "batch *spatial channels"],
+        rate: Rate | None = None,
+        deterministic: bool | None = None,
+        update_clusters: bool | None = None,
+        rng: Array | None = None,
+    ) -> Float[Array, "batch *spatial channels"]:
+        """Update the clusters if asked to, then drop some of them, unless deterministic, with the key `rng` if given."""
+        check_units(x)
+        if self.update_clusters is None and update_clusters is None:
+            update_clusters = False
+        update_clusters = nn.merge_param("update_clusters", self.update_clusters, update_clusters)
+
+        if self.is_initializing():
+            if not self.has_variable(_COLLECTION, "labels"):
+                self._store(self.clusterer.init(x.shape[1:]))
+        elif update_clusters:
+            self._store(self.clusterer.update(self._clusters(), x, axis_name=self.axis_name))
+
+        def drop(key: Array, rate: Rate) -> Array:
+            return masking.drop_cluster(key, x, rate, self._clusters(), rescale=self.rescale)
+
+        return _drop_layer(self, x, rate, deterministic, rng, drop)
+
+    def _clusters(self) -> ClusterState:
+        if not self.has_variable(_COLLECTION, "labels"):
+            where = "/".join(self.path) or "this layer"
+            raise ValueError(
+                f"{where} has no clusters. If the variables come from a network without them, add the collection: "
+                "variables = dropcluster_jax.linen.init_clusters(model, variables, x)"
+            )
+        return ClusterState(*(self.get_variable(_COLLECTION, name) for name in ClusterState._fields))
+
+    def _store(self, state: ClusterState) -> None:
+        for name, value in state._asdict().items():
+            self.put_variable(_COLLECTION, name, value)
+
+
+def _drop_layer(
+    layer: nn.Module,
+    x: Array,
+    rate: Rate | None,
+    deterministic: bool | None,
+    rng: Array | None,
+    drop: Callable[[Array, Rate], Array],
+) -> Array:
+    """What every layer does: merge the arguments of construction and call, get a key, drop."""
+    if nn.merge_param("deterministic", layer.deterministic, deterministic):
+        return x
+    rate = nn.merge_param("rate", layer.rate, rate)
+    if isinstance(rate, (int, float)) and rate == 0:
+        return x
+    check_rate(rate)
+    return drop(layer.make_rng(layer.rng_collection) if rng is None else rng, rate)
+
+
+def init_clusters(
+    model: nn.Module, variables: PyTree, x: Float[Array, "batch *spatial channels"], *args: Any, **kwargs: Any
+) -> dict[str, Any]:
+    """Add clusters to the variables of a network that was trained without.
+
+    Args:
+        model: the network, now with `DropCluster` layers.
+        variables: its variables; clusters that are there are kept.
+        x: an input; only its shape and type matter.
+        args: further arguments of the model's call, as for `model.init`.
+        kwargs: likewise.
+
+    Returns:
+        The variables, with the collection "clusters" in which each layer that had none holds a regular grid.
+
+    Example:
+        >>> import jax.numpy as jnp
+        >>> from dropcluster_jax import KMeans
+        >>> plain = nn.Sequential([nn.Conv(4, (3, 3))])
+        >>> x = jnp.ones((2, 8, 8, 3))
+        >>> variables = plain.init(jax.random.key(0), x)  # trained, say
+        >>> model = nn.Sequential([nn.Conv(4, (3, 3)), DropCluster(KMeans(num_clusters=4), deterministic=True)])
+        >>> init_clusters(model, variables, x)["clusters"]["layers_1"]["labels"].shape
+        (8, 8, 1)
+    """
+    made = _grid_clusters(model, x, *args, **kwargs)
+    return {**variables, _COLLECTION: _merge(made, variables.get(_COLLECTION, {}))}
+
+
+def resize_clusters(
+    model: nn.Module, variables: PyTree, x: Float[Array, "batch *spatial channels"], *args: Any, **kwargs: Any
+) -> dict[str, Any]:
+    """Resample a network's clusters to the maps that another input resolution gives, by nearest neighbour.
+
+    Args:
+        model: the network.
+        variables: its variables, with clusters.
+        x: an input of the new resolution; only its shape and type matter.
+        args: further arguments of the model's call, as for `model.init`.
+        kwargs: likewise.
+
+    Returns:
+        The variables; each layer keeps its number of clusters. See `dropcluster_jax.resize`.
+
+    Example:
+        >>> import jax.numpy as jnp
+        >>> from dropcluster_jax import KMeans
+        >>> model = DropCluster(KMeans(num_clusters=4), deterministic=True)
+        >>> variables = model.init(jax.random.key(0), jnp.ones((2, 8, 8, 3)))
+        >>> resize_clusters(model, variables, jnp.ones((2, 12, 10, 3)))["clusters"]["labels"].shape
+        (12, 10, 1)
+    """
+    made = _grid_clusters(model, x, *args, **kwargs)
+
+    def resized(old: PyTree, new: PyTree) -> PyTree:
+        if "labels" in old and not isinstance(old["labels"], dict):
+            return resize(ClusterState(**old), new["labels"].shape[:-1])._asdict()
+        return {name: resized(old[name], new[name]) for name in old}
+
+    return {**variables, _COLLECTION: resized(variables[_COLLECTION], made)}
+
+
+def _grid_clusters(model: nn.Module, x: Array, *args: Any, **kwargs: Any) -> PyTree:
+    """The clusters that `model.init` makes; compiled, so that XLA leaves all else out."""
+    return jax.jit(lambda x: model.init(jax.random.key(0), x, *args, **kwargs).get(_COLLECTION, {}))(x)
+
+
+def _merge(made: PyTree, there: PyTree) -> PyTree:
+    """Nested dicts united; where both have a leaf, the one that is there."""
+    if not isinstance(made, dict):
+        return there
+    return {**there, **{name: _merge(made[name], there[name]) if name in there else made[name] for name in made}}

@@ -1,0 +1,10 @@
+"""Training: pure steps, and the loop that calls them.
+
+`make_steps` needs JAX, Flax and Optax alone, and so does `fit`, fed by any iterable of batches. `run` is what
+`dropcluster train` does: from a configuration to a folder with results.
+"""
+
+from dropcluster_jax.training.loop import evaluate, fit
+from dropcluster_jax.training.steps import Steps, TrainState, make_steps, softmax_cross_entropy
+
+__all__ = ["Steps", "TrainState", "evaluate", "fit", "make_steps", "softmax_cross_entropy"]

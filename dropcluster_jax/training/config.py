@@ -1,0 +1,124 @@
+"""The configuration of a run, as `dropcluster train` takes it, and the presets. Plain frozen dataclasses."""
+
+import dataclasses
+import json
+import math
+import pathlib
+from typing import Any, Literal
+
+from dropcluster_jax.models import ModelName
+
+Method = Literal["none", "dropout", "spatial", "block", "cluster"]
+
+
+@dataclasses.dataclass(frozen=True)
+class DataConfig:
+    """What is learned from."""
+
+    name: str = "digits"
+    """"digits", which is embedded, or a data set of images that TFDS has prepared."""
+    dir: pathlib.Path | None = None
+    """Where TFDS has prepared it; else the environment variable TFDS_DATA_DIR, else TFDS's own place."""
+    shift: int = 1
+    """Each training image is moved at random by up to so many pixels."""
+    flip: bool = False
+    """Half of the training images are mirrored left to right; never with digits."""
+
+
+@dataclasses.dataclass(frozen=True)
+class DropConfig:
+    """What is dropped."""
+
+    method: Method = "cluster"
+    """Nothing, units, channels, blocks of positions, or clusters that are learned."""
+    rate: float = 0.1
+    """The share that is dropped, once the ramp is over."""
+    places: tuple[str, ...] = ("stage1", "stage2")
+    """Where: stem, stage1, stage2, ..."""
+    cluster_size: float = 4.0
+    """The mean number of positions in a cluster."""
+    block_size: int = 3
+    """The side of a block, for the method block."""
+    per_channel: bool = False
+    """Whether each channel has clusters, or blocks, of its own."""
+    begin: float = 0.1
+    """The share of the training after which the rate rises from 0, and clusters are updated."""
+    full: float = 0.5
+    """The share of the training after which the rate is full."""
+    update_every: int = 20
+    """Clusters are updated every so many steps."""
+    probe_size: int = 512
+    """The number of training images that clusters are learned from."""
+
+
+@dataclasses.dataclass(frozen=True)
+class TrainConfig:
+    """A run: what is trained, on what, how, and where its results go."""
+
+    model: ModelName = "resnet20"
+    """The network."""
+    epochs: float = 30.0
+    """Passes over the training images."""
+    steps: int | None = None
+    """Optimiser steps; if given, epochs do not count."""
+    batch_size: int = 64
+    """Images in a step."""
+    learning_rate: float = 0.1
+    """The largest; it warms up over the first twentieth and falls along a cosine. Nesterov momentum is 0.9."""
+    weight_decay: float = 5e-4
+    """On convolutions and matrices."""
+    dtype: Literal["float32", "bfloat16"] = "float32"
+    """The type of activations."""
+    seed: int = 0
+    """The same seed gives the same run."""
+    out: pathlib.Path | None = None
+    """The run folder; else a new one under runs/."""
+    drop: DropConfig = dataclasses.field(default_factory=DropConfig)
+    data: DataConfig = dataclasses.field(default_factory=DataConfig)
+
+    def __post_init__(self) -> None:
+        _in_range("epochs", self.epochs, 0, math.inf, least_excluded=True)
+        if self.steps is not None:
+            _in_range("steps", self.steps, 1, math.inf)
+        _in_range("batch_size", self.batch_size, 1, math.inf)
+        _in_range("learning_rate", self.learning_rate, 0, math.inf, least_excluded=True)
+        _in_range("weight_decay", self.weight_decay, 0, math.inf)
+        _in_range("seed", self.seed, 0, 2**32 - 1)
+        _in_range("drop.rate", self.drop.rate, 0, 1)
+        _in_range("drop.begin", self.drop.begin, 0, 1)
+        _in_range("drop.full", self.drop.full, self.drop.begin, 1)
+        _in_range("drop.update_every", self.drop.update_every, 1, math.inf)
+        _in_range("drop.probe_size", self.drop.probe_size, 1, math.inf)
+        _in_range("data.shift", self.data.shift, 0, math.inf)
+        if self.data.name == "digits" and self.data.flip:
+            raise ValueError("data.flip must be False for digits, which mean something else mirrored, got True")
+
+    def to_json(self) -> dict[str, Any]:
+        """As it is written to `config.json`: nested dicts, without `out`, which a run may move from."""
+        fields = dataclasses.asdict(self)
+        del fields["out"]
+        return json.loads(json.dumps(fields, default=str))
+
+
+def _in_range(name: str, value: float, least: float, most: float, least_excluded: bool = False) -> None:
+    if not (least < value if least_excluded else least <= value) or not value <= most or math.isinf(value):
+        above = f"above {least}" if least_excluded else f"at least {least}"
+        upto = "" if math.isinf(most) else f" and at most {most}"
+        raise ValueError(f"{name} must be {above}{upto}, got {value}")
+
+
+PRESETS: dict[str, tuple[str, TrainConfig]] = {
+    "digits": (
+        "ResNet-20 on handwritten digits, 1,797 real images of 8x8 pixels that come with scikit-learn: a minute or two.",
+        TrainConfig(),
+    ),
+    "cifar10": (
+        "ResNet-20 on CIFAR-10, as TFDS has prepared it.",
+        TrainConfig(
+            epochs=100,
+            batch_size=128,
+            drop=DropConfig(places=("stage2", "stage3"), cluster_size=16.0, block_size=7, update_every=200),
+            data=DataConfig(name="cifar10", shift=4, flip=True),
+        ),
+    ),
+}

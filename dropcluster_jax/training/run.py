@@ -1,0 +1,293 @@
+"""A run from its configuration to a folder with results: what `dropcluster train` does.
+
+The folder holds `config.json`, `metrics.jsonl` (a record a line, as `fit` reports them), `summary.json` and
+`clusters.png`.
+"""
+
+import datetime
+import importlib.util
+import json
+import pathlib
+import time
+from collections.abc import Callable, Mapping
+from typing import Any, NamedTuple
+
+import flax.linen as nn
+import jax
+import jax.numpy as jnp
+import numpy as np
+import optax
+
+from dropcluster_jax import __version__
+from dropcluster_jax.clustering import KMeans
+from dropcluster_jax.data import (
+    Dataset,
+    evaluation_batches,
+    load,
+    normalize,
+    probe_batch,
+    random_flip,
+    random_shift,
+    training_batches,
+)
+from dropcluster_jax.linen import DropBlock, DropCluster, Dropout, SpatialDropout
+from dropcluster_jax.models import MODELS, ResNet
+from dropcluster_jax.training.config import DataConfig, DropConfig, TrainConfig
+from dropcluster_jax.training.loop import Record, cluster_states, fit
+from dropcluster_jax.training.steps import Batch, Steps, TrainState, make_steps
+
+_LARGE = 100  # pixels; smaller images take the stem without strides
+
+
+class Run(NamedTuple):
+    """All that a run is made of, checked; nothing is written yet but the folder's `config.json`.
+
+    Attributes:
+        config: the configuration.
+        folder: where results go.
+        num_steps: the number of the last optimiser step.
+        dataset: the images.
+        model: the network.
+        steps: the pure steps.
+        batches: the training batches, without end.
+        finished: the summary, if the folder holds this very run already.
+    """
+
+    config: TrainConfig
+    folder: pathlib.Path
+    num_steps: int
+    dataset: Dataset
+    model: ResNet
+    steps: Steps
+    batches: Any
+    finished: dict[str, Any] | None
+
+
+def prepare(config: TrainConfig) -> Run:
+    """Make all that a run needs, so that whatever is wrong with its configuration shows before it begins.
+
+    Raises:
+        ValueError, TypeError: a value that cannot be, with its name.
+        FileNotFoundError: the data set is not there.
+        FileExistsError: the output folder holds something else.
+        ImportError: an extra is not installed.
+    """
+    folder = config.out or new_folder(config)
+    finished = check_folder(folder, config)
+    dataset = load(config.data.name, config.data.dir)
+    images, labels = dataset.train_images, dataset.train_labels
+    batches = training_batches(images, labels, config.batch_size, config.seed)
+    per_epoch = len(images) // config.batch_size
+    num_steps = config.steps or max(1, round(config.epochs * per_epoch))
+    model = make_model(config, dataset.num_classes, images.shape[1:])
+    steps = make_steps(
+        model,
+        optimizer(config, num_steps),
+        rate=rate_schedule(config.drop, num_steps),
+        augment=augmentation(config.data),
+        preprocess=lambda images: normalize(images, dataset.mean, dataset.std),
+    )
+    example = {"image": jax.ShapeDtypeStruct((2, *images.shape[1:]), images.dtype), "label": labels[:2]}
+    state = jax.eval_shape(steps.init, jax.random.key(0), example)
+    # Only now do the layers meet their maps: a block larger than one shows here.
+    jax.eval_shape(steps.train, state, example)
+    folder.mkdir(parents=True, exist_ok=True)
+    _write_json(folder / "config.json", {"version": __version__, **config.to_json()})
+    return Run(config, folder, num_steps, dataset, model, steps, batches, finished)
+
+
+def execute(run: Run, show: Callable[[Record], None] = lambda record: None) -> dict[str, Any]:
+    """Train, and write the results.
+
+    Args:
+        run: what `prepare` gave.
+        show: called with each record after it was written.
+
+    Returns:
+        The summary, as in `summary.json`.
+    """
+    config, dataset = run.config, run.dataset
+    begin = time.perf_counter()
+    probe = probe_of(run)
+    state = jax.jit(run.steps.init)(jax.random.key(config.seed), probe(0))
+    grid = jax.device_get(state.clusters)
+    last: dict[str, Record] = {}
+
+    with (run.folder / "metrics.jsonl").open("w") as metrics:
+
+        def report(record: Record) -> None:
+            metrics.write(json.dumps(record) + "\n")
+            metrics.flush()
+            last[record["event"]] = record
+            show(record)
+
+        state = fit(
+            run.steps,
+            state,
+            run.batches,
+            num_steps=run.num_steps,
+            probe=probe,
+            cluster_begin=round(config.drop.begin * run.num_steps),
+            cluster_every=config.drop.update_every if state.clusters else 0,
+            test=lambda: evaluation_batches(dataset.test_images, dataset.test_labels, config.batch_size),
+            evaluate_every=max(1, len(dataset.train_images) // config.batch_size),
+            report=report,
+        )
+
+    summary = {
+        "test_accuracy": last["test"]["accuracy"],
+        "test_loss": last["test"]["loss"],
+        "steps": run.num_steps,
+        "parameters": sum(leaf.size for leaf in jax.tree.leaves(state.params)),
+        "seconds": round(time.perf_counter() - begin, 1),
+        "clusters": _summarise_clusters(grid, state),
+    }
+    if state.clusters and importlib.util.find_spec("matplotlib"):
+        _draw_clusters(run, state, probe(0))
+    _write_json(run.folder / "summary.json", summary)
+    return summary
+
+
+def probe_of(run: Run) -> Callable[[int], Batch]:
+    """The probe batch of the n-th update: training images, another draw each time."""
+    images, labels, config = run.dataset.train_images, run.dataset.train_labels, run.config
+    return lambda update: probe_batch(images, labels, config.drop.probe_size, config.seed, update)
+
+
+def make_model(config: TrainConfig, num_classes: int, image_shape: tuple[int, ...]) -> ResNet:
+    """The network, with its drop layers, for images `(height, width, channels)`."""
+    options: dict[str, Any] = {"drop": drop_layers(config.drop), "dtype": jnp.dtype(config.dtype)}
+    model = MODELS[config.model](num_classes, **options)
+    if min(image_shape[:2]) < _LARGE and model.stem == "imagenet":
+        model = MODELS[config.model](num_classes, stem="cifar", **options)
+    return model
+
+
+def drop_layers(drop: DropConfig) -> dict[str, nn.Module]:
+    """The drop layer of each place."""
+    makers: dict[str, Callable[[], nn.Module]] = {
+        "dropout": Dropout,
+        "spatial": SpatialDropout,
+        "block": lambda: DropBlock(block_size=drop.block_size, per_channel=drop.per_channel),
+        "cluster": lambda: DropCluster(KMeans(cluster_size=drop.cluster_size, per_channel=drop.per_channel)),
+    }
+    return {} if drop.method == "none" else {place: makers[drop.method]() for place in drop.places}
+
+
+def rate_schedule(drop: DropConfig, num_steps: int) -> optax.Schedule:
+    """From 0 at `begin` to the full rate at `full`, linearly."""
+    begin, full = round(drop.begin * num_steps), round(drop.full * num_steps)
+    if full <= begin:
+        return optax.piecewise_constant_schedule(drop.rate) if not begin else _step_schedule(drop.rate, begin)
+    return optax.linear_schedule(0.0, drop.rate, full - begin, begin)
+
+
+def _step_schedule(rate: float, begin: int) -> optax.Schedule:
+    return lambda step: jnp.where(step < begin, 0.0, rate)
+
+
+def optimizer(config: TrainConfig, num_steps: int) -> optax.GradientTransformation:
+    """Nesterov momentum with weight decay on kernels; a short warm-up, then a cosine to 0."""
+    warmup = max(1, num_steps // 20)
+    schedule = optax.warmup_cosine_decay_schedule(0.0, config.learning_rate, warmup, max(num_steps, warmup + 1))
+    decay = optax.add_decayed_weights(
+        config.weight_decay, mask=lambda params: jax.tree.map(lambda leaf: leaf.ndim > 1, params)
+    )
+    return optax.chain(decay, optax.sgd(schedule, momentum=0.9, nesterov=True))
+
+
+def augmentation(data: DataConfig) -> Callable[[jax.Array, jax.Array], jax.Array]:
+    """Shifts, and flips where they make sense."""
+
+    def augment(key: jax.Array, images: jax.Array) -> jax.Array:
+        shift_key, flip_key = jax.random.split(key)
+        images = random_shift(shift_key, images, data.shift)
+        return random_flip(flip_key, images) if data.flip else images
+
+    return augment
+
+
+def new_folder(config: TrainConfig) -> pathlib.Path:
+    """A folder under `runs/` that does not exist yet, named by what is run and when."""
+    now = datetime.datetime.now().strftime("%Y%m%d-%H%M%S")
+    name = f"{config.data.name}-{config.model}-{config.drop.method}-{now}"
+    candidates = [pathlib.Path("runs", name), *(pathlib.Path("runs", f"{name}-{i}") for i in range(2, 100))]
+    return next(folder for folder in candidates if not folder.exists())
+
+
+def check_folder(folder: pathlib.Path, config: TrainConfig) -> dict[str, Any] | None:
+    """Refuse a folder that holds anything but this very run; its summary, if it was finished.
+
+    Raises:
+        FileExistsError: it does; the differences are named.
+    """
+    if not folder.exists():
+        return None
+    if not folder.is_dir():
+        raise FileExistsError(f"out must be a folder, got the file {folder}")
+    if not any(folder.iterdir()):
+        return None
+    written = folder / "config.json"
+    if not written.is_file():
+        raise FileExistsError(f"out must be a new or empty folder or one with this run, but {folder} holds other files")
+    there, here = json.loads(written.read_text()), config.to_json()
+    there.pop("version", None)
+    differences = [
+        f"{name} is {there_value!r} there and {here_value!r} here"
+        for name, there_value, here_value in _compare(there, here)
+    ]
+    if differences:
+        raise FileExistsError(
+            f"out holds a run of another configuration, {folder}: {'; '.join(differences)}. Give another folder"
+        )
+    summary = folder / "summary.json"
+    return json.loads(summary.read_text()) if summary.is_file() else None
+
+
+def _compare(there: Any, here: Any, name: str = "") -> list[tuple[str, Any, Any]]:
+    if isinstance(there, Mapping) and isinstance(here, Mapping):
+        names = list(dict.fromkeys([*there, *here]))
+        dotted = [(key, f"{name}.{key}" if name else key) for key in names]
+        return [row for key, path in dotted for row in _compare(there.get(key), here.get(key), path)]
+    return [] if there == here else [(name, there, here)]
+
+
+def _write_json(path: pathlib.Path, content: Mapping[str, Any]) -> None:
+    path.write_text(json.dumps(content, indent=2) + "\n")
+
+
+def _summarise_clusters(grid: Any, state: TrainState) -> dict[str, dict[str, Any]]:
+    first, last = cluster_states(grid), cluster_states(jax.device_get(state.clusters))
+    return {
+        layer: {
+            "updates": int(np.max(clusters["count"])),
+            "skipped": int(np.max(clusters["skipped"])),
+            "explained": float(np.mean(clusters["explained"])),
+            "changed_from_grid": float(np.mean(clusters["labels"] != first[layer]["labels"])),
+        }
+        for layer, clusters in last.items()
+    }
+
+
+def _draw_clusters(run: Run, state: TrainState, batch: Batch) -> None:
+    """Write `clusters.png`: the learned clusters of each layer over the mean activation of a few channels."""
+    from dropcluster_jax.viz import cluster_figure
+
+    def activations(state: TrainState, images: jax.Array) -> Any:
+        _, captured = run.model.apply(
+            state.variables(),
+            normalize(images, run.dataset.mean, run.dataset.std),
+            train=False,
+            capture_intermediates=lambda module, name: isinstance(module, DropCluster) and name == "__call__",
+            mutable=["intermediates"],
+        )
+        return captured["intermediates"]
+
+    maps = cluster_states(jax.device_get(jax.jit(activations)(state, batch["image"])))
+    clusters = cluster_states(jax.device_get(state.clusters))
+    layers = {
+        layer.removeprefix("drop_"): (clusters[layer], next(iter(maps[f"{layer}/__call__"].values())))
+        for layer in clusters
+    }
+    steps = f"{run.config.model} on {run.config.data.name}, step {run.num_steps}"
+    cluster_figure(layers, title=f"Learned clusters: {steps}").savefig(run.folder / "clusters.png", dpi=130)

@@ -1,0 +1,352 @@
+import functools
+
+import flax.linen as nn
+import jax
+import jax.numpy as jnp
+import numpy as np
+import optax
+import optax.contrib
+import pytest
+
+import dropcluster_jax as dc
+from dropcluster_jax.linen import DropCluster
+from dropcluster_jax.masking.common import Rate
+from dropcluster_jax.training import TrainState, make_steps, softmax_cross_entropy
+
+
+class Small(nn.Module):
+    """Two convolutions and a head, with a DropCluster after the first."""
+
+    clusterer: dc.Clusterer = dc.KMeans(num_clusters=6)
+    axis_name: str | None = None
+    batch_norm: bool = True
+
+    @nn.compact
+    def __call__(self, x, train: bool = False, rate: Rate = 0.0, update_clusters: bool = False):
+        x = nn.relu(nn.Conv(6, (3, 3), name="conv1")(x))
+        x = DropCluster(self.clusterer, axis_name=self.axis_name, name="drop")(
+            x, rate, deterministic=not train, update_clusters=update_clusters
+        )
+        x = nn.Conv(8, (3, 3), name="conv2")(x)
+        if self.batch_norm:
+            x = nn.BatchNorm(use_running_average=not train, name="norm")(x)
+        return nn.Dense(4, name="head")(jnp.mean(nn.relu(x), axis=(1, 2)))
+
+
+def separable(key, number=32):
+    """Four classes, each a bright quadrant under noise."""
+    label_key, noise_key = jax.random.split(key)
+    label = jax.random.randint(label_key, (number,), 0, 4)
+    quadrant = (jnp.arange(6) >= 3).astype(jnp.int32)
+    bright = (2 * quadrant[:, None] + quadrant)[None] == label[:, None, None]
+    image = bright[..., None] + 0.3 * jax.random.normal(noise_key, (number, 6, 6, 1))
+    return {"image": image, "label": label}
+
+
+@pytest.fixture(scope="module")
+def batch():
+    return separable(jax.random.key(0))
+
+
+@pytest.fixture(scope="module")
+def sgd():
+    """Steps with SGD, compiled, and a first state."""
+    steps = make_steps(Small(), optax.sgd(0.3), rate=0.2)
+    compiled = steps._replace(**{name: jax.jit(getattr(steps, name)) for name in steps._fields})
+    return compiled, compiled.init(jax.random.key(1), separable(jax.random.key(0)))
+
+
+def equal(one, other) -> bool:
+    """Bit for bit."""
+    leaves = jax.tree.leaves(jax.tree.map(lambda a, b: bool((_raw(a) == _raw(b)).all()), one, other))
+    return all(leaves)
+
+
+def _raw(leaf):
+    return jax.random.key_data(leaf) if jnp.issubdtype(leaf.dtype, jax.dtypes.prng_key) else leaf
+
+
+def test_the_state_is_as_documented(sgd):
+    _, state = sgd
+    assert isinstance(state, TrainState) and state.step == 0
+    assert set(state.clusters["drop"]) == set(dc.ClusterState._fields)
+    assert set(state.variables()) == {"params", "batch_stats", "clusters"}
+
+
+OPTIMIZERS = {
+    "clipped sgd": lambda: optax.chain(optax.clip_by_global_norm(1.0), optax.sgd(0.3)),
+    "adamw": lambda: optax.adamw(3e-3),
+    "accumulating": lambda: optax.MultiSteps(optax.sgd(0.5), every_k_schedule=2).gradient_transformation(),
+    "sam": lambda: optax.contrib.sam(optax.sgd(0.3), optax.sgd(0.05), sync_period=2),
+    "scheduled": lambda: optax.sgd(optax.cosine_decay_schedule(0.3, 60)),
+}
+
+
+@pytest.mark.parametrize("name", OPTIMIZERS)
+def test_any_optax_transformation_learns(name, batch):
+    steps = make_steps(Small(), OPTIMIZERS[name](), rate=0.1)
+    state = jax.jit(steps.init)(jax.random.key(1), batch)
+    train = jax.jit(steps.train)
+    before = jax.jit(steps.evaluate)(state, batch)["loss"]
+    for _ in range(60):
+        state, metrics = train(state, batch)
+    assert state.step == 60 and jnp.isfinite(metrics["loss"])
+    assert jax.jit(steps.evaluate)(state, batch)["loss"] < 0.8 * before
+
+
+def test_training_leaves_the_clusters_untouched(sgd, batch):
+    steps, state = sgd
+    state = steps.cluster(state, batch)
+    trained, _ = steps.train(state, batch)
+    assert equal(trained.clusters, state.clusters)
+    assert not equal(trained.params, state.params) and not equal(trained.batch_stats, state.batch_stats)
+    assert equal(trained.key, state.key) and trained.step == state.step + 1
+
+
+def test_an_update_of_the_clusters_touches_nothing_else(sgd, batch):
+    steps, state = sgd
+    updated = steps.cluster(state, batch)
+    assert updated.clusters["drop"]["count"] == 1
+    assert (updated.clusters["drop"]["labels"] != state.clusters["drop"]["labels"]).any()
+    assert equal(updated._replace(clusters=state.clusters), state)
+
+
+def test_clusters_are_learned_from_unmasked_activations_in_evaluation_mode(sgd, batch):
+    steps, state = sgd
+    kernel, bias = state.params["conv1"]["kernel"], state.params["conv1"]["bias"]
+    x = nn.relu(nn.Conv(6, (3, 3)).apply({"params": {"kernel": kernel, "bias": bias}}, batch["image"]))
+    clusterer = Small().clusterer
+    expected = clusterer.update(clusterer.init(x.shape[1:]), x)
+    assert (steps.cluster(state, batch).clusters["drop"]["labels"] == expected.labels).all()
+
+
+def test_a_network_without_clusters_trains_and_its_update_is_the_identity(batch):
+    class Plain(nn.Module):
+        @nn.compact
+        def __call__(self, x, train=False, rate=0.0):
+            return nn.Dense(4)(x.reshape(len(x), -1))
+
+    steps = make_steps(Plain(), optax.sgd(0.1))
+    state = steps.init(jax.random.key(0), batch)
+    assert state.clusters == {} and steps.cluster(state, batch) is state
+    state, metrics = jax.jit(steps.train)(state, batch)
+    assert state.step == 1 and metrics["rate"] == 0
+
+
+def test_the_same_state_and_batch_give_the_same_step_and_another_step_other_masks(sgd, batch):
+    steps, state = sgd
+    one, metrics = steps.train(state, batch)
+    same, _ = steps.train(state, batch)
+    assert equal(one, same)
+    _, later = steps.train(state._replace(step=state.step + 1), batch)
+    assert later["loss"] != metrics["loss"]
+
+
+def test_the_rate_follows_its_schedule_without_recompiling(batch):
+    traces = []
+
+    def rate(step):
+        traces.append(step)
+        return optax.linear_schedule(0.0, 0.5, 4, 2)(step)
+
+    steps = make_steps(Small(), optax.sgd(0.1), rate=rate)
+    state, train, rates = jax.jit(steps.init)(jax.random.key(0), batch), jax.jit(steps.train), []
+    for _ in range(8):
+        state, metrics = train(state, batch)
+        rates.append(float(metrics["rate"]))
+    assert np.allclose(rates, [0, 0, 0, 0.125, 0.25, 0.375, 0.5, 0.5]) and len(traces) == 1
+
+
+def test_augmentation_has_a_key_of_its_own_each_step_and_evaluation_none(batch):
+    def augment(key, images):
+        return images + jax.random.normal(key, ())
+
+    plain, augmented = (
+        make_steps(Small(), optax.sgd(0.0), augment=a, preprocess=lambda images: images * 0.5) for a in (None, augment)
+    )
+    state = jax.jit(plain.init)(jax.random.key(0), batch)
+    losses = {float(jax.jit(augmented.train)(state._replace(step=jnp.int32(i)), batch)[1]["loss"]) for i in range(3)}
+    assert len(losses | {float(jax.jit(plain.train)(state, batch)[1]["loss"])}) == 4
+    assert equal(jax.jit(plain.evaluate)(state, batch), jax.jit(augmented.evaluate)(state, batch))
+
+
+def test_metrics_are_those_of_numpy(sgd, batch):
+    steps, state = sgd
+    logits = np.asarray(Small().apply(state.variables(), batch["image"], train=False), np.float64)
+    labels = np.asarray(batch["label"])
+    losses = np.log(np.exp(logits).sum(1)) - logits[np.arange(len(labels)), labels]
+    sums = steps.evaluate(state, batch)
+    assert sums["loss"] == pytest.approx(losses.sum(), rel=1e-5)
+    assert sums["correct"] == (logits.argmax(1) == labels).sum() and sums["count"] == len(labels)
+    np.testing.assert_allclose(softmax_cross_entropy(jnp.float32(logits), batch["label"]), losses, rtol=1e-4)
+
+
+def test_examples_of_weight_zero_do_not_count(sgd, batch):
+    steps, state = sgd
+    half = {name: leaf[:16] for name, leaf in batch.items()}
+    weighted = {**batch, "weight": (jnp.arange(32) < 16).astype(jnp.float32)}
+    for name, value in steps.evaluate(state, half).items():
+        assert steps.evaluate(state, weighted)[name] == pytest.approx(float(value), rel=1e-5)
+
+
+# Across devices
+
+
+def gradients_of(steps_of, wrap, batch, key=0):
+    """The update of one plain SGD step is minus the gradient."""
+    state = make_steps(Small(batch_norm=False), optax.sgd(1.0)).init(jax.random.key(key), batch)
+    after, metrics = wrap(steps_of().train)(state, batch)
+    return jax.tree.map(lambda a, b: np.asarray(a) - np.asarray(b), state.params, after.params), metrics, after
+
+
+def one_device():
+    return make_steps(Small(batch_norm=False), optax.sgd(1.0), rate=0.0)
+
+
+def replicated():
+    return make_steps(Small(batch_norm=False, axis_name="batch"), optax.sgd(1.0), rate=0.0, axis_name="batch")
+
+
+MESH = functools.cache(lambda: jax.make_mesh((4,), ("batch",), axis_types=(jax.sharding.AxisType.Auto,)))
+SPEC = jax.sharding.PartitionSpec
+
+
+def under_shard_map(function, check_vma, outputs=2):
+    out_specs = (SPEC(), SPEC()) if outputs == 2 else SPEC()
+    return jax.jit(
+        jax.shard_map(
+            function, mesh=MESH(), in_specs=(SPEC(), SPEC("batch")), out_specs=out_specs, check_vma=check_vma
+        )
+    )
+
+
+def under_pmap(function):
+    def wrapped(state, batch):
+        split = jax.tree.map(lambda leaf: leaf.reshape(4, -1, *leaf.shape[1:]), batch)
+        outputs = jax.pmap(function, axis_name="batch", in_axes=(None, 0), devices=jax.devices()[:4])(state, split)
+        return jax.tree.map(lambda leaf: leaf[0], outputs)
+
+    return wrapped
+
+
+def on_a_sharded_batch(function):
+    def wrapped(state, batch):
+        return jax.jit(function)(state, jax.device_put(batch, jax.sharding.NamedSharding(MESH(), SPEC("batch"))))
+
+    return wrapped
+
+
+WAYS = {
+    "jit on a sharded batch": (one_device, on_a_sharded_batch),
+    "shard_map": (replicated, functools.partial(under_shard_map, check_vma=True)),
+    "shard_map unchecked": (replicated, functools.partial(under_shard_map, check_vma=False)),
+    "pmap": (replicated, under_pmap),
+}
+
+
+@pytest.mark.parametrize("way", WAYS)
+def test_gradients_across_devices_are_those_of_one(way, batch):
+    expected, metrics, _ = gradients_of(one_device, jax.jit, batch)
+    gradients, metrics_there, _ = gradients_of(*WAYS[way], batch)
+    for one, other in zip(jax.tree.leaves(expected), jax.tree.leaves(gradients), strict=True):
+        np.testing.assert_allclose(other, one, rtol=1e-4, atol=1e-6)
+    assert metrics_there["loss"] == pytest.approx(float(metrics["loss"]), rel=1e-5)
+
+
+@pytest.mark.parametrize("way", WAYS)
+def test_clusters_across_devices_are_those_of_one(way, batch):
+    steps_of, wrap = WAYS[way]
+    state = one_device().init(jax.random.key(0), batch)
+    expected = jax.jit(one_device().cluster)(state, batch).clusters["drop"]
+    if "shard_map" in way:
+        wrap = functools.partial(wrap, outputs=1)
+    clusters = wrap(steps_of().cluster)(state, batch).clusters["drop"]
+    assert (clusters["labels"] == expected["labels"]).mean() > 0.99 and clusters["count"] == 1
+
+
+def test_replicas_draw_masks_of_their_own(batch):
+    """The same quarter of a batch on each replica: with one mask the loss would be that of one device."""
+    quarter = {name: leaf[:8] for name, leaf in batch.items()}
+    copies = {name: jnp.concatenate([leaf] * 4) for name, leaf in quarter.items()}
+    model = Small(batch_norm=False, axis_name="batch")
+    steps = make_steps(model, optax.sgd(1.0), rate=0.5, axis_name="batch")
+    state = steps.init(jax.random.key(0), batch)
+
+    def losses(state, batch):
+        return steps.train(state, batch)[0].params
+
+    together = under_shard_map(losses, check_vma=False, outputs=1)(state, copies)
+    one = jax.jit(
+        jax.shard_map(
+            losses,
+            mesh=jax.make_mesh((1,), ("batch",), axis_types=(jax.sharding.AxisType.Auto,)),
+            in_specs=(SPEC(), SPEC("batch")),
+            out_specs=SPEC(),
+            check_vma=False,
+        )
+    )(state, quarter)
+    assert not np.allclose(together["conv2"]["kernel"], one["conv2"]["kernel"], atol=1e-5)
+
+
+def test_sharding_changes_no_mask(batch):
+    """One step with masks on, from one state, on 1 and 4 devices: the same loss to rounding."""
+    steps = make_steps(Small(batch_norm=False), optax.sgd(1.0), rate=0.5)
+    state = steps.init(jax.random.key(0), batch)
+    _, one = jax.jit(steps.train)(state, batch)
+    _, four = on_a_sharded_batch(steps.train)(state, batch)
+    assert four["loss"] == pytest.approx(float(one["loss"]), rel=1e-5)
+
+
+# What the update of the clusters costs
+
+
+class Stub:
+    """A clusterer that does next to nothing, to count what the network costs."""
+
+    def init(self, shape):
+        return dc.Grid(num_clusters=1).init(shape)
+
+    def update(self, state, x, axis_name=None):
+        # Depends on all of x, so that no part of it may be left out.
+        return state._replace(explained=jnp.sum(x, dtype=jnp.float32)[None])
+
+
+def operations(function, *arguments) -> float:
+    return jax.jit(function).lower(*arguments).compile().cost_analysis()["flops"]
+
+
+def test_an_update_costs_no_more_than_the_network_up_to_its_last_drop_layer(batch):
+    model = Small(clusterer=Stub())
+    steps = make_steps(model, optax.sgd(0.1))
+    state = steps.init(jax.random.key(0), batch)
+
+    def up_to_the_drop(params, images):
+        x = nn.relu(nn.Conv(6, (3, 3)).apply({"params": params["conv1"]}, images))
+        return jnp.sum(x, dtype=jnp.float32)
+
+    cluster = operations(lambda state, batch: steps.cluster(state, batch).clusters, state, batch)
+    network = operations(up_to_the_drop, state.params, batch["image"])
+    whole = operations(lambda state, batch: model.apply(state.variables(), batch["image"]), state, batch)
+    assert cluster <= network * 1.001 < whole * 0.7
+
+
+# Bad input
+
+
+@pytest.mark.bad_input
+@pytest.mark.parametrize("rate", [1.5, -0.1, {"stage1": 2.0}])
+def test_a_rate_outside_0_and_1_is_refused(rate):
+    with pytest.raises(ValueError, match=r"rate.* must be in \[0, 1\]"):
+        make_steps(Small(), optax.sgd(0.1), rate=rate)
+
+
+@pytest.mark.bad_input
+def test_variables_that_the_state_cannot_hold_are_refused(batch):
+    class Counting(nn.Module):
+        @nn.compact
+        def __call__(self, x, train=False, rate=0.0):
+            self.variable("counts", "calls", jnp.zeros, ())
+            return nn.Dense(4)(x.reshape(len(x), -1))
+
+    with pytest.raises(ValueError, match="collection 'counts'.*'params', 'batch_stats' and 'clusters'"):
+        make_steps(Counting(), optax.sgd(0.1)).init(jax.random.key(0), batch)
