@@ -2,12 +2,15 @@
 
 import os
 import sys
-from typing import Annotated
+from typing import TYPE_CHECKING, Annotated, Any, NoReturn
+
+if TYPE_CHECKING:
+    from dropcluster_jax.training.config import TrainConfig
 
 # XLA's notes on the machine are for its developers.
 os.environ.setdefault("TF_CPP_MIN_LOG_LEVEL", "2")
 
-_EXAMPLES = """DropCluster: structured dropout whose clusters are learned while the network trains.
+_DESCRIPTION = """DropCluster: structured dropout whose clusters are learned while the network trains.
 
 Examples:
   dropcluster train digits
@@ -19,47 +22,46 @@ Examples:
 def main(arguments: list[str] | None = None) -> None:
     """Run the command line; exits with status 2 and a short message where the input is wrong."""
     try:
-        import rich  # noqa: F401
         import tyro
 
-        from dropcluster_jax.training.config import PRESETS, TrainConfig
+        from dropcluster_jax.training.config import PRESETS
     except ImportError as error:
         _refuse(f'{error}; the command needs an extra: pip install "dropcluster-jax[train]"')
 
-    preset = tyro.extras.subcommand_type_from_defaults(
+    preset: Any = tyro.extras.subcommand_type_from_defaults(
         {name: config for name, (_, config) in PRESETS.items()},
         {name: description for name, (description, _) in PRESETS.items()},
         prefix_names=False,
     )
 
-    def train(config: Annotated[preset, tyro.conf.arg(name="")]) -> None:
+    def train(config: Annotated[preset, tyro.conf.arg(name="")]) -> None:  # pyright: ignore[reportInvalidTypeForm]
         """Train a network from a preset; every value of the preset is an option."""
         _train(config)
 
     try:
         tyro.extras.subcommand_cli_from_dict(
-            {"train": train}, prog="dropcluster", description=_EXAMPLES, args=arguments
+            {"train": train}, prog="dropcluster", description=_DESCRIPTION, args=arguments
         )
     except KeyboardInterrupt:
         sys.exit(130)
 
 
-def _train(config: "TrainConfig") -> None:  # noqa: F821
+def _train(config: "TrainConfig") -> None:
     from dropcluster_jax.training import progress, run
 
     try:
+        if config.out and (finished := run.finished_run(config.out, config)):
+            print(f"{config.out} holds this run already, finished; give another --out to train again")
+            print(progress.summary(finished, config.out))
+            return
         prepared = run.prepare(config)
     except (ValueError, TypeError, OSError, ImportError) as error:
         _refuse(str(error))
-    if prepared.finished is not None:
-        print(f"{prepared.folder} holds this run already, finished:")
-        print(progress.summary(prepared.finished, prepared.folder))
-        return
     with progress.Progress(prepared.num_steps) as show:
-        finished = run.execute(prepared, show)
-    print(progress.summary(finished, prepared.folder))
+        summary = run.execute(prepared, show)
+    print(progress.summary(summary, prepared.folder))
 
 
-def _refuse(message: str) -> None:
+def _refuse(message: str) -> NoReturn:
     print(f"dropcluster: error: {message}", file=sys.stderr)
     sys.exit(2)

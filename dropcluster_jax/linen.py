@@ -5,18 +5,29 @@ Clusters are the variables of the collection "clusters", as plain arrays. They c
 `dropcluster_jax.clustering`.
 """
 
-from collections.abc import Callable
+import functools
+from collections.abc import Callable, Mapping
 from typing import Any
 
 import flax.linen as nn
 import jax
+from flax.core import unfreeze
+from flax.traverse_util import flatten_dict, unflatten_dict
 from jaxtyping import Array, Float, PyTree
 
 from dropcluster_jax import masking
 from dropcluster_jax.clustering import Clusterer, ClusterState, resize
 from dropcluster_jax.masking.common import Rate, Rescale, check_rate, check_units
 
-__all__ = ["DropBlock", "DropCluster", "Dropout", "SpatialDropout", "init_clusters", "resize_clusters"]
+__all__ = [
+    "DropBlock",
+    "DropCluster",
+    "Dropout",
+    "SpatialDropout",
+    "cluster_states",
+    "init_clusters",
+    "resize_clusters",
+]
 
 _COLLECTION = "clusters"
 
@@ -212,7 +223,7 @@ class DropCluster(nn.Module):
         update_clusters: bool | None = None,
         rng: Array | None = None,
     ) -> Float[Array, "batch *spatial channels"]:
-        """Update the clusters if asked to, then drop some of them, unless deterministic, with the key `rng` if given."""
+        """Update the clusters if asked to; then drop some, unless deterministic, with the key `rng` if given."""
         check_units(x)
         if self.update_clusters is None and update_clusters is None:
             update_clusters = False
@@ -262,7 +273,11 @@ def _drop_layer(
 
 
 def init_clusters(
-    model: nn.Module, variables: PyTree, x: Float[Array, "batch *spatial channels"], *args: Any, **kwargs: Any
+    model: nn.Module,
+    variables: Mapping[str, Any],
+    x: Float[Array, "batch *spatial channels"],
+    *args: Any,
+    **kwargs: Any,
 ) -> dict[str, Any]:
     """Add clusters to the variables of a network that was trained without.
 
@@ -286,12 +301,17 @@ def init_clusters(
         >>> init_clusters(model, variables, x)["clusters"]["layers_1"]["labels"].shape
         (8, 8, 1)
     """
-    made = _grid_clusters(model, x, *args, **kwargs)
-    return {**variables, _COLLECTION: _merge(made, variables.get(_COLLECTION, {}))}
+    made = flatten_dict(_grid_clusters(model, x, *args, **kwargs))
+    there = flatten_dict(unfreeze(variables.get(_COLLECTION, {})))
+    return {**variables, _COLLECTION: unflatten_dict({**made, **there})}
 
 
 def resize_clusters(
-    model: nn.Module, variables: PyTree, x: Float[Array, "batch *spatial channels"], *args: Any, **kwargs: Any
+    model: nn.Module,
+    variables: Mapping[str, Any],
+    x: Float[Array, "batch *spatial channels"],
+    *args: Any,
+    **kwargs: Any,
 ) -> dict[str, Any]:
     """Resample a network's clusters to the maps that another input resolution gives, by nearest neighbour.
 
@@ -313,23 +333,45 @@ def resize_clusters(
         >>> resize_clusters(model, variables, jnp.ones((2, 12, 10, 3)))["clusters"]["labels"].shape
         (12, 10, 1)
     """
-    made = _grid_clusters(model, x, *args, **kwargs)
+    new = _states(_grid_clusters(model, x, *args, **kwargs))
+    resized = {}
+    for layer, state in _states(variables[_COLLECTION]).items():
+        stacked = state.count.ndim  # dimensions that `nn.scan` or `vmap` put in front
+        spatial = new[layer].labels.shape[stacked:-1]
+        resample = functools.partial(resize, spatial=spatial)
+        for _ in range(stacked):
+            resample = jax.vmap(resample)
+        resized |= {(*layer, name): value for name, value in resample(state)._asdict().items()}
+    return {**variables, _COLLECTION: unflatten_dict(resized)}
 
-    def resized(old: PyTree, new: PyTree) -> PyTree:
-        if "labels" in old and not isinstance(old["labels"], dict):
-            return resize(ClusterState(**old), new["labels"].shape[:-1])._asdict()
-        return {name: resized(old[name], new[name]) for name in old}
 
-    return {**variables, _COLLECTION: resized(variables[_COLLECTION], made)}
+def cluster_states(clusters: Mapping[str, Any]) -> dict[str, ClusterState]:
+    """The clusters of each layer, by the layer's path in the network.
+
+    Args:
+        clusters: the collection "clusters".
+
+    Returns:
+        For each layer's path, such as `"drop_stage1"` or `"encoder/drop"`, its state. Where `nn.scan` or `vmap` has
+        stacked layers, its arrays have their dimensions in front.
+
+    Example:
+        >>> import jax.numpy as jnp
+        >>> from dropcluster_jax import KMeans
+        >>> model = nn.Sequential([nn.Conv(4, (3, 3)), DropCluster(KMeans(num_clusters=4), deterministic=True)])
+        >>> variables = model.init(jax.random.key(0), jnp.ones((2, 8, 8, 3)))
+        >>> {layer: state.labels.shape for layer, state in cluster_states(variables["clusters"]).items()}
+        {'layers_1': (8, 8, 1)}
+    """
+    return {"/".join(layer): state for layer, state in _states(clusters).items()}
+
+
+def _states(clusters: Mapping[str, Any]) -> dict[tuple[str, ...], ClusterState]:
+    leaves = flatten_dict(unfreeze(clusters))
+    layers = dict.fromkeys(path[:-1] for path in leaves)
+    return {layer: ClusterState(*(leaves[(*layer, name)] for name in ClusterState._fields)) for layer in layers}
 
 
 def _grid_clusters(model: nn.Module, x: Array, *args: Any, **kwargs: Any) -> PyTree:
     """The clusters that `model.init` makes; compiled, so that XLA leaves all else out."""
     return jax.jit(lambda x: model.init(jax.random.key(0), x, *args, **kwargs).get(_COLLECTION, {}))(x)
-
-
-def _merge(made: PyTree, there: PyTree) -> PyTree:
-    """Nested dicts united; where both have a leaf, the one that is there."""
-    if not isinstance(made, dict):
-        return there
-    return {**there, **{name: _merge(made[name], there[name]) if name in there else made[name] for name in made}}

@@ -5,20 +5,21 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
+from dropcluster_jax.clustering import ClusterState
+
 if TYPE_CHECKING:
     from matplotlib.figure import Figure
 
 
 def cluster_figure(
-    layers: Mapping[str, tuple[Mapping[str, Any], np.ndarray]], channels: int = 4, title: str | None = None
+    layers: Mapping[str, tuple[ClusterState, np.ndarray]], channels: int = 4, title: str | None = None
 ) -> "Figure":
     """Clusters of a few channels of each layer, drawn over the channel's mean activation.
 
     White lines (with a dark rim) run between clusters; the colour is the mean activation over examples.
 
     Args:
-        layers: for each layer's name its clusters (a mapping with `labels` `(height, width, groups)` and
-            `explained` `(groups,)`) and its activations `(batch, height, width, channels)`.
+        layers: for each layer's name its clusters and its activations `(batch, height, width, channels)`.
         channels: how many channels to draw of each layer: those whose mean activation varies most over positions.
         title: over the figure.
 
@@ -32,7 +33,7 @@ def cluster_figure(
         >>> from dropcluster_jax import KMeans
         >>> x = np.random.default_rng(0).normal(size=(16, 8, 8, 3)).astype("float32")
         >>> state = KMeans(num_clusters=4).init(x.shape[1:])
-        >>> figure = cluster_figure({"stage1": (state._asdict(), x)}, channels=2)
+        >>> figure = cluster_figure({"stage1": (state, x)}, channels=2)
         >>> len(figure.axes) >= 2
         True
     """
@@ -44,13 +45,12 @@ def cluster_figure(
     figure = Figure(figsize=(2.3 * columns + 1.0, 2.6 * len(layers) + 0.6), layout="constrained")
     axes = figure.subplots(len(layers), columns, squeeze=False)
     for row, (name, (clusters, x)) in zip(axes, layers.items(), strict=True):
-        labels, explained = np.asarray(clusters["labels"]), np.asarray(clusters["explained"])
+        labels, explained = np.asarray(clusters.labels), np.asarray(clusters.explained)
         if labels.ndim != 3:
             raise ValueError(f"{name} must have maps of two spatial dimensions to be drawn, got {labels.shape[:-1]}")
         mean = np.asarray(x, np.float32).mean(axis=0)
         chosen = np.sort(np.argsort(mean.std(axis=(0, 1)), kind="stable")[::-1][:columns])
         shared = labels.shape[-1] == 1
-        number = len(np.asarray(clusters["sizes"])) if "sizes" in clusters else labels.max() + 1
         for axis, channel in zip(row, chosen, strict=False):
             group = 0 if shared else channel
             _draw_map(axis, mean[..., channel], labels[..., group])
@@ -58,7 +58,7 @@ def cluster_figure(
         for axis in row[len(chosen) :]:
             axis.set_axis_off()
         kind = "shared by all channels" if shared else "per channel"
-        row[0].set_ylabel(f"{name}\n{number} clusters, {kind}\nexplain {explained.mean():.0%}", fontsize=9)
+        row[0].set_ylabel(f"{name}\n{len(clusters.sizes)} clusters, {kind}\nexplain {explained.mean():.0%}", fontsize=9)
     mesh = axes[0, 0].images[0]
     bar = figure.colorbar(mesh, ax=axes, shrink=0.6, ticks=[0, 1])
     bar.ax.set_yticklabels(["least", "most"], fontsize=8)

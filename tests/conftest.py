@@ -1,4 +1,4 @@
-"""What all tests share: checked shapes, virtual devices, the compilation cache, and real CIFAR-10 where it is at hand."""
+"""What all tests share: checked shapes, virtual devices, the compilation cache, real CIFAR-10 where it is at hand."""
 
 import os
 import pathlib
@@ -9,7 +9,9 @@ os.environ["XLA_FLAGS"] = os.environ.get("XLA_FLAGS", "") + " --xla_force_host_p
 from jaxtyping import install_import_hook
 
 # Every shape in a signature is checked whenever the function is called or traced.
-_HOOK = install_import_hook(["dropcluster_jax.clustering", "dropcluster_jax.masking"], "shape_checker.check")
+_HOOK = install_import_hook(
+    ["dropcluster_jax.clustering", "dropcluster_jax.masking", "dropcluster_jax.data"], "shape_checker.check"
+)
 
 import jax
 import jaxtyping

@@ -13,7 +13,13 @@ def correlation_vectors(x: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
     return np.where(live[..., None], x / np.where(length > 0, length, 1), 0), live
 
 
-def lloyd(x: np.ndarray, labels: np.ndarray, num_clusters: int, spatial: np.ndarray | None = None, weight: float = 0.0):
+def lloyd(
+    x: np.ndarray,
+    labels: np.ndarray,
+    num_clusters: int,
+    spatial: np.ndarray | None = None,
+    weight: float = 0.0,
+):
     """One iteration from shared `(positions,)` labels: the new labels. All units live, no cluster emptied."""
     vectors, live = correlation_vectors(x)
     assert live.all()

@@ -6,7 +6,7 @@ a `ClusterState`. Dropping the clusters is the business of `dropcluster_jax.mask
 
 from dropcluster_jax.clustering.grid import Grid
 from dropcluster_jax.clustering.kmeans import KMeans
-from dropcluster_jax.clustering.quality import explained_variance
+from dropcluster_jax.clustering.quality import agreement, explained_variance
 from dropcluster_jax.clustering.state import Clusterer, ClusterState, resize
 
-__all__ = ["ClusterState", "Clusterer", "Grid", "KMeans", "explained_variance", "resize"]
+__all__ = ["ClusterState", "Clusterer", "Grid", "KMeans", "agreement", "explained_variance", "resize"]

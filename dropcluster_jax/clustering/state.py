@@ -5,7 +5,7 @@ from typing import NamedTuple, Protocol, runtime_checkable
 import jax
 import jax.numpy as jnp
 import numpy as np
-from jaxtyping import Array, ArrayLike, Bool, Float, Int
+from jaxtyping import Array, Bool, Float, Int
 
 
 class ClusterState(NamedTuple):
@@ -22,11 +22,11 @@ class ClusterState(NamedTuple):
         skipped: int32 scalar, updates refused because the activations were not finite.
     """
 
-    labels: Int[ArrayLike, "*spatial groups"]
-    sizes: Int[ArrayLike, "clusters groups"]
-    explained: Float[ArrayLike, " groups"]
-    count: Int[ArrayLike, ""]
-    skipped: Int[ArrayLike, ""]
+    labels: Int[Array, "*spatial groups"]
+    sizes: Int[Array, "clusters groups"]
+    explained: Float[Array, " groups"]
+    count: Int[Array, ""]  # pyright: ignore[reportIncompatibleMethodOverride] (tuple.count is of no use here)
+    skipped: Int[Array, ""]
 
 
 @runtime_checkable
@@ -63,8 +63,10 @@ def check_cluster_number(num_clusters: int | None, cluster_size: float | None) -
             raise TypeError(f"num_clusters must be an integer, got {num_clusters!r}")
         if num_clusters < 1:
             raise ValueError(f"num_clusters must be at least 1, got {num_clusters}")
-    elif not 1 <= cluster_size < float("inf"):
-        raise ValueError(f"cluster_size, the mean number of positions in a cluster, must be at least 1, got {cluster_size}")
+    elif cluster_size is not None and not 1 <= cluster_size < float("inf"):
+        raise ValueError(
+            f"cluster_size, the mean number of positions in a cluster, must be at least 1, got {cluster_size}"
+        )
 
 
 def cluster_number(num_clusters: int | None, cluster_size: float | None, positions: int) -> int:
@@ -73,8 +75,9 @@ def cluster_number(num_clusters: int | None, cluster_size: float | None, positio
     Raises:
         ValueError: there are fewer positions than clusters.
     """
-    if num_clusters is None:
+    if cluster_size is not None:
         return max(1, round(positions / cluster_size))
+    assert num_clusters is not None  # exactly one is given
     if num_clusters > positions:
         raise ValueError(
             f"num_clusters must be at most the number of positions, {positions} here, got {num_clusters}; "

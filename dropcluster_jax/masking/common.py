@@ -5,6 +5,8 @@ from typing import Literal, get_args
 
 import jax
 import jax.numpy as jnp
+import numpy as np
+from jax.core import Tracer
 from jaxtyping import Array, ArrayLike, Bool, Float, Real, Shaped
 
 Rate = Real[ArrayLike, ""]
@@ -19,7 +21,7 @@ def check_rate(rate: Rate) -> None:
     """
     if jnp.shape(rate) != ():
         raise ValueError(f"rate must be a scalar, got the shape {jnp.shape(rate)}")
-    if not isinstance(rate, jax.core.Tracer) and not 0 <= rate <= 1:
+    if not isinstance(rate, Tracer) and not 0 <= np.asarray(rate) <= 1:
         raise ValueError(f"rate, the probability of being dropped, must be in [0, 1], got {rate}")
 
 

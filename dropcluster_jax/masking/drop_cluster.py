@@ -74,7 +74,7 @@ def drop_cluster(
 def drop_cluster_mask(
     key: Array, x: Float[Array, "batch *spatial channels"], rate: Rate, state: ClusterState
 ) -> Bool[Array, "batch *spatial groups"]:
-    """The mask of `drop_cluster`: True = kept, `(batch, *spatial, channels or 1)`. Arguments and errors are the same."""
+    """The mask of `drop_cluster`: True = kept, `(batch, *spatial, channels or 1)`; the same arguments and errors."""
     return _unit_mask(_draw_clusters(key, x, rate, state), state.labels)
 
 
@@ -89,7 +89,7 @@ def _draw_clusters(key: Array, x: Array, rate: Rate, state: ClusterState) -> Boo
 def _unit_mask(
     kept: Bool[Array, "batch clusters groups"], labels: Int[Array, "*spatial groups"]
 ) -> Bool[Array, "batch *spatial groups"]:
-    """Spread the clusters' draws over their units, by shifts of packed words: a gather would cost several times more."""
+    """Spread the clusters' draws over their units by shifts of packed words: a gather costs several times more."""
     # Without the barrier XLA may fuse the draws into the mask and repeat them for every unit.
     words = jax.lax.optimization_barrier(_pack(kept))
     words = jnp.expand_dims(words, tuple(range(2, labels.ndim + 1)))  # (batch, words, 1, ..., groups)

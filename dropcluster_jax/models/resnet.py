@@ -17,7 +17,9 @@ from dropcluster_jax.linen import DropCluster
 from dropcluster_jax.masking.common import Rate
 
 # Weights as in the paper: He et al. 2015, for rectifiers.
-_conv = functools.partial(nn.Conv, use_bias=False, kernel_init=nn.initializers.variance_scaling(2.0, "fan_out", "normal"))
+_conv = functools.partial(
+    nn.Conv, use_bias=False, kernel_init=nn.initializers.variance_scaling(2.0, "fan_out", "normal")
+)
 
 
 class BasicBlock(nn.Module):
@@ -178,7 +180,7 @@ class ResNet(nn.Module):
             x = _conv(self.width, (3, 3), padding=[(1, 1), (1, 1)], dtype=self.dtype, name="stem_conv")(x)
         x = drop("stem", nn.relu(norm(name="stem_norm")(x)))
         if self.stem == "imagenet":
-            x = nn.max_pool(x, (3, 3), (2, 2), padding=[(1, 1), (1, 1)])
+            x = nn.max_pool(x, (3, 3), (2, 2), padding=((1, 1), (1, 1)))  # pyright: ignore[reportArgumentType]
 
         for i, size in enumerate(self.stage_sizes):
             for j in range(size):
@@ -197,27 +199,27 @@ class ResNet(nn.Module):
 
 
 def resnet18(num_classes: int = 1000, **options: Any) -> ResNet:
-    """ResNet-18: 11,689,512 parameters with 1000 classes. Options are those of `ResNet`: `stem`, `drop`, `dtype`, ..."""
+    """ResNet-18: 11,689,512 parameters with 1000 classes. Options as of `ResNet`: `stem`, `drop`, `dtype`, ..."""
     return ResNet((2, 2, 2, 2), BasicBlock, num_classes, **options)
 
 
 def resnet34(num_classes: int = 1000, **options: Any) -> ResNet:
-    """ResNet-34: 21,797,672 parameters with 1000 classes. Options are those of `ResNet`: `stem`, `drop`, `dtype`, ..."""
+    """ResNet-34: 21,797,672 parameters with 1000 classes. Options as of `ResNet`: `stem`, `drop`, `dtype`, ..."""
     return ResNet((3, 4, 6, 3), BasicBlock, num_classes, **options)
 
 
 def resnet50(num_classes: int = 1000, **options: Any) -> ResNet:
-    """ResNet-50: 25,557,032 parameters with 1000 classes. Options are those of `ResNet`: `stem`, `drop`, `dtype`, ..."""
+    """ResNet-50: 25,557,032 parameters with 1000 classes. Options as of `ResNet`: `stem`, `drop`, `dtype`, ..."""
     return ResNet((3, 4, 6, 3), BottleneckBlock, num_classes, **options)
 
 
 def resnet101(num_classes: int = 1000, **options: Any) -> ResNet:
-    """ResNet-101: 44,549,160 parameters with 1000 classes. Options are those of `ResNet`: `stem`, `drop`, `dtype`, ..."""
+    """ResNet-101: 44,549,160 parameters with 1000 classes. Options as of `ResNet`: `stem`, `drop`, `dtype`, ..."""
     return ResNet((3, 4, 23, 3), BottleneckBlock, num_classes, **options)
 
 
 def resnet152(num_classes: int = 1000, **options: Any) -> ResNet:
-    """ResNet-152: 60,192,808 parameters with 1000 classes. Options are those of `ResNet`: `stem`, `drop`, `dtype`, ..."""
+    """ResNet-152: 60,192,808 parameters with 1000 classes. Options as of `ResNet`: `stem`, `drop`, `dtype`, ..."""
     return ResNet((3, 8, 36, 3), BottleneckBlock, num_classes, **options)
 
 

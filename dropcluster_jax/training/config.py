@@ -109,7 +109,7 @@ def _in_range(name: str, value: float, least: float, most: float, least_excluded
 
 PRESETS: dict[str, tuple[str, TrainConfig]] = {
     "digits": (
-        "ResNet-20 on handwritten digits, 1,797 real images of 8x8 pixels that come with scikit-learn: a minute or two.",
+        "ResNet-20 on handwritten digits, 1,797 real images of 8x8 pixels, from scikit-learn: a minute or two.",
         TrainConfig(),
     ),
     "cifar10": (

@@ -7,6 +7,8 @@ from typing import Any
 import jax
 import numpy as np
 
+from dropcluster_jax.clustering import ClusterState, agreement
+from dropcluster_jax.linen import cluster_states
 from dropcluster_jax.training.steps import Batch, Steps, TrainState
 
 Record = dict[str, Any]
@@ -40,9 +42,10 @@ def fit(
         test: gives the test batches anew for each evaluation.
         evaluate_every: evaluate after every so many steps, and after the last; 0 is never.
         log_every: report training metrics every so many steps.
-        report: called with each record, a dict with `"event"` and `"step"`. `"train"`: `loss`, `accuracy`, `rate` and
-            `images_per_second` (None in the first, which compiles). `"clusters"`: for each layer `explained`, `changed`
-            (the share of labels that changed), `count`, `skipped`. `"test"`: `loss`, `accuracy`, `count`.
+        report: called with each record, a dict with `"event"` and `"step"`:
+            `"train"` has `loss`, `accuracy`, `rate` and `images_per_second` (None in the first, which compiles);
+            `"clusters"` has `layers`, for each the variance `explained`, the `agreement` with the labels before (the
+            adjusted Rand index), `count` and `skipped`; `"test"` has `loss`, `accuracy` and `count`.
 
     Returns:
         The last state.
@@ -116,13 +119,14 @@ def _due(step: int, begin: int, every: int | Callable[[int], int]) -> bool:
     return every > 0 and (step - begin) % every == 0
 
 
-def cluster_states(clusters: Any) -> dict[str, dict[str, Any]]:
-    """Each layer's cluster variables by the layer's path, from the collection "clusters"."""
-    states: dict[str, dict[str, Any]] = {}
-    for path, leaf in jax.tree_util.tree_flatten_with_path(clusters)[0]:
-        *layer, name = (str(getattr(entry, "key", entry)) for entry in path)
-        states.setdefault("/".join(layer), {})[name] = leaf
-    return states
+def agreement_of(state: ClusterState, other: ClusterState) -> float:
+    """The adjusted Rand index of two states of a layer, the mean over channels and over layers that scan stacked."""
+    groups, groups_other = (
+        np.moveaxis(np.reshape(each.labels, (-1, *each.labels.shape[np.ndim(each.count) :])), 0, -1)
+        for each in (state, other)
+    )
+    flat, flat_other = (np.reshape(each, (-1, each.shape[-2] * each.shape[-1])) for each in (groups, groups_other))
+    return float(np.mean(agreement(flat, flat_other, state.sizes.shape[-2])))
 
 
 def _describe(before: Any, after: Any) -> dict[str, dict[str, float]]:
@@ -130,10 +134,10 @@ def _describe(before: Any, after: Any) -> dict[str, dict[str, float]]:
     old, new = cluster_states(jax.device_get(before)), cluster_states(jax.device_get(after))
     return {
         layer: {
-            "explained": float(np.mean(state["explained"])),
-            "changed": float(np.mean(state["labels"] != old[layer]["labels"])),
-            "count": int(np.max(state["count"])),
-            "skipped": int(np.max(state["skipped"])),
+            "explained": float(np.mean(state.explained)),
+            "agreement": agreement_of(state, old[layer]),
+            "count": int(np.max(state.count)),
+            "skipped": int(np.max(state.skipped)),
         }
         for layer, state in new.items()
     }

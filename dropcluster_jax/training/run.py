@@ -9,7 +9,7 @@ import importlib.util
 import json
 import pathlib
 import time
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from typing import Any, NamedTuple
 
 import flax.linen as nn
@@ -30,10 +30,10 @@ from dropcluster_jax.data import (
     random_shift,
     training_batches,
 )
-from dropcluster_jax.linen import DropBlock, DropCluster, Dropout, SpatialDropout
+from dropcluster_jax.linen import DropBlock, DropCluster, Dropout, SpatialDropout, cluster_states
 from dropcluster_jax.models import MODELS, ResNet
 from dropcluster_jax.training.config import DataConfig, DropConfig, TrainConfig
-from dropcluster_jax.training.loop import Record, cluster_states, fit
+from dropcluster_jax.training.loop import Record, agreement_of, fit
 from dropcluster_jax.training.steps import Batch, Steps, TrainState, make_steps
 
 _LARGE = 100  # pixels; smaller images take the stem without strides
@@ -50,7 +50,6 @@ class Run(NamedTuple):
         model: the network.
         steps: the pure steps.
         batches: the training batches, without end.
-        finished: the summary, if the folder holds this very run already.
     """
 
     config: TrainConfig
@@ -59,8 +58,7 @@ class Run(NamedTuple):
     dataset: Dataset
     model: ResNet
     steps: Steps
-    batches: Any
-    finished: dict[str, Any] | None
+    batches: Iterator[Batch]
 
 
 def prepare(config: TrainConfig) -> Run:
@@ -73,7 +71,7 @@ def prepare(config: TrainConfig) -> Run:
         ImportError: an extra is not installed.
     """
     folder = config.out or new_folder(config)
-    finished = check_folder(folder, config)
+    finished_run(folder, config)
     dataset = load(config.data.name, config.data.dir)
     images, labels = dataset.train_images, dataset.train_labels
     batches = training_batches(images, labels, config.batch_size, config.seed)
@@ -93,7 +91,7 @@ def prepare(config: TrainConfig) -> Run:
     jax.eval_shape(steps.train, state, example)
     folder.mkdir(parents=True, exist_ok=True)
     _write_json(folder / "config.json", {"version": __version__, **config.to_json()})
-    return Run(config, folder, num_steps, dataset, model, steps, batches, finished)
+    return Run(config, folder, num_steps, dataset, model, steps, batches)
 
 
 def execute(run: Run, show: Callable[[Record], None] = lambda record: None) -> dict[str, Any]:
@@ -140,7 +138,7 @@ def execute(run: Run, show: Callable[[Record], None] = lambda record: None) -> d
         "steps": run.num_steps,
         "parameters": sum(leaf.size for leaf in jax.tree.leaves(state.params)),
         "seconds": round(time.perf_counter() - begin, 1),
-        "clusters": _summarise_clusters(grid, state),
+        "clusters": _summarise_clusters(run, grid, state),
     }
     if state.clusters and importlib.util.find_spec("matplotlib"):
         _draw_clusters(run, state, probe(0))
@@ -183,7 +181,7 @@ def rate_schedule(drop: DropConfig, num_steps: int) -> optax.Schedule:
 
 
 def _step_schedule(rate: float, begin: int) -> optax.Schedule:
-    return lambda step: jnp.where(step < begin, 0.0, rate)
+    return lambda step: jnp.where(jnp.asarray(step) < begin, 0.0, rate)
 
 
 def optimizer(config: TrainConfig, num_steps: int) -> optax.GradientTransformation:
@@ -215,11 +213,11 @@ def new_folder(config: TrainConfig) -> pathlib.Path:
     return next(folder for folder in candidates if not folder.exists())
 
 
-def check_folder(folder: pathlib.Path, config: TrainConfig) -> dict[str, Any] | None:
-    """Refuse a folder that holds anything but this very run; its summary, if it was finished.
+def finished_run(folder: pathlib.Path, config: TrainConfig) -> dict[str, Any] | None:
+    """The summary of this very run, if the folder holds it finished; None if it is new, empty or holds it unfinished.
 
     Raises:
-        FileExistsError: it does; the differences are named.
+        FileExistsError: the folder holds anything else; where it is another configuration the differences are named.
     """
     if not folder.exists():
         return None
@@ -232,6 +230,8 @@ def check_folder(folder: pathlib.Path, config: TrainConfig) -> dict[str, Any] | 
         raise FileExistsError(f"out must be a new or empty folder or one with this run, but {folder} holds other files")
     there, here = json.loads(written.read_text()), config.to_json()
     there.pop("version", None)
+    for each in (there, here):
+        each["data"].pop("dir", None)  # the same data may lie elsewhere
     differences = [
         f"{name} is {there_value!r} there and {here_value!r} here"
         for name, there_value, here_value in _compare(there, here)
@@ -256,17 +256,22 @@ def _write_json(path: pathlib.Path, content: Mapping[str, Any]) -> None:
     path.write_text(json.dumps(content, indent=2) + "\n")
 
 
-def _summarise_clusters(grid: Any, state: TrainState) -> dict[str, dict[str, Any]]:
+def _summarise_clusters(run: Run, grid: Any, state: TrainState) -> dict[str, dict[str, Any]]:
     first, last = cluster_states(grid), cluster_states(jax.device_get(state.clusters))
     return {
-        layer: {
-            "updates": int(np.max(clusters["count"])),
-            "skipped": int(np.max(clusters["skipped"])),
-            "explained": float(np.mean(clusters["explained"])),
-            "changed_from_grid": float(np.mean(clusters["labels"] != first[layer]["labels"])),
+        layer.removeprefix("drop_"): {
+            "updates": int(np.max(clusters.count)),
+            "skipped": int(np.max(clusters.skipped)),
+            "explained": float(np.mean(clusters.explained)),
+            "agreement_with_grid": agreement_of(clusters, first[layer]),
         }
-        for layer, clusters in last.items()
+        for layer, clusters in _in_order(run, last)
     }
+
+
+def _in_order(run: Run, states: Mapping[str, Any]) -> list[tuple[str, Any]]:
+    """Layers from the input to the output."""
+    return sorted(states.items(), key=lambda item: run.model.places.index(item[0].removeprefix("drop_")))
 
 
 def _draw_clusters(run: Run, state: TrainState, batch: Batch) -> None:
@@ -281,13 +286,10 @@ def _draw_clusters(run: Run, state: TrainState, batch: Batch) -> None:
             capture_intermediates=lambda module, name: isinstance(module, DropCluster) and name == "__call__",
             mutable=["intermediates"],
         )
-        return captured["intermediates"]
+        return {layer: calls["__call__"][0] for layer, calls in captured["intermediates"].items()}
 
-    maps = cluster_states(jax.device_get(jax.jit(activations)(state, batch["image"])))
+    maps = jax.device_get(jax.jit(activations)(state, batch["image"]))
     clusters = cluster_states(jax.device_get(state.clusters))
-    layers = {
-        layer.removeprefix("drop_"): (clusters[layer], next(iter(maps[f"{layer}/__call__"].values())))
-        for layer in clusters
-    }
+    layers = {layer.removeprefix("drop_"): (clustering, maps[layer]) for layer, clustering in _in_order(run, clusters)}
     steps = f"{run.config.model} on {run.config.data.name}, step {run.num_steps}"
     cluster_figure(layers, title=f"Learned clusters: {steps}").savefig(run.folder / "clusters.png", dpi=130)

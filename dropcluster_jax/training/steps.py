@@ -11,7 +11,7 @@ from jaxtyping import Array, Float, Int, PyTree
 
 from dropcluster_jax.masking.common import Rate, check_rate
 
-Batch = Mapping[str, Array]
+Batch = Mapping[str, Any]  # arrays of JAX or NumPy
 Metrics = dict[str, Any]
 Rates = Rate | Mapping[str, Rate]
 
@@ -68,8 +68,8 @@ def softmax_cross_entropy(
     """The cross-entropy of each example, in nats; see `optax.softmax_cross_entropy_with_integer_labels`.
 
     Example:
-        >>> softmax_cross_entropy(jnp.zeros((1, 4)), jnp.array([2])).round(4).tolist()
-        [1.3863]
+        >>> round(float(softmax_cross_entropy(jnp.zeros((1, 4)), jnp.array([2]))[0]), 4)
+        1.3863
     """
     return optax.softmax_cross_entropy_with_integer_labels(logits, labels)
 
@@ -179,12 +179,16 @@ def make_steps(
         if not state.clusters:
             return state
         _, changed = model.apply(
-            state.variables(), prepare(batch["image"]), train=False, update_clusters=True, mutable=["clusters"]
+            state.variables(),
+            prepare(batch["image"]),
+            train=False,
+            update_clusters=True,
+            mutable=["clusters"],
         )
         return state._replace(clusters=changed["clusters"])
 
     def evaluate(state: TrainState, batch: Batch) -> Metrics:
-        logits = model.apply(state.variables(), prepare(batch["image"]), train=False)
+        logits: Any = model.apply(state.variables(), prepare(batch["image"]), train=False)
         weight = batch.get("weight", jnp.ones(len(logits)))
         sums = {
             "loss": jnp.sum(weight * loss(logits, batch["label"])),

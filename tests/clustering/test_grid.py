@@ -29,7 +29,8 @@ def test_every_tile_is_a_box(spatial, data):
 
 
 @pytest.mark.parametrize(
-    ("spatial", "num_clusters", "side"), [((8, 8), 16, 2), ((9, 9), 9, 3), ((4, 4, 4), 8, 2), ((12,), 3, 4), ((6, 4), 6, 2)]
+    ("spatial", "num_clusters", "side"),
+    [((8, 8), 16, 2), ((9, 9), 9, 3), ((4, 4, 4), 8, 2), ((12,), 3, 4), ((6, 4), 6, 2)],
 )
 def test_tiles_are_equal_cubes_where_they_can_be(spatial, num_clusters, side):
     labels = tile_labels(spatial, num_clusters)
@@ -53,7 +54,8 @@ def test_the_state_is_as_documented(per_channel):
 
 
 @pytest.mark.parametrize(
-    ("positions", "size", "number"), [(1024, 49, 21), (16, 16, 1), (1, 16, 1), (4, 16, 1), (16, 1, 16), (64, 2.5, 26)]
+    ("positions", "size", "number"),
+    [(1024, 49, 21), (16, 16, 1), (1, 16, 1), (4, 16, 1), (16, 1, 16), (64, 2.5, 26)],
 )
 def test_cluster_size_fits_every_map(positions, size, number):
     assert dc.Grid(cluster_size=size).init((positions, 2)).sizes.shape == (number, 1)

@@ -30,7 +30,9 @@ def test_what_is_dropped_is_a_union_of_whole_blocks(spatial, size):
 @pytest.mark.parametrize(("spatial", "size"), [((14, 14), 7), ((32, 32), 7), ((10, 13), 4), ((7, 7), 7)])
 def test_the_realised_share_is_what_was_asked_for(spatial, size, rate):
     x = jnp.ones((20_000, *spatial, 1))
-    shares = 1 - jax.jit(lambda key: dc.drop_block_mask(key, x, rate, block_size=size).mean((1, 2, 3)))(jax.random.key(1))
+    shares = 1 - jax.jit(lambda key: dc.drop_block_mask(key, x, rate, block_size=size).mean((1, 2, 3)))(
+        jax.random.key(1)
+    )
     error = float(shares.std()) / np.sqrt(len(shares))
     assert abs(float(shares.mean()) - rate) < 5 * error + 0.002 * rate
 

@@ -59,9 +59,7 @@ def masks_of(name, rate, number, x=None):
 
 
 @pytest.mark.parametrize("rate", [0.1, 0.5, 0.85])
-@pytest.mark.parametrize(
-    "name", ["dropout", "spatial_dropout", "drop_cluster", "drop_cluster per channel"]
-)
+@pytest.mark.parametrize("name", ["dropout", "spatial_dropout", "drop_cluster", "drop_cluster per channel"])
 def test_rescaled_by_the_rate_every_unit_keeps_its_expectation(name, rate):
     x = jax.random.normal(jax.random.key(1), SHAPE) + 2
     number = 8000
@@ -216,7 +214,12 @@ def test_gradients_equal_finite_differences(name, rescale):
     drop = drop_of(name, rescale=rescale)
     x = jax.random.normal(jax.random.key(0), SHAPE)
     jax.test_util.check_grads(
-        lambda x: drop(jax.random.key(1), jnp.tanh(x), 0.4), (x,), order=1, modes=("fwd", "rev"), atol=1e-2, rtol=1e-2
+        lambda x: drop(jax.random.key(1), jnp.tanh(x), 0.4),
+        (x,),
+        order=1,
+        modes=("fwd", "rev"),
+        atol=1e-2,
+        rtol=1e-2,
     )
 
 
@@ -224,9 +227,7 @@ def test_gradients_equal_finite_differences(name, rescale):
 def test_no_gradient_flows_through_the_clusters(groups):
     state = uneven(groups)
     x = jax.random.normal(jax.random.key(0), SHAPE)
-    gradient = jax.grad(
-        lambda state: dc.drop_cluster(jax.random.key(1), x, 0.4, state).sum(), allow_int=True
-    )(state)
+    gradient = jax.grad(lambda state: dc.drop_cluster(jax.random.key(1), x, 0.4, state).sum(), allow_int=True)(state)
     assert not gradient.explained.any()
     assert {leaf.dtype for leaf in (gradient.labels, gradient.sizes, gradient.count)} == {jax.dtypes.float0}
 

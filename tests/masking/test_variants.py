@@ -36,7 +36,10 @@ class Variants(chex.TestCase):
     @chex.variants(with_jit=True, without_jit=True)
     @parameterized.named_parameters(*DROPS)
     def test_vmap_agrees_with_a_loop(self, drop):
-        keys, xs = jax.random.split(jax.random.key(0), 3), jax.random.normal(jax.random.key(1), (3, 4, 6, 6, 3))
+        keys, xs = (
+            jax.random.split(jax.random.key(0), 3),
+            jax.random.normal(jax.random.key(1), (3, 4, 6, 6, 3)),
+        )
         together = self.variant(jax.vmap(lambda key, x: drop(key, x, 0.3)))(keys, xs)
         one_by_one = jnp.stack([drop(key, x, 0.3) for key, x in zip(keys, xs, strict=True)])
         np.testing.assert_allclose(together, one_by_one, rtol=1e-6)

@@ -50,7 +50,8 @@ def test_the_table_of_models_is_complete():
 
 
 @pytest.mark.parametrize(
-    ("stem", "sides"), [("imagenet", {"stem": 112, "stage1": 56, "stage4": 7}), ("cifar", {"stem": 224, "stage4": 28})]
+    ("stem", "sides"),
+    [("imagenet", {"stem": 112, "stage1": 56, "stage4": 7}), ("cifar", {"stem": 224, "stage4": 28})],
 )
 def test_maps_have_the_sizes_of_the_paper(stem, sides):
     model = models.resnet50(stem=stem, drop={place: DropCluster(KMEANS) for place in sides})
@@ -70,7 +71,9 @@ def test_the_last_norm_of_each_block_starts_at_zero_so_that_blocks_start_as_shor
     assert len(scales) == 18
     for name, scale in scales.items():
         assert (scale == (0 if name.endswith("norm2") else 1)).all()
-    bottleneck = models.ResNet((1,), models.resnet.BottleneckBlock, 10, width=4).init(jax.random.key(0), jnp.ones((1, 8, 8, 3)))
+    bottleneck = models.ResNet((1,), models.resnet.BottleneckBlock, 10, width=4).init(
+        jax.random.key(0), jnp.ones((1, 8, 8, 3))
+    )
     assert not bottleneck["params"]["stage1_block1"]["norm3"]["scale"].any()
 
 
@@ -78,7 +81,9 @@ def test_bfloat16_computes_in_bfloat16_and_keeps_float32():
     model = models.resnet20(dtype=jnp.bfloat16, drop={"stage1": DropCluster(KMEANS)})
     x = jnp.ones((2, 8, 8, 3), jnp.bfloat16)
     variables = jax.jit(model.init)(jax.random.key(0), x)
-    assert {leaf.dtype for leaf in jax.tree.leaves((variables["params"], variables["batch_stats"]))} == {jnp.dtype("float32")}
+    assert {leaf.dtype for leaf in jax.tree.leaves((variables["params"], variables["batch_stats"]))} == {
+        jnp.dtype("float32")
+    }
 
     def apply(variables, x):
         return model.apply(
@@ -134,7 +139,9 @@ def test_any_drop_layer_may_stand_at_a_place(layer, small):
     _, variables, x = small
     variables = {name: variables[name] for name in ("params", "batch_stats")}
     model = models.resnet20(drop={"stage1": layer})
-    assert (apply(model, variables, x, train=True, rate=0.5) != apply(model, variables, x, train=True, deterministic=True)).any()
+    assert (
+        apply(model, variables, x, train=True, rate=0.5) != apply(model, variables, x, train=True, deterministic=True)
+    ).any()
 
 
 def test_an_update_gives_every_layer_its_own_clusters(small):

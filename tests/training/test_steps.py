@@ -196,7 +196,11 @@ def gradients_of(steps_of, wrap, batch, key=0):
     """The update of one plain SGD step is minus the gradient."""
     state = make_steps(Small(batch_norm=False), optax.sgd(1.0)).init(jax.random.key(key), batch)
     after, metrics = wrap(steps_of().train)(state, batch)
-    return jax.tree.map(lambda a, b: np.asarray(a) - np.asarray(b), state.params, after.params), metrics, after
+    return (
+        jax.tree.map(lambda a, b: np.asarray(a) - np.asarray(b), state.params, after.params),
+        metrics,
+        after,
+    )
 
 
 def one_device():
@@ -214,9 +218,7 @@ SPEC = jax.sharding.PartitionSpec
 def under_shard_map(function, check_vma, outputs=2):
     out_specs = (SPEC(), SPEC()) if outputs == 2 else SPEC()
     return jax.jit(
-        jax.shard_map(
-            function, mesh=MESH(), in_specs=(SPEC(), SPEC("batch")), out_specs=out_specs, check_vma=check_vma
-        )
+        jax.shard_map(function, mesh=MESH(), in_specs=(SPEC(), SPEC("batch")), out_specs=out_specs, check_vma=check_vma)
     )
 
 
@@ -348,5 +350,5 @@ def test_variables_that_the_state_cannot_hold_are_refused(batch):
             self.variable("counts", "calls", jnp.zeros, ())
             return nn.Dense(4)(x.reshape(len(x), -1))
 
-    with pytest.raises(ValueError, match="collection 'counts'.*'params', 'batch_stats' and 'clusters'"):
+    with pytest.raises(ValueError, match=r"collection 'counts'.*'params', 'batch_stats' and 'clusters'"):
         make_steps(Counting(), optax.sgd(0.1)).init(jax.random.key(0), batch)

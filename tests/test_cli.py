@@ -1,0 +1,212 @@
+"""The command as a person meets it: what it writes, what it says, and how it refuses."""
+
+import dataclasses
+import json
+import re
+import subprocess
+import sys
+from typing import get_args
+
+import numpy as np
+import pytest
+
+from dropcluster_jax.cli import main
+from dropcluster_jax.models import MODELS, ModelName
+from dropcluster_jax.training import run
+from dropcluster_jax.training.config import PRESETS, DataConfig, DropConfig, Method, TrainConfig
+
+SHORT = [
+    "train",
+    "digits",
+    "--steps",
+    "24",
+    "--batch-size",
+    "32",
+    "--drop.update-every",
+    "4",
+    "--drop.probe-size",
+    "64",
+]
+
+
+def command(*arguments: str) -> int:
+    """Its exit status."""
+    try:
+        main(list(arguments))
+    except SystemExit as stop:
+        return int(stop.code or 0)
+    return 0
+
+
+@pytest.fixture(scope="module")
+def finished(tmp_path_factory):
+    """A short run on digits: its folder and what it printed."""
+    folder = tmp_path_factory.mktemp("runs") / "digits"
+    printed = subprocess.run(
+        [sys.executable, "-c", "from dropcluster_jax.cli import main; main()", *SHORT, "--out", str(folder)],
+        capture_output=True,
+        text=True,
+        check=False,
+    )
+    assert printed.returncode == 0, printed.stderr
+    return folder, printed
+
+
+def records(folder, event):
+    lines = (folder / "metrics.jsonl").read_text().splitlines()
+    return [record for record in map(json.loads, lines) if record["event"] == event]
+
+
+def test_a_run_folder_holds_what_is_promised(finished):
+    folder, _ = finished
+    assert {path.name for path in folder.iterdir()} == {
+        "config.json",
+        "metrics.jsonl",
+        "summary.json",
+        "clusters.png",
+    }
+    config = json.loads((folder / "config.json").read_text())
+    assert config["steps"] == 24 and config["drop"]["method"] == "cluster" and config["version"]
+    summary = json.loads((folder / "summary.json").read_text())
+    assert summary["test_accuracy"] == records(folder, "test")[-1]["accuracy"] and summary["steps"] == 24
+    assert (folder / "clusters.png").read_bytes().startswith(b"\x89PNG")
+
+
+def test_clusters_were_updated_and_left_the_grid(finished):
+    folder, _ = finished
+    updates = records(folder, "clusters")
+    assert [record["step"] for record in updates] == [2, 6, 10, 14, 18, 22]
+    for layer in json.loads((folder / "summary.json").read_text())["clusters"].values():
+        assert layer["updates"] == 6 and layer["skipped"] == 0 and layer["agreement_with_grid"] < 0.9
+
+
+def test_the_rate_ramps_up_to_what_was_asked_for(finished):
+    folder, _ = finished
+    rates = [record["rate"] for record in records(folder, "train")]
+    assert rates[0] == 0 and rates[-1] == pytest.approx(0.1) and sorted(rates) == rates
+
+
+def test_it_ends_with_a_summary_and_no_noise(finished):
+    folder, printed = finished
+    lines = printed.stdout.splitlines()
+    assert "step 24/24  test loss" in lines[0]
+    assert "test accuracy" in lines[1] and "clusters updated 6 times" in lines[2] and str(folder) in lines[-1]
+    assert printed.stderr == ""
+
+
+def test_the_same_run_again_only_says_so(finished, capsys):
+    folder, _ = finished
+    before = {path: path.read_bytes() for path in folder.iterdir()}
+    assert command(*SHORT, "--out", str(folder)) == 0
+    assert "holds this run already, finished" in capsys.readouterr().out
+    assert {path: path.read_bytes() for path in folder.iterdir()} == before
+
+
+def test_a_folder_with_another_configurations_run_is_refused_and_kept(finished, capsys):
+    folder, _ = finished
+    before = {path: path.read_bytes() for path in folder.iterdir()}
+    assert command(*SHORT, "--out", str(folder), "--seed", "3", "--drop.rate", "0.2") == 2
+    error = capsys.readouterr().err
+    assert "seed is 0 there and 3 here" in error and "drop.rate is 0.1 there and 0.2 here" in error
+    assert {path: path.read_bytes() for path in folder.iterdir()} == before
+
+
+@pytest.mark.bad_input
+@pytest.mark.parametrize(
+    ("arguments", "message"),
+    [
+        (["train", "digts"], "digits, cifar10"),
+        (["trian", "digits"], "trian"),
+        (["train", "digits", "--model", "resnet51"], "'resnet50'"),
+        (["train", "digits", "--drop.method", "block2"], "'none', 'dropout'"),
+        (["train", "digits", "--drop.rte", "0.1"], "--drop.rte"),
+        (["train", "digits", "--drop.rate", "1.5"], "drop.rate must be at least 0 and at most 1, got 1.5"),
+        (["train", "digits", "--drop.rate", "nan"], "drop.rate must be at least 0 and at most 1, got nan"),
+        (["train", "digits", "--drop.places", "stage5"], "unknown place 'stage5'; places are stem, stage1"),
+        (["train", "digits", "--drop.cluster-size", "0.5"], "cluster_size, .* must be at least 1, got 0.5"),
+        (
+            ["train", "digits", "--drop.method", "block", "--drop.block-size", "9"],
+            r"block_size .* \(8, 8\), got 9",
+        ),
+        (["train", "digits", "--batch-size", "5000"], "batch_size must be from 1 to 1437.*, got 5000"),
+        (["train", "digits", "--steps", "0"], "steps must be at least 1, got 0"),
+        (["train", "digits", "--epochs", "-1"], "epochs must be above 0, got -1.0"),
+        (["train", "digits", "--learning-rate", "inf"], "learning_rate must be above 0, got inf"),
+        (["train", "digits", "--data.flip"], "data.flip must be False for digits"),
+        (["train", "digits", "--data.name", "svhn_croped", "--data.dir", "."], "svhn_croped"),
+        (["train", "cifar10", "--data.dir", "nowhere"], "nowhere"),
+    ],
+    ids=lambda value: " ".join(value[1:]) if isinstance(value, list) else "",
+)
+def test_wrong_input_ends_with_status_2_and_a_short_message(arguments, message, capfd, tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.setenv("COLUMNS", "300")
+    assert command(*arguments) == 2
+    said = capfd.readouterr()
+    assert re.search(message, said.err + said.out)
+    assert "Traceback" not in said.err and len(said.err.splitlines()) < 12
+    assert not list(tmp_path.iterdir())
+
+
+@pytest.mark.bad_input
+def test_a_folder_of_other_files_and_a_file_are_refused(capsys, tmp_path):
+    (tmp_path / "thesis.tex").write_text("years of work")
+    assert command("train", "digits", "--out", str(tmp_path)) == 2
+    assert "holds other files" in capsys.readouterr().err
+    assert command("train", "digits", "--out", str(tmp_path / "thesis.tex")) == 2
+    assert "out must be a folder, got the file" in capsys.readouterr().err
+    assert (tmp_path / "thesis.tex").read_text() == "years of work"
+
+
+def test_help_names_every_option(capsys):
+    assert command("train", "digits", "--help") == 0
+    said = capsys.readouterr().out
+    for config, prefix in ((TrainConfig, ""), (DropConfig, "drop."), (DataConfig, "data.")):
+        for field in dataclasses.fields(config):
+            if field.name not in ("drop", "data"):
+                assert f"--{prefix}{field.name.replace('_', '-')}" in said
+    assert command("--help") == 0 and "dropcluster train digits" in capsys.readouterr().out
+
+
+def test_every_model_has_its_name_and_every_method_its_layer():
+    assert set(get_args(ModelName)) == set(MODELS)
+    for method in get_args(Method):
+        layers = run.drop_layers(DropConfig(method=method, places=("stage1", "stage2")))
+        assert set(layers) == (set() if method == "none" else {"stage1", "stage2"})
+
+
+@pytest.mark.parametrize(("begin", "full"), [(0.1, 0.5), (0.0, 0.0), (0.3, 0.3), (0.0, 1.0)])
+def test_the_rate_schedule_is_a_ramp(begin, full):
+    schedule = run.rate_schedule(DropConfig(rate=0.2, begin=begin, full=full), 1000)
+    steps = np.arange(0, 1001, 50)
+    ramp = (
+        np.clip((steps - 1000 * begin) / (1000 * (full - begin) or 1e-9), 0, 1)
+        if begin != full
+        else steps >= 1000 * begin
+    )
+    np.testing.assert_allclose([float(schedule(step)) for step in steps], 0.2 * ramp, atol=1e-6)
+
+
+def test_presets_train_on_real_maps_with_room_for_their_clusters():
+    assert set(PRESETS) == {"digits", "cifar10"}
+    for _, config in PRESETS.values():
+        side = 8 if config.data.name == "digits" else 32
+        for model in MODELS:
+            made = run.make_model(dataclasses.replace(config, model=model), 10, (side, side, 3))
+            assert made.stem == "cifar" and set(made.drop) == set(config.drop.places)
+
+
+def test_a_run_on_real_cifar10_learns(tfds_dir, tmp_path, monkeypatch):
+    """A small share of the images; the loss falls."""
+    monkeypatch.setattr(run, "load", lambda name, dir: load_part(name, dir))
+    out = str(tmp_path / "cifar10")
+    options = ["--steps", "30", "--batch-size", "32", "--data.dir", tfds_dir, "--drop.update-every", "10"]
+    assert command("train", "cifar10", *options, "--drop.probe-size", "64", "--out", out) == 0
+    losses = [record["loss"] for record in records(tmp_path / "cifar10", "train")]
+    assert losses[-1] < losses[0]
+
+
+def load_part(name, data_dir):
+    from dropcluster_jax.data import load
+
+    return load(name, data_dir, train_split="train[:512]", test_split="test[:64]")

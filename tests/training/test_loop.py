@@ -1,0 +1,120 @@
+import itertools
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import optax
+import pytest
+from training.test_steps import Small, separable
+
+import dropcluster_jax as dc
+from dropcluster_jax.training import evaluate, fit, make_steps
+from dropcluster_jax.training.loop import agreement_of
+
+
+@pytest.fixture(scope="module")
+def setting():
+    batch = separable(jax.random.key(0))
+    steps = make_steps(Small(), optax.sgd(0.2), rate=optax.linear_schedule(0.0, 0.2, 10, 5))
+    return steps, batch
+
+
+def run(setting, **arguments):
+    steps, batch = setting
+    records = []
+    state = fit(
+        steps,
+        jax.jit(steps.init)(jax.random.key(1), batch),
+        itertools.repeat(batch),
+        report=records.append,
+        **{"num_steps": 20, "log_every": 5, **arguments},
+    )
+    return state, records
+
+
+def of(records, event):
+    return [record for record in records if record["event"] == event]
+
+
+def test_it_stops_at_the_last_step_and_reports_on_the_way(setting):
+    state, records = run(setting)
+    assert state.step == 20
+    train = of(records, "train")
+    assert [record["step"] for record in train] == [1, 5, 10, 15, 20]
+    assert train[0]["images_per_second"] is None and all(record["images_per_second"] > 0 for record in train[1:])
+    assert [record["rate"] for record in train] == pytest.approx([0, 0, 0.08, 0.18, 0.2])
+    assert train[-1]["loss"] < train[0]["loss"] and set(train[0]) >= {"loss", "accuracy"}
+
+
+def test_clusters_are_updated_when_due_and_before_the_rate_rises(setting):
+    state, records = run(setting, cluster_begin=6, cluster_every=4)
+    updates = of(records, "clusters")
+    assert [record["step"] for record in updates] == [6, 10, 14, 18]
+    assert [record["layers"]["drop"]["count"] for record in updates] == [1, 2, 3, 4]
+    assert updates[0]["layers"]["drop"]["agreement"] < 0.5 < updates[-1]["layers"]["drop"]["agreement"]
+    assert 0 < updates[0]["layers"]["drop"]["explained"] <= 1
+    assert state.clusters["drop"]["count"] == 4
+
+
+def test_the_cadence_may_be_a_schedule_and_zero_is_never(setting):
+    _, records = run(setting, cluster_every=lambda step: 2 if step < 6 else 10)
+    assert [record["step"] for record in of(records, "clusters")] == [0, 2, 4, 10]
+    assert not of(run(setting)[1], "clusters")
+
+
+def test_updates_learn_from_the_probe_batch_they_are_given(setting):
+    _, batch = setting
+    asked = []
+
+    def probe(update):
+        asked.append(update)
+        return {name: leaf[:7] for name, leaf in batch.items()}
+
+    run(setting, cluster_every=8, probe=probe)
+    assert asked == [0, 1, 2]
+
+
+def test_it_evaluates_when_due_and_at_the_end(setting):
+    steps, batch = setting
+    state, records = run(setting, test=lambda: [batch, batch], evaluate_every=8)
+    tests = of(records, "test")
+    assert [record["step"] for record in tests] == [8, 16, 20]
+    assert tests[-1]["count"] == 64
+    sums = steps.evaluate(state, batch)
+    assert tests[-1]["accuracy"] == float(sums["correct"]) / 32
+    assert tests[-1]["loss"] == pytest.approx(float(sums["loss"]) / 32, rel=1e-5)
+
+
+def test_two_runs_are_equal_bit_for_bit(setting):
+    one, other = (run(setting, cluster_every=5)[0] for _ in range(2))
+    for a, b in zip(jax.tree.leaves(one._replace(key=0)), jax.tree.leaves(other._replace(key=0)), strict=True):
+        assert (np.asarray(a) == np.asarray(b)).all()
+
+
+def test_agreement_is_the_mean_over_layers_that_scan_has_stacked():
+    labels = jax.random.randint(jax.random.key(0), (3, 4, 5, 2), 0, 6)  # three layers, 4x5 positions, two channels
+    other = labels.at[0].set(0)
+    count = jnp.zeros(3, jnp.int32)
+    stacked, others = (
+        dc.ClusterState(each, jnp.zeros((3, 6, 2), jnp.int32), jnp.zeros((3, 2)), count, count)
+        for each in (labels, other)
+    )
+    assert agreement_of(stacked, stacked) == pytest.approx(1)
+    assert agreement_of(stacked, others) == pytest.approx(2 / 3)
+
+
+@pytest.mark.bad_input
+def test_batches_that_end_early_are_refused(setting):
+    steps, batch = setting
+    with pytest.raises(ValueError, match="batches ended after step 3, num_steps is 5"):
+        fit(steps, jax.jit(steps.init)(jax.random.key(1), batch), [batch] * 3, num_steps=5)
+
+
+@pytest.mark.bad_input
+def test_nothing_to_evaluate_is_refused(setting):
+    steps, batch = setting
+    state = jax.jit(steps.init)(jax.random.key(1), batch)
+    with pytest.raises(ValueError, match="no example"):
+        evaluate(steps.evaluate, state, [])
+    with pytest.raises(ValueError, match="no example"):
+        evaluate(steps.evaluate, state, [{**batch, "weight": jnp.zeros(32)}])
