@@ -3,8 +3,16 @@
 import os
 import pathlib
 
-# Before JAX looks: eight virtual CPU devices for the tests across devices.
-os.environ["XLA_FLAGS"] = os.environ.get("XLA_FLAGS", "") + " --xla_force_host_platform_device_count=8"
+# Before JAX looks: eight virtual CPU devices for the tests across devices; and machine code that is made fast rather
+# than fast, as compiling takes most of the tests' time.
+os.environ["XLA_FLAGS"] = " ".join(
+    [
+        os.environ.get("XLA_FLAGS", ""),
+        "--xla_force_host_platform_device_count=8",
+        "--xla_backend_optimization_level=0",
+        "--xla_llvm_disable_expensive_passes=true",
+    ]
+)
 
 from jaxtyping import install_import_hook
 

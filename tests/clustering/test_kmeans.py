@@ -191,7 +191,7 @@ def test_a_dead_channel_keeps_its_labels_while_the_others_learn():
 # Emptied clusters
 
 
-@given(st.integers(0, 10_000), st.sampled_from([1, 3, 7, 12]), st.integers(1, 4), st.booleans())
+@given(st.integers(0, 10_000), st.sampled_from([3, 12]), st.integers(1, 4), st.booleans())
 def test_no_cluster_stays_empty(seed, num_clusters, different, per_channel):
     """Even where there are fewer different units than clusters, and dead ones among them."""
     key = jax.random.key(seed)

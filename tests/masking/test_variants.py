@@ -20,7 +20,7 @@ DROPS = (
 
 
 class Variants(chex.TestCase):
-    @chex.variants(with_jit=True, without_jit=True, with_device=True)
+    @chex.variants(with_jit=True, without_jit=True)
     @parameterized.named_parameters(*DROPS)
     def test_variants_agree_with_plain_evaluation(self, drop):
         key, x = jax.random.key(0), jax.random.normal(jax.random.key(1), (4, 6, 6, 3))
