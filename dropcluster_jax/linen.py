@@ -225,6 +225,8 @@ class DropCluster(nn.Module):
     ) -> Float[Array, "batch *spatial channels"]:
         """Update the clusters if asked to; then drop some, unless deterministic, with the key `rng` if given."""
         check_units(x)
+        if not isinstance(self.clusterer, Clusterer):
+            raise TypeError(f"clusterer must be one, such as KMeans(num_clusters=16), got {self.clusterer!r}")
         if self.update_clusters is None and update_clusters is None:
             update_clusters = False
         update_clusters = nn.merge_param("update_clusters", self.update_clusters, update_clusters)
@@ -263,6 +265,7 @@ def _drop_layer(
     drop: Callable[[Array, Rate], Array],
 ) -> Array:
     """What every layer does: merge the arguments of construction and call, get a key, drop."""
+    check_units(x, least_ndim=1)
     if nn.merge_param("deterministic", layer.deterministic, deterministic):
         return x
     rate = nn.merge_param("rate", layer.rate, rate)
@@ -325,6 +328,9 @@ def resize_clusters(
     Returns:
         The variables; each layer keeps its number of clusters. See `dropcluster_jax.resize`.
 
+    Raises:
+        ValueError: the variables' layers with clusters are not the model's.
+
     Example:
         >>> import jax.numpy as jnp
         >>> from dropcluster_jax import KMeans
@@ -334,8 +340,15 @@ def resize_clusters(
         (12, 10, 1)
     """
     new = _states(_grid_clusters(model, x, *args, **kwargs))
+    old = _states(variables.get(_COLLECTION, {}))
+    if set(old) != set(new):
+        names = ["/".join(layer) for layer in sorted(set(old) ^ set(new))]
+        raise ValueError(
+            f"variables must have clusters for exactly the layers of the model, they differ in {', '.join(names)}; "
+            "init_clusters adds those that are missing"
+        )
     resized = {}
-    for layer, state in _states(variables[_COLLECTION]).items():
+    for layer, state in old.items():
         stacked = state.count.ndim  # dimensions that `nn.scan` or `vmap` put in front
         spatial = new[layer].labels.shape[stacked:-1]
         resample = functools.partial(resize, spatial=spatial)

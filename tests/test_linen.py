@@ -816,3 +816,23 @@ def test_clusters_per_channel_refuse_another_number_of_channels():
     layer = DropCluster(PER_CHANNEL, rate=0.5, deterministic=False)
     with pytest.raises(ValueError, match="x has 5 channels, but the clusters are per channel, for 3"):
         layer.apply(clusters_of(learned(PER_CHANNEL)), activations(shape=(2, 4, 4, 5)), rng=KEY)
+
+
+@pytest.mark.bad_input
+def test_what_is_no_clusterer_is_refused():
+    with pytest.raises(TypeError, match=r"clusterer must be one, such as KMeans\(num_clusters=16\), got 16"):
+        DropCluster(16, deterministic=True).init(KEY, activations())
+
+
+@pytest.mark.bad_input
+def test_resizing_clusters_that_are_not_there_says_how_to_add_them():
+    model = DropCluster(SHARED, deterministic=True, name="drop")
+    with pytest.raises(ValueError, match=r"clusters for exactly the layers of the model.*init_clusters"):
+        resize_clusters(model, {"params": {}}, activations())
+
+
+@pytest.mark.bad_input
+@pytest.mark.parametrize("layer", [Dropout(0.1), SpatialDropout(0.1), DropBlock(0.1, block_size=3)])
+def test_integers_are_refused_even_where_nothing_is_dropped(layer):
+    with pytest.raises(TypeError, match="x must be of a floating-point type, got int32"):
+        layer.apply({}, jnp.ones((2, 4, 4, 3), jnp.int32), deterministic=True)
