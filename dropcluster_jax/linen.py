@@ -11,7 +11,6 @@ from typing import Any
 
 import flax.linen as nn
 import jax
-from flax.core import unfreeze
 from flax.traverse_util import flatten_dict, unflatten_dict
 from jaxtyping import Array, Float, PyTree
 
@@ -305,7 +304,7 @@ def init_clusters(
         (8, 8, 1)
     """
     made = flatten_dict(_grid_clusters(model, x, *args, **kwargs))
-    there = flatten_dict(unfreeze(variables.get(_COLLECTION, {})))
+    there = flatten_dict(dict(variables.get(_COLLECTION, {})))
     return {**variables, _COLLECTION: unflatten_dict({**made, **there})}
 
 
@@ -380,8 +379,8 @@ def cluster_states(clusters: Mapping[str, Any]) -> dict[str, ClusterState]:
 
 
 def _states(clusters: Mapping[str, Any]) -> dict[tuple[str, ...], ClusterState]:
-    leaves = flatten_dict(unfreeze(clusters))
-    layers = dict.fromkeys(path[:-1] for path in leaves)
+    leaves: Any = flatten_dict(dict(clusters))
+    layers: Any = dict.fromkeys(path[:-1] for path in leaves)
     return {layer: ClusterState(*(leaves[(*layer, name)] for name in ClusterState._fields)) for layer in layers}
 
 

@@ -176,12 +176,8 @@ def rate_schedule(drop: DropConfig, num_steps: int) -> optax.Schedule:
     """From 0 at `begin` to the full rate at `full`, linearly."""
     begin, full = round(drop.begin * num_steps), round(drop.full * num_steps)
     if full <= begin:
-        return optax.piecewise_constant_schedule(drop.rate) if not begin else _step_schedule(drop.rate, begin)
+        return lambda step: jnp.where(jnp.asarray(step) < begin, 0.0, drop.rate)
     return optax.linear_schedule(0.0, drop.rate, full - begin, begin)
-
-
-def _step_schedule(rate: float, begin: int) -> optax.Schedule:
-    return lambda step: jnp.where(jnp.asarray(step) < begin, 0.0, rate)
 
 
 def optimizer(config: TrainConfig, num_steps: int) -> optax.GradientTransformation:
