@@ -65,9 +65,7 @@ def kept_scale(kept: Shaped[Array, " batch"], units: int) -> Float[Array, " batc
     return jnp.where(kept > 0, units / jnp.maximum(kept, 1).astype(jnp.float32), 0.0)
 
 
-def scale_of_mask(
-    mask: Bool[Array, "batch ..."], x: Float[Array, "batch ..."], rate: Rate, rescale: Rescale
-) -> Float[Array, "..."]:
+def scale_of_mask(mask: Bool[Array, "batch ..."], rate: Rate, rescale: Rescale) -> Float[Array, "..."]:
     """The factor for what is left, broadcastable to `x`, where the units kept must be counted in the mask."""
     check_rescale(rescale)
     if rescale == "rate":

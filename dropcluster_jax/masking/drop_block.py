@@ -60,7 +60,7 @@ def drop_block(
         (128.0, True)
     """
     mask = drop_block_mask(key, x, rate, block_size=block_size, per_channel=per_channel)
-    return apply_mask(x, mask, scale_of_mask(mask, x, rate, rescale))
+    return apply_mask(x, mask, scale_of_mask(mask, rate, rescale))
 
 
 def drop_block_mask(

@@ -42,7 +42,7 @@ def dropout(
         [0.0, 2.0]
     """
     mask = dropout_mask(key, x, rate)
-    return apply_mask(x, mask, scale_of_mask(mask, x, rate, rescale))
+    return apply_mask(x, mask, scale_of_mask(mask, rate, rescale))
 
 
 def dropout_mask(key: Array, x: Float[Array, "batch ..."], rate: Rate) -> Bool[Array, "batch ..."]:
@@ -81,7 +81,7 @@ def spatial_dropout(
         True
     """
     mask = spatial_dropout_mask(key, x, rate)
-    return apply_mask(x, mask, scale_of_mask(mask, x, rate, rescale))
+    return apply_mask(x, mask, scale_of_mask(mask, rate, rescale))
 
 
 def spatial_dropout_mask(
