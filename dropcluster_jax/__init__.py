@@ -4,7 +4,7 @@ Here: the two lower floors, clustering and masking, which need JAX alone. The la
 `dropcluster_jax.linen`, networks in `dropcluster_jax.models`, training in `dropcluster_jax.training`.
 """
 
-from dropcluster_jax.clustering import Clusterer, ClusterState, Grid, KMeans, resize
+from dropcluster_jax.clustering import Clusterer, ClusterState, Grid, KMeans, ReNA, resize
 from dropcluster_jax.masking import (
     drop_block,
     drop_block_mask,
@@ -23,6 +23,7 @@ __all__ = [
     "Clusterer",
     "Grid",
     "KMeans",
+    "ReNA",
     "drop_block",
     "drop_block_mask",
     "drop_cluster",

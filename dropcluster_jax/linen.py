@@ -175,13 +175,15 @@ class DropCluster(nn.Module):
     `labels`, `sizes`, `explained`, `count`, `skipped`, as in `ClusterState`. `init` lays a regular grid of tiles.
 
     Attributes:
-        clusterer: what learns the clusters, `KMeans(...)` or `Grid(...)`.
+        clusterer: what learns the clusters, `KMeans(...)`, `ReNA(...)` or `Grid(...)`.
         rate: the probability of being dropped, in [0, 1]; may be traced.
         deterministic: if True nothing is dropped: the layer is the identity, needs no key and no clusters, and takes
             any resolution.
         update_clusters: if True the clusters are learned from this `x` first, which should be activations in
             evaluation mode; the collection must be mutable. False if given nowhere.
         axis_name: a mapped axis over which the batch is split (`pmap`, `shard_map`), if any, for the update.
+        min_explained: a channel (with shared labels: the layer) whose clusters explain less of the variance is left
+            alone. The dropped share is then `rate` times the share of the other channels. 0: off.
         rescale: `"kept"` or `"rate"`.
         rng_collection: the name of the keys' collection.
 
@@ -210,6 +212,7 @@ class DropCluster(nn.Module):
     deterministic: bool | None = None
     update_clusters: bool | None = None
     axis_name: str | None = None
+    min_explained: float = 0.0
     rescale: Rescale = "kept"
     rng_collection: str = "dropout"
 
@@ -237,7 +240,9 @@ class DropCluster(nn.Module):
             self._store(self.clusterer.update(self._clusters(), x, axis_name=self.axis_name))
 
         def drop(key: Array, rate: Rate) -> Array:
-            return masking.drop_cluster(key, x, rate, self._clusters(), rescale=self.rescale)
+            return masking.drop_cluster(
+                key, x, rate, self._clusters(), min_explained=self.min_explained, rescale=self.rescale
+            )
 
         return _drop_layer(self, x, rate, deterministic, rng, drop)
 

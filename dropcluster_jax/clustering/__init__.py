@@ -1,12 +1,26 @@
 """Which units belong together: clusterings of a layer's positions by the correlation of their responses.
 
-`Grid` and `KMeans` are clusterers: hyper-parameters with two pure methods, `init` and `update`, that make and renew
-a `ClusterState`. Dropping the clusters is the business of `dropcluster_jax.masking`.
+`Grid`, `KMeans` and `ReNA` are clusterers: hyper-parameters with two pure methods, `init` and `update`, that make and
+renew a `ClusterState`. `quality` measures what they find. Dropping the clusters is the business of
+`dropcluster_jax.masking`.
 """
 
 from dropcluster_jax.clustering.grid import Grid
 from dropcluster_jax.clustering.kmeans import KMeans
-from dropcluster_jax.clustering.quality import agreement, explained_variance
-from dropcluster_jax.clustering.state import Clusterer, ClusterState, resize
+from dropcluster_jax.clustering.quality import agreement, explained_variance, is_connected, mean_within_correlation
+from dropcluster_jax.clustering.rena import ReNA
+from dropcluster_jax.clustering.state import Clusterer, ClusterState, cluster_sizes, resize
 
-__all__ = ["ClusterState", "Clusterer", "Grid", "KMeans", "agreement", "explained_variance", "resize"]
+__all__ = [
+    "ClusterState",
+    "Clusterer",
+    "Grid",
+    "KMeans",
+    "ReNA",
+    "agreement",
+    "cluster_sizes",
+    "explained_variance",
+    "is_connected",
+    "mean_within_correlation",
+    "resize",
+]

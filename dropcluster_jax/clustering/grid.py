@@ -76,9 +76,15 @@ class Grid:
             TypeError, ValueError: `x` is not floating-point, or of another shape than the clusters.
         """
         check_activations(x, state)
-        units = geometry.correlation_units(x, self.per_channel, axis_name)
-        labels = state.labels.reshape(-1, state.labels.shape[-1]).T
-        return accept(state, state.labels, geometry.explained(units, labels, state.sizes.shape[0]), units.finite)
+        num_clusters = state.sizes.shape[0]
+        explained, finite = geometry.map_groups(
+            lambda group, labels: geometry.explained(group, labels, num_clusters),
+            x,
+            geometry.by_group(state.labels),
+            axis_name=axis_name,
+            per_position=num_clusters,
+        )
+        return accept(state, state.labels, explained, finite)
 
 
 def tile_labels(spatial: tuple[int, ...], num_clusters: int) -> Int[np.ndarray, "*spatial"]:
@@ -101,6 +107,21 @@ def tile_labels(spatial: tuple[int, ...], num_clusters: int) -> Int[np.ndarray, 
         labels.append(np.broadcast_to(tile_labels(tuple(rest), count) + first, (height, *rest)))
         first += count
     return np.concatenate(labels)
+
+
+def coordinates(spatial: tuple[int, ...]) -> Float[np.ndarray, "positions dims"]:
+    """Where each position lies, in [0, 1]^d; a dimension of length 1 is at 0."""
+    axes = np.meshgrid(*(np.linspace(0.0, 1.0, length) for length in spatial), indexing="ij")
+    return np.stack(axes, axis=-1).reshape(math.prod(spatial), len(spatial)).astype(np.float32)
+
+
+def edges(spatial: tuple[int, ...]) -> Int[np.ndarray, "2 edges"]:
+    """The two ends of each pair of positions that are neighbours along one dimension, the lower one first."""
+    positions = np.arange(math.prod(spatial), dtype=np.int32).reshape(spatial)
+    ends = [
+        (np.delete(positions, -1, axis).ravel(), np.delete(positions, 0, axis).ravel()) for axis in range(len(spatial))
+    ]
+    return np.concatenate(ends, axis=1)
 
 
 def _shares(total: int, parts: int) -> Int[np.ndarray, " parts"]:

@@ -1,18 +1,26 @@
 """k-means in the correlation geometry: seeded anew at the first update, warm from the current labels ever after."""
 
 import dataclasses
+import functools
+import math
+from collections.abc import Sequence
 
 import jax
 import jax.numpy as jnp
-from jaxtyping import Array, Float, Int
+import numpy as np
+from jaxtyping import Array, Bool, Float, Int
 
 from dropcluster_jax.clustering import units as geometry
 from dropcluster_jax.clustering.grid import Grid
+from dropcluster_jax.clustering.grid import coordinates as coordinates_of
 from dropcluster_jax.clustering.state import ClusterState, accept, check_activations
-from dropcluster_jax.clustering.units import Centroids, Units
+from dropcluster_jax.clustering.units import Group
 
-# Candidates tried for each seed, of which the best is taken (greedy k-means++, as scikit-learn does).
-_CANDIDATES = 4
+# Candidates tried for each seed, of which the best is taken (greedy k-means++, as in scikit-learn).
+_CANDIDATES = 8
+# Seeds are sought among every n-th position, n at most this, where that leaves so many positions for each cluster.
+_MOST_STRIDE = 5
+_LEAST_SAMPLE = 8
 # A unit leaves its cluster only for one that is nearer by more than rounding could make it.
 _LEAST_GAIN = 1e-6
 
@@ -34,7 +42,7 @@ class KMeans:
     Attributes:
         num_clusters: the number of clusters K, `1 <= K <= positions`; or
         cluster_size: the mean number of positions in a cluster: `K = max(1, round(positions / cluster_size))`.
-        iterations: Lloyd iterations in an update.
+        iterations: Lloyd iterations in an update, at most; it ends early where no unit moves.
         spatial_weight: adds `spatial_weight * |position - mean position of the cluster|^2` to the squared distance,
             with positions in [0, 1]^d: keeps clusters compact.
         per_channel: whether each channel has labels of its own.
@@ -106,132 +114,190 @@ class KMeans:
             ValueError: `x` has another shape than the clusters.
         """
         check_activations(x, state)
-        *spatial, groups = state.labels.shape
-        num_clusters = state.sizes.shape[0]
-        units = geometry.correlation_units(x, self.per_channel, axis_name)
-        space = _Space(units, tuple(spatial), self.spatial_weight, num_clusters)
-        old = state.labels.reshape(-1, groups).T
+        return _update(self, state, x, axis_name)
 
-        labels = jax.lax.cond(state.count == 0, lambda: _seed(space), lambda: old)
-        # While they iterate, dead positions belong to no cluster: their label is out of range.
-        labels = jnp.where(space.live, labels, num_clusters)
-        labels = jax.lax.fori_loop(0, self.iterations, lambda _, labels: _lloyd(space, labels), labels)
-        labels = _join_nearest(space, labels)
-        labels = jnp.where(jnp.any(space.live, axis=1, keepdims=True), labels, old)
 
-        explained = geometry.explained(units, labels, num_clusters)
-        return accept(state, labels.T.reshape(state.labels.shape), explained, units.finite)
+# Compiled here too, for those who call it outside of `jit`: control flow is slow op by op.
+@functools.partial(jax.jit, static_argnums=(0, 3))
+def _update(clusterer: KMeans, state: ClusterState, x: Array, axis_name: str | None) -> ClusterState:
+    *spatial, groups = state.labels.shape
+    num_clusters = state.sizes.shape[0]
+    groups = state.labels.shape[-1]
+    first = state.count == 0
+    seeds = geometry.when(
+        first,
+        lambda _: _seeds(clusterer, x, groups, num_clusters, axis_name),
+        jnp.zeros((groups, num_clusters), jnp.int32),
+    )
+    if axis_name is not None:
+        x = geometry.after(x, seeds)
+
+    def cluster(
+        group: Group, old: Int[Array, " positions"], seeds: Int[Array, " clusters"]
+    ) -> tuple[Int[Array, " positions"], Float[Array, ""]]:
+        space = _Space(group, tuple(spatial), clusterer.spatial_weight, num_clusters)
+        labels = geometry.when(first, lambda _: space.nearest(seeds), old)
+        labels = _iterate(space, labels, clusterer.iterations)
+        labels = jnp.where(jnp.any(space.live), labels, old)
+        return labels, geometry.explained(group, labels, num_clusters)
+
+    (labels, explained), finite = geometry.map_groups(
+        cluster, x, geometry.by_group(state.labels), seeds, axis_name=axis_name, per_position=2 * num_clusters
+    )
+    return accept(state, labels.T.reshape(state.labels.shape), explained, finite)
 
 
 class _Space:
-    """The units of a probe batch together with where they lie: what distances are measured in."""
+    """The units of a group together with where they lie: what distances are measured in."""
 
-    def __init__(self, units: Units, spatial: tuple[int, ...], spatial_weight: float, num_clusters: int):
-        self.units = units
-        self.live = jnp.any(units.live, axis=1)  # (groups, positions)
-        self.coordinates = jnp.asarray(geometry.coordinates(spatial))  # (positions, dims)
+    def __init__(self, group: Group, spatial: tuple[int, ...], spatial_weight: float, num_clusters: int):
+        self.group = group
+        self.live = jnp.any(group.live, axis=0)  # (positions,)
+        self.coordinates = jnp.asarray(coordinates_of(spatial))  # (positions, dims)
         self.spatial_weight = spatial_weight
         self.num_clusters = num_clusters
 
-    def mean_positions(self, labels: Int[Array, "groups positions"]) -> Float[Array, "groups clusters dims"]:
-        """The mean position of each cluster's members; 0 where it has none."""
-        member = jax.nn.one_hot(labels, self.num_clusters)
-        sums = jnp.einsum("gpk,pd->gkd", member, self.coordinates, precision=jax.lax.Precision.HIGHEST)
-        return sums / jnp.maximum(jnp.sum(member, axis=1), 1.0)[..., None]
-
-    def spatial_distances(self, places: Float[Array, "groups n dims"]) -> Float[Array, "groups positions n"]:
-        """The squared distance of each position to each place."""
-        return jnp.sum(jnp.square(self.coordinates[:, None] - places[:, None]), axis=-1)
-
-    def distances(
-        self, centres: Centroids, places: Float[Array, "groups n dims"]
-    ) -> Float[Array, "groups positions n"]:
-        """The squared distance of each unit to each centre, with the spatial term if there is one."""
-        distances = geometry.squared_distances(self.units, centres)
+    def distances_to_centroids(self, member: Float[Array, "clusters positions"]) -> Float[Array, "positions clusters"]:
+        """The squared distance of each unit to each cluster's centroid; infinite where it has no member."""
+        distances = geometry.squared_distances(self.group, geometry.centroids(member))
         if self.spatial_weight:
-            distances += self.spatial_weight * self.spatial_distances(places)
-        return distances
+            distances += self.spatial_weight * _spatial_distances(self.coordinates, self.mean_positions(member))
+        return jnp.where(jnp.any(member > 0, axis=1), distances, jnp.inf)
+
+    def nearest(self, seeds: Int[Array, " clusters"]) -> Int[Array, " positions"]:
+        """Which of the units at some positions is the nearest, the first of equals."""
+        distances = geometry.squared_distances(self.group, lambda vectors, live: vectors[seeds])
+        if self.spatial_weight:
+            distances += self.spatial_weight * _spatial_distances(self.coordinates, self.coordinates[seeds])
+        return jnp.argmin(distances, axis=1).astype(jnp.int32)
+
+    def mean_positions(self, member: Float[Array, "clusters positions"]) -> Float[Array, "clusters dims"]:
+        """The mean position of each cluster's members; 0 where it has none."""
+        return geometry.product(member, self.coordinates) / jnp.maximum(jnp.sum(member, axis=1), 1.0)[:, None]
 
 
-def _lloyd(space: _Space, labels: Int[Array, "groups positions"]) -> Int[Array, "groups positions"]:
-    """One Lloyd iteration: centroids of the labels, each live unit to the nearest, emptied clusters filled again."""
-    centres = geometry.centroids(space.units, labels, space.num_clusters)
-    distances = space.distances(centres, space.mean_positions(labels))
-    own = jnp.take_along_axis(distances, jnp.minimum(labels, space.num_clusters - 1)[..., None], axis=-1)[..., 0]
-    least = jnp.min(distances, axis=-1)
-    leave = least < own - _LEAST_GAIN
-    labels = jnp.where(leave, jnp.argmin(distances, axis=-1), labels)
+def _spatial_distances(places: Float[Array, "n dims"], others: Float[Array, "m dims"]) -> Float[Array, "n m"]:
+    """The squared distance of each place to each other one."""
+    return jnp.sum(jnp.square(places[:, None] - others), axis=-1)
+
+
+def _iterate(space: _Space, labels: Int[Array, " positions"], iterations: int) -> Int[Array, " positions"]:
+    """Lloyd iterations until no unit moves, at most so many; then the positions that do not vary join."""
+    # While they iterate, dead positions belong to no cluster: their label is out of range.
     labels = jnp.where(space.live, labels, space.num_clusters)
-    own = jnp.where(leave, least, own)
 
-    empty = ~jnp.any(jax.nn.one_hot(labels, space.num_clusters, dtype=bool), axis=1)
-    return jax.lax.cond(jnp.any(empty), lambda: _fill(space, labels, own, empty), lambda: labels)
+    def goes_on(carry: tuple[Array, Array, Array]) -> Array:
+        i, moved, _ = carry
+        return (i < iterations) & moved
+
+    def iteration(carry: tuple[Array, Array, Array]) -> tuple[Array, Array, Array]:
+        i, _, labels = carry
+        moved_to = _lloyd(space, labels)
+        return i + 1, jnp.any(moved_to != labels), moved_to
+
+    labels = jax.lax.while_loop(goes_on, iteration, (jnp.array(0), jnp.array(True), labels))[2]
+    return geometry.when(jnp.any(labels == space.num_clusters), lambda labels: _join_nearest(space, labels), labels)
+
+
+def _lloyd(space: _Space, labels: Int[Array, " positions"]) -> Int[Array, " positions"]:
+    """One Lloyd iteration: centroids of the labels, each live unit to the nearest, emptied clusters filled again."""
+    member = geometry.membership(labels, space.num_clusters)
+    # A unit's own cluster is favoured by what rounding could make of a tie.
+    distances = space.distances_to_centroids(member) - _LEAST_GAIN * member.T
+    labels = jnp.where(space.live, jnp.argmin(distances, axis=1).astype(labels.dtype), space.num_clusters)
+    empty = ~jnp.any(geometry.membership(labels, space.num_clusters) > 0, axis=1)
+    return geometry.when(jnp.any(empty), lambda labels: _fill(space, labels, jnp.min(distances, axis=1), empty), labels)
 
 
 def _fill(
     space: _Space,
-    labels: Int[Array, "groups positions"],
-    own: Float[Array, "groups positions"],
-    empty: Array,
-) -> Int[Array, "groups positions"]:
+    labels: Int[Array, " positions"],
+    own: Float[Array, " positions"],
+    empty: Bool[Array, " clusters"],
+) -> Int[Array, " positions"]:
     """Give each empty cluster the unit farthest from its centroid, of those that are not the nearest to theirs.
 
     The nearest stay, so that no cluster is emptied to fill another; dead positions come last, in their order. There
     are always enough, as there are at least as many positions as clusters.
     """
-    positions = labels.shape[1]
-
-    def one(labels: Array, own: Array, empty: Array, live: Array) -> Array:
-        member = labels[:, None] == jnp.arange(space.num_clusters)
-        nearest = jnp.argmin(jnp.where(member, own[:, None], jnp.inf), axis=0)
-        stays = jnp.zeros(positions, bool).at[jnp.where(empty, positions, nearest)].set(True, mode="drop")
-        order = jnp.argsort(jnp.where(stays, -2.0, jnp.where(live, own, -1.0)), descending=True, stable=True)
-        nth_empty = jnp.cumsum(empty) - 1
-        chosen = jnp.where(empty, order[nth_empty], positions)
-        return labels.at[chosen].set(jnp.arange(space.num_clusters, dtype=labels.dtype), mode="drop")
-
-    return jax.vmap(one)(labels, own, empty, space.live)
+    positions, clusters = len(labels), jnp.arange(space.num_clusters)
+    nearest = jnp.argmin(jnp.where(labels == clusters[:, None], own, jnp.inf), axis=1)
+    stays = jnp.zeros(positions, bool).at[jnp.where(empty, positions, nearest)].set(True, mode="drop")
+    order = jnp.argsort(jnp.where(stays, -2.0, jnp.where(space.live, own, -1.0)), descending=True, stable=True)
+    nth_empty = jnp.cumsum(empty) - 1
+    chosen = jnp.where(empty, order[nth_empty], positions)
+    return labels.at[chosen].set(clusters.astype(labels.dtype), mode="drop")
 
 
-def _join_nearest(space: _Space, labels: Int[Array, "groups positions"]) -> Int[Array, "groups positions"]:
+def _join_nearest(space: _Space, labels: Int[Array, " positions"]) -> Int[Array, " positions"]:
     """Positions that belong to no cluster join the one whose mean position is nearest."""
-    has_members = jnp.any(jax.nn.one_hot(labels, space.num_clusters, dtype=bool), axis=1)
-    distances = space.spatial_distances(space.mean_positions(labels))
-    nearest = jnp.argmin(jnp.where(has_members[:, None], distances, jnp.inf), axis=-1)
+    member = geometry.membership(labels, space.num_clusters)
+    distances = _spatial_distances(space.coordinates, space.mean_positions(member))
+    nearest = jnp.argmin(jnp.where(jnp.any(member > 0, axis=1), distances, jnp.inf), axis=1)
     return jnp.where(labels < space.num_clusters, labels, nearest.astype(labels.dtype))
 
 
-def _seed(space: _Space) -> Int[Array, "groups positions"]:
+def _seeds(
+    clusterer: KMeans,
+    x: Float[Array, "batch *spatial channels"],
+    groups: int,
+    num_clusters: int,
+    axis_name: str | None,
+) -> Int[Array, "groups clusters"]:
     """Greedy k-means++: each next seed is the best of a few candidates drawn by their squared distance so far.
 
-    Returns the label of the nearest seed. The choices depend on distances summed over replicas alone.
+    Where there are many more positions than clusters, every n-th stands for its neighbours. The choices depend on
+    distances summed over replicas alone.
+
+    Returns:
+        The positions of the seeds, some twice where there are fewer different units than clusters.
     """
-    groups, positions = space.live.shape
-    key = jax.random.key(0, impl="threefry2x32")  # fixed, and the same draws on every backend
+    batch, *spatial, channels = x.shape
+    positions = math.prod(spatial)
+    stride = _stride(spatial, num_clusters)
+    sample = np.arange(0, positions, stride)
+    coordinates = jnp.asarray(coordinates_of(tuple(spatial))[sample])
+    # A fixed key: the same draws everywhere. Each step draws from these bits, moved on by the golden ratio.
+    key = jax.random.key(0, impl="threefry2x32")
+    bits = jax.random.bits(key, (_CANDIDATES, len(sample)))
 
-    def pick(step: Array | int, weights: Float[Array, "groups positions"], candidates: int) -> Array:
-        cumulative = jnp.cumsum(weights, axis=1)
-        draw = jax.random.uniform(jax.random.fold_in(key, step), (groups, candidates)) * cumulative[:, -1:]
-        index = jnp.sum(cumulative[:, None] <= draw[..., None], axis=-1)
-        return jnp.minimum(index, positions - 1)
+    def draw(step: Array | int, weights: Float[Array, " sample"]) -> Int[Array, " candidates"]:
+        # A race: the one that arrives first, after an exponential time at the rate of its weight, is drawn. Rounding
+        # in one weight then changes no draw but of near ties, whereas it shifts all of a cumulative sum.
+        moved = bits + jnp.asarray(step, jnp.uint32) * jnp.uint32(0x9E3779B9)
+        times = -jnp.log((moved >> 8).astype(jnp.float32) * 2**-24 + 2**-25)
+        return jnp.argmin(jnp.where(weights > 0, times / weights, jnp.inf), axis=1)
 
-    def distances_to(index: Int[Array, "groups n"]) -> Float[Array, "groups positions n"]:
-        units = space.units
-        vectors = jnp.take_along_axis(units.vectors, index[:, None, None], axis=-1)
-        live = jnp.take_along_axis(space.live, index, axis=1)
-        distances = space.distances(Centroids(vectors, live), space.coordinates[index])
-        # None is drawn and none is far where nothing varies.
-        return jnp.where(space.live[..., None], distances, 0.0)
+    def seeds_of(group: Group, _: Array) -> Int[Array, " clusters"]:
+        live = jnp.any(group.live, axis=0)
 
-    def step(i: Array, carry: tuple[Array, Array]) -> tuple[Array, Array]:
-        labels, least = carry
-        # A weight of 0 everywhere (fewer different units than clusters) draws the last position: a cluster that
-        # stays empty and is filled later.
-        candidates = distances_to(pick(i, least, _CANDIDATES))
-        best = jnp.argmin(jnp.sum(jnp.minimum(least[..., None], candidates), axis=1), axis=1)
-        distances = jnp.take_along_axis(candidates, best[:, None, None], axis=-1)[..., 0]
-        return jnp.where(distances < least, i, labels), jnp.minimum(distances, least)
+        def distances_to(index: Int[Array, " n"]) -> Float[Array, "n sample"]:
+            distances = geometry.squared_distances(group, lambda vectors, live: vectors[index]).T
+            if clusterer.spatial_weight:
+                distances += clusterer.spatial_weight * _spatial_distances(coordinates[index], coordinates)
+            # None is drawn and none is far where nothing varies; nor at a distance that rounding could make.
+            return jnp.where(live & (distances > _LEAST_GAIN), distances, 0.0)
 
-    first = distances_to(pick(0, space.live.astype(jnp.float32), 1))[..., 0]
-    labels = jnp.zeros((groups, positions), jnp.int32)
-    return jax.lax.fori_loop(1, space.num_clusters, step, (labels, first))[0]
+        def step(i: Array, carry: tuple[Array, Array]) -> tuple[Array, Array]:
+            seeds, least = carry
+            # Weights of 0 everywhere (fewer different units than clusters) draw the first position.
+            candidates = draw(i, least)
+            distances = distances_to(candidates)
+            best = jnp.argmin(jnp.sum(jnp.minimum(least, distances), axis=1))
+            return seeds.at[i].set(candidates[best]), jnp.minimum(distances[best], least)
+
+        first = draw(0, live.astype(jnp.float32))[:1]
+        seeds = jnp.zeros(num_clusters, jnp.int32).at[0].set(first[0])
+        return jax.lax.fori_loop(1, num_clusters, step, (seeds, distances_to(first)[0]))[0]
+
+    some = x.reshape(batch, positions, channels)[:, ::stride]
+    seeds, _ = geometry.map_groups(
+        seeds_of, some, jnp.arange(groups), axis_name=axis_name, per_position=2 * _CANDIDATES
+    )
+    return jnp.asarray(sample)[seeds]
+
+
+def _stride(spatial: Sequence[int], num_clusters: int) -> int:
+    """Of how many positions one is looked at while seeding: coprime to the rows, so that all columns are among them."""
+    most = max(1, min(_MOST_STRIDE, math.prod(spatial) // (_LEAST_SAMPLE * num_clusters)))
+    return next(stride for stride in range(most, 0, -1) if math.gcd(stride, spatial[-1]) == 1)

@@ -1,11 +1,17 @@
 """Measures of a clustering, as plain functions of labels and activations."""
 
+import functools
+import math
+from collections.abc import Callable
+
 import jax
 import jax.numpy as jnp
 import numpy as np
-from jaxtyping import Array, Float, Int
+from jaxtyping import Array, Bool, Float, Int
 
 from dropcluster_jax.clustering import units as geometry
+from dropcluster_jax.clustering.grid import edges
+from dropcluster_jax.clustering.state import check_shapes
 
 
 def explained_variance(
@@ -27,6 +33,9 @@ def explained_variance(
     Returns:
         float32 in [0, 1], one for each group; 0 where no unit varies.
 
+    Raises:
+        TypeError, ValueError: `x` is not floating-point, or of another shape than the labels.
+
     Example:
         >>> import jax, jax.numpy as jnp
         >>> signal = jax.random.normal(jax.random.key(0), (50, 2))
@@ -34,14 +43,107 @@ def explained_variance(
         >>> [round(float(explained_variance(jnp.array(l)[:, None], x, 2)[0]), 2) for l in ([0, 0, 1, 1], [0, 0, 0, 0])]
         [1.0, 0.0]
     """
-    units = geometry.correlation_units(x, labels.shape[-1] > 1, axis_name)
-    return geometry.explained(units, labels.reshape(-1, labels.shape[-1]).T, num_clusters)
+    return _measure(geometry.explained, labels, x, num_clusters, axis_name)
+
+
+def mean_within_correlation(
+    labels: Int[Array, "*spatial groups"],
+    x: Float[Array, "batch *spatial channels"],
+    num_clusters: int,
+    axis_name: str | None = None,
+) -> Float[Array, " groups"]:
+    """The mean correlation of two units of one cluster, over all pairs of different live units of one channel.
+
+    With `s_k` the sum of the vectors of cluster k and `n_k` their number: `sum (|s_k|^2 - n_k) / sum n_k (n_k - 1)`,
+    over clusters and, where they share labels, channels.
+
+    Args:
+        labels: int32 labels; `groups` is 1 (shared by all channels) or the number of channels.
+        x: activations of the same spatial shape.
+        num_clusters: the number of clusters; labels lie in `[0, num_clusters)`.
+        axis_name: a mapped axis over which the batch is split, if any.
+
+    Returns:
+        float32 in [-1, 1], one for each group; 0 where no cluster has two live units.
+
+    Raises:
+        TypeError, ValueError: `x` is not floating-point, or of another shape than the labels.
+
+    Example:
+        >>> import jax, jax.numpy as jnp
+        >>> signal = jax.random.normal(jax.random.key(0), (50, 2))
+        >>> x = signal[:, jnp.array([0, 0, 1, 1]), None]  # positions 0, 1 and positions 2, 3 respond alike
+        >>> [round(float(mean_within_correlation(jnp.array(l)[:, None], x, 2)[0]), 2) for l in ([0, 0, 1, 1], [0] * 4)]
+        [1.0, 0.24]
+    """
+    return _measure(geometry.within_correlation, labels, x, num_clusters, axis_name)
+
+
+@functools.partial(jax.jit, static_argnums=(0, 3, 4))
+def _measure(
+    measure: Callable[[geometry.Group, Array, int], Float[Array, ""]],
+    labels: Array,
+    x: Array,
+    num_clusters: int,
+    axis_name: str | None,
+) -> Float[Array, " groups"]:
+    check_shapes(x, labels)
+
+    def one(group: geometry.Group, labels: Array) -> Float[Array, ""]:
+        return measure(group, labels, num_clusters)
+
+    return geometry.map_groups(one, x, geometry.by_group(labels), axis_name=axis_name, per_position=num_clusters)[0]
+
+
+def is_connected(
+    labels: Int[Array | np.ndarray, "*spatial groups"], num_clusters: int
+) -> Bool[Array, "clusters groups"]:
+    """Whether each cluster is connected: from each of its positions one can step to any other within it.
+
+    A step goes to a neighbour along one dimension. No position at all is connected too.
+
+    Args:
+        labels: int32 labels, in `[0, num_clusters)`.
+        num_clusters: the number of clusters.
+
+    Returns:
+        One for each cluster of each group.
+
+    Example:
+        >>> import jax.numpy as jnp
+        >>> is_connected(jnp.array([0, 0, 1, 0, 2])[:, None], 4)[:, 0].tolist()
+        [False, True, True, True]
+    """
+    return _is_connected(jnp.asarray(labels), num_clusters)
+
+
+@functools.partial(jax.jit, static_argnums=1)
+def _is_connected(labels: Int[Array, "*spatial groups"], num_clusters: int) -> Bool[Array, "clusters groups"]:
+    *spatial, _ = labels.shape
+    first, second = edges(tuple(spatial))
+    positions = math.prod(spatial)
+
+    def one(labels: Int[Array, " positions"]) -> Bool[Array, " clusters"]:
+        inside = labels[first] == labels[second]
+
+        def spread(carry: tuple[Array, Array]) -> tuple[Array, Array]:
+            """Each position takes the lowest position that it or a neighbour knows of, and what that one knows."""
+            lowest, _ = carry
+            across = jnp.where(inside, jnp.minimum(lowest[first], lowest[second]), positions)
+            known = lowest.at[first].min(across).at[second].min(across)
+            known = known[known]
+            return known, jnp.any(known != lowest)
+
+        lowest, _ = jax.lax.while_loop(lambda carry: carry[1], spread, (jnp.arange(positions), jnp.array(True)))
+        parts = jnp.bincount(jnp.where(lowest == jnp.arange(positions), labels, num_clusters), length=num_clusters)
+        return parts <= 1
+
+    return jax.lax.map(one, geometry.by_group(labels)).T
 
 
 def agreement(
     labels: Int[Array | np.ndarray, "*spatial groups"],
     other: Int[Array | np.ndarray, "*spatial groups"],
-    num_clusters: int,
 ) -> Float[Array, " groups"]:
     """The adjusted Rand index of two clusterings of the same positions, whatever the names of their clusters.
 
@@ -52,31 +154,45 @@ def agreement(
     Args:
         labels: int32 labels.
         other: of the same shape.
-        num_clusters: labels of both lie in `[0, num_clusters)`.
 
     Returns:
         float32, one for each group: 1 for equal partitions, about 0 for unrelated ones.
+
+    Raises:
+        ValueError: the shapes differ.
 
     References:
         Hubert, Arabie, "Comparing partitions", Journal of Classification 2, 1985.
 
     Example:
         >>> one, renamed, half = (jnp.array(l)[:, None] for l in ([0, 0, 1, 1], [1, 1, 0, 0], [0, 0, 0, 1]))
-        >>> agreement(one, renamed, 2).tolist(), agreement(one, half, 2).tolist()
+        >>> agreement(one, renamed).tolist(), agreement(one, half).tolist()
         ([1.0], [0.0])
     """
+    if labels.shape != other.shape:
+        raise ValueError(f"other must have the shape of labels, {labels.shape}, got {other.shape}")
+    return _agreement(*(geometry.by_group(jnp.asarray(each)) for each in (labels, other)))
+
+
+@jax.jit
+def _agreement(
+    labels: Int[Array, "groups positions"], other: Int[Array, "groups positions"]
+) -> Float[Array, " groups"]:
+    positions = labels.shape[1]
 
     def pairs(counts: Array | float) -> Array | float:
         return counts * (counts - 1) / 2
 
-    member, member_other = (
-        jax.nn.one_hot(jnp.asarray(each).reshape(-1, each.shape[-1]), num_clusters) for each in (labels, other)
-    )
-    counts = jnp.einsum("pgi,pgj->gij", member, member_other, precision=jax.lax.Precision.HIGHEST)
-    together = jnp.sum(pairs(counts), axis=(1, 2))
-    first, second = (jnp.sum(pairs(jnp.sum(counts, axis=axis)), axis=1) for axis in (2, 1))
-    expected = first * second / max(pairs(member.shape[0]), 1)
+    def together(labels: Array, other: Array) -> Float[Array, ""]:
+        """Pairs of positions that both put together. After sorting, equal pairs of labels are neighbours."""
+        sorted_labels, sorted_other = jax.lax.sort((labels, other), num_keys=2)
+        differs = (jnp.diff(sorted_labels) != 0) | (jnp.diff(sorted_other) != 0)
+        run = jnp.cumsum(jnp.concatenate([jnp.zeros(1, jnp.int32), differs]))
+        return jnp.sum(pairs(jnp.bincount(run, length=positions).astype(jnp.float32)))
+
+    both, first, second = (jax.vmap(together)(*two) for two in ((labels, other), (labels, labels), (other, other)))
+    expected = first * second / max(pairs(positions), 1)
     most = (first + second) / 2
     # Both put all positions together, or each by itself: they agree, and chance could do nothing else.
     trivial = most - expected <= 1e-6 * most
-    return jnp.where(trivial, 1.0, (together - expected) / jnp.where(trivial, 1.0, most - expected))
+    return jnp.where(trivial, 1.0, (both - expected) / jnp.where(trivial, 1.0, most - expected))

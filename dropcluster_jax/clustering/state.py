@@ -105,9 +105,14 @@ def check_activations(x: Array, state: ClusterState) -> None:
         TypeError: `x` is not of a floating-point type.
         ValueError: the spatial shape, or the channels where each has its own labels, differ from the clusters'.
     """
+    check_shapes(x, state.labels)
+
+
+def check_shapes(x: Array, labels: Array) -> None:
+    """Refuse activations that do not belong to these labels; the errors of `check_activations`."""
     if not jnp.issubdtype(x.dtype, jnp.floating):
         raise TypeError(f"x must be of a floating-point type, got {x.dtype}")
-    *spatial, groups = state.labels.shape
+    *spatial, groups = labels.shape
     if x.ndim != len(spatial) + 2 or x.shape[1:-1] != tuple(spatial):
         raise ValueError(
             f"x has shape {x.shape}, its spatial shape must be that of the clusters, {tuple(spatial)}. To go on at "

@@ -1,149 +1,272 @@
 """The correlation geometry: responses of units as vectors of length 1, whose dot products are correlations.
 
-A unit is one (position, channel); its vector is its response over the examples of a probe batch. Here also the
-three sums that clustering is made of: centroids, distances, and the variance that clusters explain. Each is a sum
-over examples, so that replicas which hold parts of the batch need only add them up.
+A unit is one (position, channel); its vector is its response over the examples of a probe batch. Here also the sums
+that clusterings are made of. Each is a sum over examples, so that replicas which hold parts of the batch need only
+add them up; and each is made for a few channels at a time, which bounds the memory and keeps a CPU in its cache.
 """
 
+import dataclasses
 import math
-from typing import NamedTuple
+from collections.abc import Callable
+from typing import Any
 
 import jax
 import jax.numpy as jnp
-import numpy as np
-from jaxtyping import Array, Bool, Float, Int, PyTree
+from jaxtyping import Array, Bool, Float, Int, PyTree, Shaped
 
 # A unit whose deviation is below this share of its largest value varies by rounding alone.
 _LEAST_DEVIATION = 1e-6
+# How many bytes of activations are worked on together: on a CPU what its cache holds, elsewhere enough to keep every
+# core busy. It changes the speed alone.
+_BYTES_AT_ONCE = {"cpu": 2 * 2**20}
+_BYTES_AT_ONCE_ELSEWHERE = 256 * 2**20
 
 
-class Units(NamedTuple):
-    """The units of a layer on a probe batch.
-
-    With labels per channel there are `channels` groups of one member each, else one group with all channels as
-    members.
+@dataclasses.dataclass(frozen=True)
+class Group:
+    """Units that share their labels: those of one channel, or of all.
 
     Attributes:
         vectors: centred over the (whole) batch, length 1; zero for a unit that does not vary.
         live: whether the unit varies.
-        finite: whether every activation was finite (and none so large that its square is not).
         axis_name: the mapped axis over which the batch is split, if any.
     """
 
-    vectors: Float[Array, "groups batch members positions"]
-    live: Bool[Array, "groups members positions"]
-    finite: Bool[Array, ""]
+    vectors: Float[Array, "members positions batch"]
+    live: Bool[Array, "members positions"]
     axis_name: str | None
 
-    def sum(self, partial: PyTree[Array]) -> PyTree[Array]:
-        """Add up partial sums over examples, over all replicas."""
-        return partial if self.axis_name is None else jax.lax.psum(partial, self.axis_name)
+    def sum(self, partial: Callable[..., Float[Array, "..."]], *rest: Array) -> Float[Array, "..."]:
+        """Add up `partial(vectors, live, *rest)` of each member, over all members and replicas.
 
+        Args:
+            partial: a function of one member's vectors, `(positions, batch)`, its `live`, and its part of the rest.
+            rest: more arrays with the members first.
+        """
 
-class Centroids(NamedTuple):
-    """Means of clusters.
+        def some(members: tuple[Array, ...]) -> Array:
+            alone = len(members[0]) == 1  # without a dimension of length 1, which slows XLA down
+            parts = partial(*(each[0] for each in members)) if alone else jax.vmap(partial)(*members)
+            total = parts if alone else jnp.sum(parts, axis=0)
+            return total if self.axis_name is None else jax.lax.psum(total, self.axis_name)
 
-    Attributes:
-        vectors: the mean over each cluster's live units; zero where a member (channel) has none.
-        live: whether the cluster has any live unit.
-    """
+        members = (self.vectors, self.live, *rest)
+        shape = jax.eval_shape(partial, *(each[0] for each in members))
+        chunk = _chunk(len(self.vectors), self.vectors[0].size + shape.size)
+        if chunk == len(self.vectors):
+            return some(members)
 
-    vectors: Float[Array, "groups batch members clusters"]
-    live: Bool[Array, "groups clusters"]
+        def add(i: Array, total: Array) -> Array:
+            return total + some(_chunks(members, i, chunk))
+
+        return jax.lax.fori_loop(0, len(self.vectors) // chunk, add, jnp.zeros(shape.shape, shape.dtype))
 
 
 def correlation_units(
-    x: Float[Array, "batch *spatial channels"], per_channel: bool, axis_name: str | None = None
-) -> Units:
+    x: Float[Array, "channels positions batch"], axis_name: str | None = None
+) -> tuple[Float[Array, "channels positions batch"], Bool[Array, "channels positions"], Bool[Array, ""]]:
     """Centre each unit's response over the examples and scale it to length 1.
 
     Then `<u_p, u_q>` is the correlation of units p and q, and `|u_p - u_q|^2 = 2 (1 - correlation)`.
 
     Args:
-        x: activations; converted to float32.
-        per_channel: whether each channel is a group of its own.
+        x: activations, float32.
         axis_name: a mapped axis over which the batch is split, if any.
 
     Returns:
-        The units, with a flag that is False where an activation is not finite.
+        The vectors, zero for units that do not vary; which units vary; and whether all activations are finite (and
+        none so large that its square is not).
 
     Example:
-        >>> x = jnp.array([[1.0, 5.0, 0.0], [2.0, 3.0, 0.0], [3.0, 1.0, 0.0]])[..., None]  # 3 examples, 3 positions
-        >>> units = correlation_units(x, per_channel=False)
-        >>> round(float(units.vectors[0, :, 0, 0] @ units.vectors[0, :, 0, 1]), 4), units.live[0, 0].tolist()
+        >>> x = jnp.array([[[1.0, 2.0, 3.0], [5.0, 3.0, 1.0], [0.0, 0.0, 0.0]]])  # 1 channel, 3 positions, 3 examples
+        >>> vectors, live, finite = correlation_units(x)
+        >>> round(float(vectors[0, 0] @ vectors[0, 1]), 4), live[0].tolist()
         (-1.0, [True, True, False])
     """
-    x = x.astype(jnp.float32).reshape(x.shape[0], -1, x.shape[-1])
     # Relative to its largest value a constant unit is exactly 0, in whatever order replicas add up.
-    largest = jnp.max(x, axis=0)
+    largest = jnp.max(x, axis=-1)
     if axis_name is not None:
         largest = jax.lax.pmax(largest, axis_name)
-    x = x - largest
-    total = jnp.sum(x, axis=0)
-    examples = x.shape[0]
+    x = x - largest[..., None]
+    total, examples = jnp.sum(x, axis=-1), x.shape[-1]
     if axis_name is not None:
         total, examples = jax.lax.psum((total, examples), axis_name)
-    x = x - total / examples
-    square = jnp.sum(jnp.square(x), axis=0)
+    x = x - (total / examples)[..., None]
+    square = jnp.sum(jnp.square(x), axis=-1)
     if axis_name is not None:
         square = jax.lax.psum(square, axis_name)
-
     live = square > examples * jnp.square(_LEAST_DEVIATION * largest)
     scale = jnp.where(live, jax.lax.rsqrt(jnp.where(live, square, 1.0)), 0.0)
-    vectors = jnp.transpose(x * scale, (0, 2, 1))  # (batch, channels, positions)
-    live = live.T
-    vectors, live = (vectors.swapaxes(0, 1)[:, :, None], live[:, None]) if per_channel else (vectors[None], live[None])
-    return Units(vectors, live, jnp.all(jnp.isfinite(square)), axis_name)
+    return x * scale[..., None], live, jnp.all(jnp.isfinite(square))
 
 
-def coordinates(spatial: tuple[int, ...]) -> Float[np.ndarray, "positions dims"]:
-    """Where each position lies, in [0, 1]^d; a dimension of length 1 is at 0."""
-    axes = np.meshgrid(*(np.linspace(0.0, 1.0, length) for length in spatial), indexing="ij")
-    return np.stack(axes, axis=-1).reshape(math.prod(spatial), len(spatial)).astype(np.float32)
+def map_groups(
+    function: Callable[..., PyTree[Array]],
+    x: Float[Array, "batch *spatial channels"],
+    *parts: Shaped[Array, "groups ..."],
+    axis_name: str | None,
+    per_position: int,
+) -> tuple[PyTree[Array], Bool[Array, ""]]:
+    """Do `function(group, *parts)` for each group of units, a few at a time.
 
+    With labels per channel there are `channels` groups of one member each, else one group with all channels as
+    members.
 
-def centroids(units: Units, labels: Int[Array, "groups positions"], num_clusters: int) -> Centroids:
-    """The mean of each cluster's live units. A label outside `[0, num_clusters)` belongs to none."""
-    member = jax.nn.one_hot(labels, num_clusters)
-    counts = _product("gmp,gpk->gmk", units.live, member)
-    sums = _product("gbmp,gpk->gbmk", units.vectors, member)
-    return Centroids(sums / jnp.maximum(counts, 1.0)[:, None], jnp.any(counts > 0, axis=1))
+    Args:
+        function: of a `Group` and its part of each array.
+        x: activations.
+        parts: arrays with the groups first; they say how many there are.
+        axis_name: the mapped axis over which the batch is split, if any.
+        per_position: how many numbers the function holds for each position, beside the activations.
 
-
-def squared_distances(units: Units, centres: Centroids) -> Float[Array, "groups positions clusters"]:
-    """The squared distance of each position to each centroid: the mean over channels, over a position's live ones.
-
-    Channels without any live unit do not count. A centroid without live units is infinitely far.
+    Returns:
+        The results with the groups first; and whether all activations were finite.
     """
-    cross = _product("gbmp,gbmk->gpk", units.vectors, centres.vectors)
-    cross, square = units.sum((cross, jnp.sum(jnp.square(centres.vectors), axis=1)))
-    own = jnp.sum(units.live, axis=1, dtype=jnp.float32)[..., None]
-    distances = own - 2.0 * cross + _product("gmp,gmk->gpk", units.live, square)
-    channels = jnp.sum(jnp.any(units.live, axis=2), axis=1, dtype=jnp.float32)
+    batch, channels, groups = x.shape[0], x.shape[-1], len(parts[0])
+    positions = math.prod(x.shape[1:-1])
+    # Transposed in the shape that it has: reshaped before, XLA would copy it once more.
+    x = jnp.transpose(x.astype(jnp.float32), (x.ndim - 1, *range(1, x.ndim - 1), 0)).reshape(channels, positions, batch)
+    if groups == 1:
+        vectors, live, finite = _correlation_units_in_place(x, axis_name)
+        result = function(Group(vectors, live, axis_name), *(each[0] for each in parts))
+        return jax.tree.map(lambda each: each[None], result), finite
+
+    def one(vectors: Array, live: Array, *parts: Array) -> PyTree[Array]:
+        return function(Group(vectors[None], live[None], axis_name), *parts)
+
+    def some(i: Array) -> tuple[PyTree[Array], Array]:
+        some_x, *some_parts = _chunks((x, *parts), i, chunk)
+        vectors, live, finite = correlation_units(some_x, axis_name)
+        return jax.vmap(one)(vectors, live, *some_parts), finite
+
+    chunk = _chunk(groups, positions * (batch + per_position))
+    results, finite = jax.lax.map(some, jnp.arange(groups // chunk))
+    return jax.tree.map(lambda each: each.reshape(groups, *each.shape[2:]), results), jnp.all(finite)
+
+
+def by_group(labels: Int[Array, "*spatial groups"]) -> Int[Array, "groups positions"]:
+    """The labels of each group, in a row."""
+    return labels.reshape(-1, labels.shape[-1]).T
+
+
+def _correlation_units_in_place(
+    x: Float[Array, "channels positions batch"], axis_name: str | None
+) -> tuple[Float[Array, "channels positions batch"], Bool[Array, "channels positions"], Bool[Array, ""]]:
+    """`correlation_units` of a few channels at a time, so that no second copy of all is held."""
+    channels, positions, batch = x.shape
+    chunk = _chunk(channels, positions * batch)
+
+    def step(i: Array, carry: tuple[Array, Array, Array]) -> tuple[Array, Array, Array]:
+        vectors, live, finite = carry
+        some, some_live, some_finite = correlation_units(*_chunks((vectors,), i, chunk), axis_name)
+        return (
+            jax.lax.dynamic_update_slice_in_dim(vectors, some, i * chunk, axis=0),
+            jax.lax.dynamic_update_slice_in_dim(live, some_live, i * chunk, axis=0),
+            finite & some_finite,
+        )
+
+    return jax.lax.fori_loop(0, channels // chunk, step, (x, jnp.zeros((channels, positions), bool), jnp.array(True)))
+
+
+def _chunk(number: int, elements: int) -> int:
+    """How many things of so many float32 numbers to work on together: a divisor of their number, at least 1."""
+    bytes_at_once = _BYTES_AT_ONCE.get(jax.default_backend(), _BYTES_AT_ONCE_ELSEWHERE)
+    most = max(1, bytes_at_once // (4 * elements))
+    return next(chunk for chunk in range(min(most, number), 0, -1) if number % chunk == 0)
+
+
+def _chunks(arrays: tuple[Array, ...], i: Array, chunk: int) -> tuple[Array, ...]:
+    """The i-th part of each array. A reshape, of which a loop takes the i-th row, would make XLA copy them all."""
+    return tuple(jax.lax.dynamic_slice_in_dim(each, i * chunk, chunk) for each in arrays)
+
+
+def when(predicate: Bool[Array, ""], function: Callable[[PyTree[Array]], PyTree[Array]], operand: PyTree[Array]) -> Any:
+    """`function(operand)` where the predicate holds, else `operand`.
+
+    A loop of at most one turn: under `vmap` it is left out where no example needs it; `lax.cond` would always run it.
+    """
+    return jax.lax.while_loop(
+        lambda carry: carry[0], lambda carry: (jnp.array(False), function(carry[1])), (predicate, operand)
+    )[1]
+
+
+def after(x: Float[Array, "..."], index: Int[Array, "..."]) -> Float[Array, "..."]:
+    """`x`, but not before `index` is known, integers of at least 0.
+
+    Where `psum` is used within one process, on several CPU devices, XLA crashes when two of them run at once (all carry
+    the same channel). So what sums over replicas is made to depend on what did so before. An optimization barrier does
+    not live long enough for that.
+    """
+    return jnp.where(index.ravel()[0] >= 0, x, 0.0)
+
+
+def membership(labels: Int[Array, " positions"], num_clusters: int) -> Float[Array, "clusters positions"]:
+    """1 where the position belongs to the cluster. A label outside `[0, num_clusters)` belongs to none."""
+    return (labels == jnp.arange(num_clusters)[:, None]).astype(jnp.float32)
+
+
+def product(left: Float[Array, "..."], right: Float[Array, "..."]) -> Float[Array, "..."]:
+    """The matrix product in full float32: by default accelerators would round to bfloat16 or tf32."""
+    return jnp.matmul(left, right, precision=jax.lax.Precision.HIGHEST)
+
+
+def squared_distances(
+    group: Group, points: Callable[[Array, Array], Float[Array, "points batch"]]
+) -> Float[Array, "positions points"]:
+    """The squared distance of each position to each point: the mean over channels, over a position's live ones.
+
+    Channels without any live unit do not count.
+
+    Args:
+        group: the units.
+        points: gives the points in one channel, centroids or units, from its vectors and their liveness.
+    """
+
+    def partial(vectors: Array, live: Array) -> Array:
+        there = points(vectors, live)
+        square = jnp.sum(jnp.square(there), axis=1)
+        return jnp.where(live[:, None], square, 0.0) - 2.0 * product(vectors, there.T)
+
+    own = jnp.sum(group.live, axis=0, dtype=jnp.float32)
+    channels = jnp.sum(jnp.any(group.live, axis=1), dtype=jnp.float32)
     # Rounding can take a distance of 0 below it.
-    distances = jnp.maximum(distances, 0.0) / jnp.maximum(channels, 1.0)[:, None, None]
-    return jnp.where(centres.live[:, None], distances, jnp.inf)
+    return jnp.maximum(own[:, None] + group.sum(partial), 0.0) / jnp.maximum(channels, 1.0)
 
 
-def explained(units: Units, labels: Int[Array, "groups positions"], num_clusters: int) -> Float[Array, " groups"]:
-    """1 - (variance within clusters) / (total variance) over each group's live units; 0 where nothing varies."""
-    member = jax.nn.one_hot(labels, num_clusters)
-    counts = _product("gmp,gpk->gmk", units.live, member)
-    sums = _product("gbmp,gpk->gbmk", units.vectors, member)
-    square, square_all = units.sum(
-        (jnp.sum(jnp.square(sums), axis=1), jnp.sum(jnp.square(jnp.sum(sums, axis=-1)), axis=1))
-    )
-    live = jnp.sum(counts, axis=-1)
-    overall = jnp.sum(square_all / jnp.maximum(live, 1.0), axis=1)
-    between = jnp.sum(square / jnp.maximum(counts, 1.0), axis=(1, 2)) - overall
-    units_live = jnp.sum(live, axis=1)
-    total = units_live - overall
+def centroids(
+    member: Float[Array, "clusters positions"],
+) -> Callable[[Array, Array], Float[Array, "clusters batch"]]:
+    """In one channel, the mean of each cluster's live units; zero where it has none."""
+
+    def points(vectors: Array, live: Array) -> Array:
+        counts = product(member, live.astype(jnp.float32))
+        return product(member, vectors) / jnp.maximum(counts, 1.0)[:, None]
+
+    return points
+
+
+def explained(group: Group, labels: Int[Array, " positions"], num_clusters: int) -> Float[Array, ""]:
+    """1 - (variance within clusters) / (total variance) over the group's live units; 0 where nothing varies."""
+    member = membership(labels, num_clusters)
+
+    def partial(vectors: Array, live: Array) -> Array:
+        counts = jnp.sum(jnp.where(live, member, 0.0), axis=1)
+        sums = product(member, vectors)
+        each = jnp.sum(jnp.sum(jnp.square(sums), axis=1) / jnp.maximum(counts, 1.0))
+        overall = jnp.sum(jnp.square(jnp.sum(sums, axis=0))) / jnp.maximum(jnp.sum(counts), 1.0)
+        return jnp.stack([each, overall])
+
+    each, overall = group.sum(partial)
+    units = jnp.sum(group.live, dtype=jnp.float32)
     # Units that all agree leave nothing to explain, but for rounding.
-    varies = total > 1e-6 * units_live
-    return jnp.where(varies, jnp.clip(between / jnp.where(varies, total, 1.0), 0.0, 1.0), 0.0)
+    varies = units - overall > 1e-6 * units
+    return jnp.where(varies, jnp.clip((each - overall) / jnp.where(varies, units - overall, 1.0), 0.0, 1.0), 0.0)
 
 
-def _product(subscripts: str, left: Array, right: Array) -> Array:
-    """Contract in full float32: by default accelerators would round to bfloat16 or tf32."""
-    left, right = left.astype(jnp.float32), right.astype(jnp.float32)
-    return jnp.einsum(subscripts, left, right, precision=jax.lax.Precision.HIGHEST)
+def within_correlation(group: Group, labels: Int[Array, " positions"], num_clusters: int) -> Float[Array, ""]:
+    """The mean correlation of two different live units of one channel and one cluster; 0 where there are none."""
+    member = membership(labels, num_clusters)
+    counts = product(group.live.astype(jnp.float32), member.T)
+    squares = group.sum(lambda vectors, live: jnp.sum(jnp.square(product(member, vectors))))
+    pairs = jnp.sum(counts * (counts - 1.0))
+    return jnp.where(pairs > 0, (squares - jnp.sum(group.live)) / jnp.maximum(pairs, 1.0), 0.0)

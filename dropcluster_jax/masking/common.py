@@ -7,7 +7,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 from jax.core import Tracer
-from jaxtyping import Array, ArrayLike, Bool, Float, Real, Shaped
+from jaxtyping import Array, ArrayLike, Bool, Float, Int, Real, Shaped
 
 Rate = Real[ArrayLike, ""]
 Rescale = Literal["kept", "rate"]
@@ -60,7 +60,7 @@ def rate_scale(rate: Rate) -> Float[Array, ""]:
     return jnp.where(kept > 0, 1.0 / jnp.where(kept > 0, kept, 1.0), 0.0)
 
 
-def kept_scale(kept: Shaped[Array, " batch"], units: int) -> Float[Array, " batch"]:
+def kept_scale(kept: Shaped[Array, " batch"], units: int | Int[Array, ""]) -> Float[Array, " batch"]:
     """`units / kept` for each example, under which a constant map keeps its sum; 0 where nothing was kept."""
     return jnp.where(kept > 0, units / jnp.maximum(kept, 1).astype(jnp.float32), 0.0)
 

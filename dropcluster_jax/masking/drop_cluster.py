@@ -28,18 +28,23 @@ def drop_cluster(
     rate: Rate,
     state: ClusterState,
     *,
+    min_explained: float = 0.0,
     rescale: Rescale = "kept",
 ) -> Float[Array, "batch *spatial channels"]:
     """Drop whole clusters, each with probability `rate`, independently in each example.
 
     Where channels have labels of their own, each (cluster, channel) is drawn by itself; else all channels of an example
-    share the draw. The expected dropped share is `rate`, whatever the sizes of the clusters.
+    share the draw. The expected dropped share is `rate`, whatever the sizes of the clusters; with `min_explained` it is
+    `rate` times the share of the channels that are not left alone.
 
     Args:
         key: a PRNG key.
         x: activations `(batch, *spatial, channels)`.
         rate: the probability of being dropped, in [0, 1]; may be traced.
         state: the clusters, of the spatial shape of `x`.
+        min_explained: structure on demand, in [0, 1]. A channel (with shared labels: the layer) whose clusters explain
+            less of the variance than this, by `state.explained`, is left alone: neither dropped nor rescaled. Nothing
+            is dropped before the first update then, as the grid explains nothing yet. 0: off.
         rescale: `"kept"` multiplies what is left by units / units kept, per example: a constant map keeps its sum
             exactly; `"rate"` by `1 / (1 - rate)`: each unit keeps its expectation exactly.
 
@@ -48,7 +53,7 @@ def drop_cluster(
 
     Raises:
         TypeError: `x` is not of a floating-point type.
-        ValueError: another shape than the clusters', a rate outside [0, 1], or an unknown `rescale`.
+        ValueError: another shape than the clusters', a rate or `min_explained` outside [0, 1], or an unknown `rescale`.
 
     References:
         Chen, Gautier, Aydore, "DropCluster: A structured dropout for convolutional networks", arXiv:2002.02997.
@@ -62,28 +67,58 @@ def drop_cluster(
         [[0.0, 0.0, 4.0, 4.0], [0.0, 0.0, 4.0, 4.0], [0.0, 0.0, 0.0, 0.0], [0.0, 0.0, 0.0, 0.0]]
     """
     check_rescale(rescale)
-    kept = _draw_clusters(key, x, rate, state)
+    kept = _draw_clusters(key, x, rate, state, min_explained)
+    sizes, units = state.sizes, math.prod(state.labels.shape)
+    dropping = _dropping(state, min_explained) if min_explained > 0 else None
+    if dropping is not None:
+        sizes, units = jnp.where(dropping, sizes, 0), math.prod(state.labels.shape[:-1]) * jnp.sum(dropping)
     if rescale == "rate":
         scale = rate_scale(rate)
     else:
-        units_kept = jnp.einsum("bkg,kg->b", kept.astype(jnp.int32), state.sizes)
-        scale = jnp.expand_dims(kept_scale(units_kept, math.prod(state.labels.shape)), tuple(range(1, x.ndim)))
+        units_kept = jnp.einsum("bkg,kg->b", kept.astype(jnp.int32), sizes)
+        scale = jnp.expand_dims(kept_scale(units_kept, units), tuple(range(1, x.ndim)))
+    if dropping is not None:
+        scale = jnp.where(dropping, scale, 1.0)
     return apply_mask(x, _unit_mask(kept, state.labels), scale)
 
 
 def drop_cluster_mask(
-    key: Array, x: Float[Array, "batch *spatial channels"], rate: Rate, state: ClusterState
+    key: Array,
+    x: Float[Array, "batch *spatial channels"],
+    rate: Rate,
+    state: ClusterState,
+    *,
+    min_explained: float = 0.0,
 ) -> Bool[Array, "batch *spatial groups"]:
     """The mask of `drop_cluster`: True = kept, `(batch, *spatial, channels or 1)`; the same arguments and errors."""
-    return _unit_mask(_draw_clusters(key, x, rate, state), state.labels)
+    return _unit_mask(_draw_clusters(key, x, rate, state, min_explained), state.labels)
 
 
-def _draw_clusters(key: Array, x: Array, rate: Rate, state: ClusterState) -> Bool[Array, "batch clusters groups"]:
+def _draw_clusters(
+    key: Array, x: Array, rate: Rate, state: ClusterState, min_explained: float
+) -> Bool[Array, "batch clusters groups"]:
     """Which clusters are kept."""
     check_units(x)
     check_rate(rate)
     check_activations(x, state)
-    return draw_kept(key, rate, (x.shape[0], *state.sizes.shape))
+    check_min_explained(min_explained)
+    kept = draw_kept(key, rate, (x.shape[0], *state.sizes.shape))
+    return kept | ~_dropping(state, min_explained) if min_explained > 0 else kept
+
+
+def check_min_explained(min_explained: float) -> None:
+    """Refuse what is no share of variance.
+
+    Raises:
+        ValueError: `min_explained` is outside [0, 1].
+    """
+    if not 0 <= min_explained <= 1:
+        raise ValueError(f"min_explained, a share of the variance, must be in [0, 1], got {min_explained}")
+
+
+def _dropping(state: ClusterState, min_explained: float) -> Bool[Array, " groups"]:
+    """The channels that are not left alone."""
+    return state.explained >= min_explained
 
 
 def _unit_mask(

@@ -9,6 +9,7 @@ from typing import Any, Literal
 from dropcluster_jax.models import ModelName
 
 Method = Literal["none", "dropout", "spatial", "block", "cluster"]
+Clustering = Literal["kmeans", "rena", "grid"]
 
 
 @dataclasses.dataclass(frozen=True)
@@ -35,8 +36,12 @@ class DropConfig:
     """The share that is dropped, once the ramp is over."""
     places: tuple[str, ...] = ("stage1", "stage2")
     """Where: stem, stage1, stage2, ..."""
+    clusterer: Clustering = "kmeans"
+    """How clusters are learned: k-means; ReNA, which makes connected ones; or a grid, which stays as it is."""
     cluster_size: float = 4.0
     """The mean number of positions in a cluster."""
+    min_explained: float = 0.0
+    """A layer (a channel, with per_channel) whose clusters explain less of the variance is left alone."""
     block_size: int = 3
     """The side of a block, for the method block."""
     per_channel: bool = False
@@ -85,6 +90,7 @@ class TrainConfig:
         _in_range("weight_decay", self.weight_decay, 0, math.inf)
         _in_range("seed", self.seed, 0, 2**32 - 1)
         _in_range("drop.rate", self.drop.rate, 0, 1)
+        _in_range("drop.min_explained", self.drop.min_explained, 0, 1)
         _in_range("drop.begin", self.drop.begin, 0, 1)
         _in_range("drop.full", self.drop.full, self.drop.begin, 1)
         _in_range("drop.update_every", self.drop.update_every, 1, math.inf)

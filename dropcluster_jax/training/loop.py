@@ -126,7 +126,7 @@ def agreement_of(state: ClusterState, other: ClusterState) -> float:
         for each in (state, other)
     )
     flat, flat_other = (np.reshape(each, (-1, each.shape[-2] * each.shape[-1])) for each in (groups, groups_other))
-    return float(np.mean(agreement(flat, flat_other, state.sizes.shape[-2])))
+    return float(np.mean(agreement(flat, flat_other)))
 
 
 def _describe(before: Any, after: Any) -> dict[str, dict[str, float]]:

@@ -54,6 +54,12 @@ class Progress:
                 f"{speed:,.0f} images/s" if speed else "",
             ]
             self.line.update(self.task, completed=record["step"], metrics="  ".join(filter(None, parts)))
+        elif record["event"] == "clusters":
+            layers = [
+                f"{name.removeprefix('drop_')} explain {layer['explained']:.0%}, agree {layer['agreement']:.2f}"
+                for name, layer in record["layers"].items()
+            ]
+            self.console.print(f"step {record['step']}/{self.num_steps}  clusters: {'; '.join(layers)}")
         elif record["event"] == "test":
             self.console.print(
                 f"step {record['step']}/{self.num_steps}  test loss {record['loss']:.3f}  "

@@ -19,7 +19,7 @@ import numpy as np
 import optax
 
 from dropcluster_jax import __version__
-from dropcluster_jax.clustering import KMeans
+from dropcluster_jax.clustering import Clusterer, Grid, KMeans, ReNA
 from dropcluster_jax.data import (
     Dataset,
     evaluation_batches,
@@ -163,11 +163,15 @@ def make_model(config: TrainConfig, num_classes: int, image_shape: tuple[int, ..
 
 def drop_layers(drop: DropConfig) -> dict[str, nn.Module]:
     """The drop layer of each place."""
+    clusterers: dict[str, Callable[..., Clusterer]] = {"kmeans": KMeans, "rena": ReNA, "grid": Grid}
     makers: dict[str, Callable[[], nn.Module]] = {
         "dropout": Dropout,
         "spatial": SpatialDropout,
         "block": lambda: DropBlock(block_size=drop.block_size, per_channel=drop.per_channel),
-        "cluster": lambda: DropCluster(KMeans(cluster_size=drop.cluster_size, per_channel=drop.per_channel)),
+        "cluster": lambda: DropCluster(
+            clusterers[drop.clusterer](cluster_size=drop.cluster_size, per_channel=drop.per_channel),
+            min_explained=drop.min_explained,
+        ),
     }
     return {} if drop.method == "none" else {place: makers[drop.method]() for place in drop.places}
 

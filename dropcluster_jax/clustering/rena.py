@@ -1,0 +1,228 @@
+"""ReNA, recursive nearest agglomeration: clusters that are connected, by merging neighbours on the grid."""
+
+import dataclasses
+import functools
+
+import jax
+import jax.numpy as jnp
+from jaxtyping import Array, Bool, Float, Int
+
+from dropcluster_jax.clustering import units as geometry
+from dropcluster_jax.clustering.grid import Grid, edges
+from dropcluster_jax.clustering.state import ClusterState, accept, check_activations
+from dropcluster_jax.clustering.units import Group
+
+# Squared distances of units are at most 4. A cluster prefers every living neighbour to one that does not vary.
+_TO_DEAD = 8.0
+_BETWEEN_DEAD = 16.0
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class ReNA:
+    """Connected clusters of positions whose responses correlate, by recursive nearest agglomeration.
+
+    Each position begins as a cluster. In every round each cluster merges with that of its neighbours on the grid whose
+    mean is nearest, and the mean of the new cluster is the mean of its parts' means. The number of clusters at least
+    halves each round; in the last round only the closest pairs merge, so that exactly the number asked for is left.
+    Of equally near neighbours that across the lower pair of positions is taken. Time and memory are linear in the
+    number of units.
+
+    Each update starts anew from the probe batch; the labels before have no influence. A unit that does not vary takes
+    no part in means; a position of none but such units is merged into a neighbour that varies as soon as it has one. A
+    channel without a unit that varies (with shared labels: a layer) keeps its labels.
+
+    Attributes:
+        num_clusters: the number of clusters K, `1 <= K <= positions`; or
+        cluster_size: the mean number of positions in a cluster: `K = max(1, round(positions / cluster_size))`.
+        per_channel: whether each channel has labels of its own.
+
+    Raises:
+        ValueError, TypeError: both or neither of `num_clusters` and `cluster_size`, or a value out of range.
+
+    Note:
+        On GPUs XLA adds the members of a cluster up in no fixed order, unless
+        `XLA_FLAGS=--xla_gpu_deterministic_ops=true` is set; near ties may then fall differently from run to run. The
+        replicas of one run agree in any case.
+
+    References:
+        Hoyos-Idrobo, Varoquaux, Kahn, Thirion, "Recursive Nearest Agglomeration (ReNA): fast clustering for
+        approximation of structured signals", IEEE TPAMI 41(3), 2019, algorithm 1.
+
+    Example:
+        >>> signal = jax.random.normal(jax.random.key(0), (64, 2))
+        >>> x = signal[:, jnp.array([0, 0, 1, 1, 1, 0]), None]  # 6 positions in a row follow two signals
+        >>> clusterer = ReNA(num_clusters=3)
+        >>> state = clusterer.update(clusterer.init(x.shape[1:]), x)
+        >>> state.labels[:, 0].tolist(), round(float(state.explained[0]), 3)
+        ([0, 0, 1, 1, 1, 2], 1.0)
+    """
+
+    num_clusters: int | None = None
+    cluster_size: float | None = None
+    per_channel: bool = False
+
+    def __post_init__(self) -> None:
+        self._grid()
+
+    def _grid(self) -> Grid:
+        return Grid(num_clusters=self.num_clusters, cluster_size=self.cluster_size, per_channel=self.per_channel)
+
+    def init(self, shape: tuple[int, ...]) -> ClusterState:
+        """The tiles of a regular grid; see `Grid.init`.
+
+        Args:
+            shape: `(*spatial, channels)`, an activation's shape without the batch.
+
+        Raises:
+            ValueError: no spatial dimension, a length below 1, or more clusters than positions.
+        """
+        return self._grid().init(shape)
+
+    def update(
+        self, state: ClusterState, x: Float[Array, "batch *spatial channels"], axis_name: str | None = None
+    ) -> ClusterState:
+        """Learn the clusters from a probe batch.
+
+        Args:
+            state: the clusters so far; it decides the number of clusters.
+            x: the layer's activations in evaluation mode, unmasked. If any is not finite the state is kept, and
+                `skipped` goes up by one.
+            axis_name: a mapped axis over which the batch is split, if any. All replicas find the same labels: up to
+                rounding those that one device with the whole batch would find.
+
+        Returns:
+            The next state, all arithmetic in float32.
+
+        Raises:
+            TypeError: `x` is not of a floating-point type.
+            ValueError: `x` has another shape than the clusters.
+        """
+        check_activations(x, state)
+        return _update(state, x, axis_name)
+
+
+# Compiled here too, for those who call it outside of `jit`: control flow is slow op by op.
+@functools.partial(jax.jit, static_argnums=2)
+def _update(state: ClusterState, x: Array, axis_name: str | None) -> ClusterState:
+    *spatial, _ = state.labels.shape
+    num_clusters = state.sizes.shape[0]
+    pairs = jnp.asarray(edges(tuple(spatial)))
+
+    def cluster(group: Group, old: Int[Array, " positions"]) -> tuple[Array, Array]:
+        labels = jnp.where(jnp.any(group.live), _agglomerate(group, pairs, num_clusters), old)
+        return labels, geometry.explained(group, labels, num_clusters)
+
+    per_position = 3 * x.shape[0]  # the clusters' means, and those at both ends of each edge
+    (labels, explained), finite = geometry.map_groups(
+        cluster, x, geometry.by_group(state.labels), axis_name=axis_name, per_position=per_position
+    )
+    return accept(state, labels.T.reshape(state.labels.shape), explained, finite)
+
+
+def _agglomerate(group: Group, pairs: Int[Array, "2 edges"], num_clusters: int) -> Int[Array, " positions"]:
+    """Merge until `num_clusters` are left."""
+    positions = group.live.shape[1]
+
+    def merge(carry: tuple[Array, Array, Array]) -> tuple[Array, Array, Array]:
+        labels, weights, number = carry
+        ends = labels[pairs]
+        costs = _costs(group, labels, weights, ends)
+        parents, edge = _nearest(ends, costs, positions)
+        excess = jnp.sum(parents != jnp.arange(positions)) > number - num_clusters
+        parents = geometry.when(excess, lambda parents: _closest(parents, costs[edge], number - num_clusters), parents)
+        merged, number = _components(parents, number)
+        return merged[labels], _share(group.live, labels, merged, weights), number
+
+    # What each live unit weighs in the mean of its cluster: the mean of means is not that of all members.
+    carry = jnp.arange(positions), group.live.astype(jnp.float32), jnp.array(positions)
+    return jax.lax.while_loop(lambda carry: carry[2] > num_clusters, merge, carry)[0]
+
+
+def _costs(
+    group: Group,
+    labels: Int[Array, " positions"],
+    weights: Float[Array, "members positions"],
+    ends: Int[Array, "2 edges"],
+) -> Float[Array, " edges"]:
+    """The squared distance between the means at both ends of each edge, over the channels in which both vary.
+
+    Infinite within a cluster. Means are zero where nothing varies.
+    """
+    positions = len(labels)
+
+    def partial(vectors: Array, _: Array, weights: Array, both: Array) -> Array:
+        means = jax.ops.segment_sum(weights[:, None] * vectors, labels, positions)
+        return jnp.where(both, jnp.sum(jnp.square(means[ends[0]] - means[ends[1]]), axis=1), 0.0)
+
+    alive = _alive(group.live, labels)
+    both = alive[:, ends[0]] & alive[:, ends[1]]
+    channels = jnp.sum(both, axis=0)
+    distances = group.sum(partial, weights, both) / jnp.maximum(channels, 1)
+    somewhere = jnp.any(alive, axis=0)
+    neither = ~somewhere[ends[0]] & ~somewhere[ends[1]]
+    # What is not finite is refused later; here it must not keep the loop from ending.
+    costs = jnp.where((channels > 0) & (distances < _TO_DEAD), distances, jnp.where(neither, _BETWEEN_DEAD, _TO_DEAD))
+    return jnp.where(ends[0] == ends[1], jnp.inf, costs)
+
+
+def _alive(live: Bool[Array, "members positions"], labels: Int[Array, " positions"]) -> Bool[Array, "members clusters"]:
+    """In which channels a cluster has a unit that varies."""
+    return jax.vmap(lambda live: jax.ops.segment_sum(live.astype(jnp.int32), labels, len(labels)))(live) > 0
+
+
+def _nearest(
+    ends: Int[Array, "2 edges"], costs: Float[Array, " edges"], positions: int
+) -> tuple[Int[Array, " clusters"], Int[Array, " clusters"]]:
+    """The nearest neighbour of each cluster and the edge to it; itself at the root of each tree, and if it has none.
+
+    Edges are ordered by their cost, equal ones by their place in the grid. As all clusters see one order, following
+    the nearest neighbour ends in a pair that are each other's, never in a longer circle; its lower one is the root.
+    """
+    everyone = jnp.arange(positions)
+    order = jnp.arange(costs.size)
+    both_ends, both_costs, both_orders = ends.ravel(), jnp.tile(costs, 2), jnp.tile(order, 2)
+    least = jax.ops.segment_min(both_costs, both_ends, positions)
+    first = jnp.where(both_costs == least[both_ends], both_orders, costs.size)
+    edge = jax.ops.segment_min(first, both_ends, positions)
+    has_neighbour = least < jnp.inf
+    edge = jnp.where(has_neighbour, edge, 0)
+    other = jnp.where(has_neighbour, ends[0, edge] + ends[1, edge] - everyone, everyone)
+    root = (other[other] == everyone) & (everyone < other)
+    return jnp.where(root, everyone, other), edge
+
+
+def _closest(
+    parents: Int[Array, " clusters"],
+    costs: Float[Array, " clusters"],
+    most: Int[Array, ""],
+) -> Int[Array, " clusters"]:
+    """Keep only so many of the merges, the closest; first those with what does not vary, as they cost nothing."""
+    everyone = jnp.arange(len(parents))
+    costs = jnp.where(parents == everyone, jnp.inf, jnp.where(costs >= _TO_DEAD, -1.0, costs))
+    order = jnp.argsort(costs, stable=True)
+    rank = jnp.zeros_like(everyone).at[order].set(everyone)
+    return jnp.where(rank < most, parents, everyone)
+
+
+def _components(
+    parents: Int[Array, " clusters"], number: Int[Array, ""]
+) -> tuple[Int[Array, " clusters"], Int[Array, ""]]:
+    """The new number of each cluster, the same for all of a tree; and how many there are."""
+    everyone = jnp.arange(len(parents))
+    is_root = (parents == everyone) & (everyone < number)
+    roots = jax.lax.while_loop(
+        lambda parents: jnp.any(parents[parents] != parents), lambda parents: parents[parents], parents
+    )
+    return (jnp.cumsum(is_root) - 1)[roots], jnp.sum(is_root)
+
+
+def _share(
+    live: Bool[Array, "members positions"],
+    labels: Int[Array, " positions"],
+    merged: Int[Array, " clusters"],
+    weights: Float[Array, "members positions"],
+) -> Float[Array, "members positions"]:
+    """Divide the weights by the number of clusters that merged, of those which vary in the channel."""
+    alive = _alive(live, labels)
+    parts = jax.vmap(lambda alive: jax.ops.segment_sum(alive.astype(jnp.float32), merged, len(merged)))(alive)
+    return weights / jnp.maximum(parts, 1.0)[:, merged[labels]]
