@@ -1,4 +1,4 @@
-"""k-means in plain NumPy, float64: one loop for each thing, no masks, no broadcasting tricks."""
+"""The clusterings in plain NumPy, float64: one loop for each thing, no masks, no broadcasting tricks."""
 
 import numpy as np
 
@@ -43,3 +43,43 @@ def explained(x: np.ndarray, labels: np.ndarray) -> float:
         for k in np.unique(own):
             within += np.square(units[own == k] - units[own == k].mean(0)).sum()
     return 1 - within / total if total else 0.0
+
+
+def grid_neighbours(spatial: tuple[int, ...]) -> list[tuple[int, int]]:
+    """Pairs of positions that are one step apart, dimension by dimension."""
+    positions = np.arange(np.prod(spatial)).reshape(spatial)
+    pairs = []
+    for axis in range(len(spatial)):
+        ahead = np.moveaxis(positions, axis, 0)
+        pairs += list(zip(ahead[:-1].ravel(), ahead[1:].ravel(), strict=True))
+    return pairs
+
+
+def rena(x: np.ndarray, num_clusters: int, rounds: list[int] | None = None) -> np.ndarray:
+    """Recursive nearest agglomeration with labels shared by all channels: `(positions,)`. All units live.
+
+    The number of clusters after each round is added to `rounds`.
+    """
+    vectors, live = correlation_vectors(x)
+    assert live.all()
+    labels = np.arange(len(vectors))
+    means = {label: vectors[label] for label in labels}
+    while len(means) > num_clusters:
+        best: dict[int, tuple[float, int, int]] = {}  # for each cluster the distance to the nearest, and both ends
+        for a, b in grid_neighbours(x.shape[1:-1]):
+            a, b = int(labels[a]), int(labels[b])
+            if a != b:
+                distance = np.square(means[a] - means[b]).sum(-1).mean()
+                for one in (a, b):
+                    if one not in best or distance < best[one][0]:
+                        best[one] = (distance, min(a, b), max(a, b))
+        merges = sorted(set(best.values()))[: len(means) - num_clusters]
+        into = {label: label for label in means}
+        for _, a, b in merges:
+            into = {label: into[a] if root == into[b] else root for label, root in into.items()}
+        parts = {root: [label for label in means if into[label] == root] for root in set(into.values())}
+        means = {root: np.mean([means[label] for label in labels_], axis=0) for root, labels_ in parts.items()}
+        labels = np.array([into[label] for label in labels])
+        if rounds is not None:
+            rounds.append(len(means))
+    return np.unique(labels, return_inverse=True)[1]

@@ -10,6 +10,7 @@ from typing import get_args
 import numpy as np
 import pytest
 
+import dropcluster_jax as dc
 from dropcluster_jax.cli import main
 from dropcluster_jax.models import MODELS, ModelName
 from dropcluster_jax.training import run
@@ -89,6 +90,9 @@ def test_the_rate_ramps_up_to_what_was_asked_for(finished):
 def test_it_ends_with_a_summary_and_no_noise(finished):
     folder, printed = finished
     lines = printed.stdout.splitlines()
+    updates, lines = lines[:6], lines[6:]
+    assert [line.split("  ")[0] for line in updates] == [f"step {step}/24" for step in range(2, 24, 4)]
+    assert all(re.search(r"clusters: stage1 explain \d+%, agree [01]\.\d\d; stage2", line) for line in updates)
     assert "step 24/24  test loss" in lines[0]
     assert "test accuracy" in lines[1] and "clusters updated 6 times" in lines[2] and str(folder) in lines[-1]
     assert printed.stderr == ""
@@ -173,6 +177,13 @@ def test_every_model_has_its_name_and_every_method_its_layer():
     for method in get_args(Method):
         layers = run.drop_layers(DropConfig(method=method, places=("stage1", "stage2")))
         assert set(layers) == (set() if method == "none" else {"stage1", "stage2"})
+
+
+def test_every_way_to_cluster_and_structure_on_demand_reach_the_layer():
+    for name, kind in {"kmeans": dc.KMeans, "rena": dc.ReNA, "grid": dc.Grid}.items():
+        config = DropConfig(clusterer=name, cluster_size=9.0, per_channel=True, min_explained=0.3)
+        for layer in run.drop_layers(config).values():
+            assert layer.clusterer == kind(cluster_size=9.0, per_channel=True) and layer.min_explained == 0.3
 
 
 @pytest.mark.parametrize(("begin", "full"), [(0.1, 0.5), (0.0, 0.0), (0.3, 0.3), (0.0, 1.0)])

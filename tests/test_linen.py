@@ -223,6 +223,7 @@ def pure_answer(kind, *settings):
         ("DropBlock", {"block_size": 3}),
         ("DropBlock", {"per_channel": True}),
         ("DropCluster", {"rescale": "rate"}),
+        ("DropCluster", {"min_explained": 1.0}),
     ],
 )
 def test_with_an_explicit_key_a_layer_is_its_pure_function_with_the_layers_settings(kind, settings):

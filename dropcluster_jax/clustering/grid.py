@@ -1,8 +1,10 @@
 """The regular grid of tiles: clusters that need no data. Where every clusterer starts, and an ablation of its own."""
 
 import dataclasses
+import functools
 import math
 
+import jax
 import jax.numpy as jnp
 import numpy as np
 from jaxtyping import Array, Float, Int
@@ -76,15 +78,21 @@ class Grid:
             TypeError, ValueError: `x` is not floating-point, or of another shape than the clusters.
         """
         check_activations(x, state)
-        num_clusters = state.sizes.shape[0]
-        explained, finite = geometry.map_groups(
-            lambda group, labels: geometry.explained(group, labels, num_clusters),
-            x,
-            geometry.by_group(state.labels),
-            axis_name=axis_name,
-            per_position=num_clusters,
-        )
-        return accept(state, state.labels, explained, finite)
+        return _update(state, x, axis_name)
+
+
+# Compiled here too, for those who call it outside of `jit`: loops would be compiled anew by every call.
+@functools.partial(jax.jit, static_argnums=2)
+def _update(state: ClusterState, x: Array, axis_name: str | None) -> ClusterState:
+    num_clusters = state.sizes.shape[0]
+    explained, finite = geometry.map_groups(
+        lambda group, labels: geometry.explained(group, labels, num_clusters),
+        x,
+        geometry.by_group(state.labels),
+        axis_name=axis_name,
+        per_position=num_clusters,
+    )
+    return accept(state, state.labels, explained, finite)
 
 
 def tile_labels(spatial: tuple[int, ...], num_clusters: int) -> Int[np.ndarray, "*spatial"]:

@@ -17,7 +17,7 @@ from dropcluster_jax.clustering.state import ClusterState, accept, check_activat
 from dropcluster_jax.clustering.units import Group
 
 # Candidates tried for each seed, of which the best is taken (greedy k-means++, as in scikit-learn).
-_CANDIDATES = 8
+_CANDIDATES = 16
 # Seeds are sought among every n-th position, n at most this, where that leaves so many positions for each cluster.
 _MOST_STRIDE = 5
 _LEAST_SAMPLE = 8
@@ -37,7 +37,7 @@ class KMeans:
     centroids are recomputed on the new probe batch, so that clusters move no more than data and weights make them. A
     unit that does not vary takes no part in centroids and joins the cluster whose mean position is nearest. A cluster
     that lost all its units gets the one farthest from its centroid. A channel without a unit that varies (with shared
-    labels: a layer) keeps its labels.
+    labels: a layer) keeps its labels; should it come to life after the first update, it starts from the tiles.
 
     Attributes:
         num_clusters: the number of clusters K, `1 <= K <= positions`; or
@@ -122,7 +122,6 @@ class KMeans:
 def _update(clusterer: KMeans, state: ClusterState, x: Array, axis_name: str | None) -> ClusterState:
     *spatial, groups = state.labels.shape
     num_clusters = state.sizes.shape[0]
-    groups = state.labels.shape[-1]
     first = state.count == 0
     seeds = geometry.when(
         first,
@@ -250,23 +249,24 @@ def _seeds(
     distances summed over replicas alone.
 
     Returns:
-        The positions of the seeds, some twice where there are fewer different units than clusters.
+        The positions of the seeds, some repeated where there are fewer different units than clusters.
     """
     batch, *spatial, channels = x.shape
     positions = math.prod(spatial)
     stride = _stride(spatial, num_clusters)
-    sample = np.arange(0, positions, stride)
+    sample = np.arange(0, positions, stride, dtype=np.int32)
     coordinates = jnp.asarray(coordinates_of(tuple(spatial))[sample])
-    # A fixed key: the same draws everywhere. Each step draws from these bits, moved on by the golden ratio.
+    # A fixed key: the same draws everywhere. Each step draws from these bits, moved on by the golden ratio: that costs
+    # nothing, and seeds need no independent draws.
     key = jax.random.key(0, impl="threefry2x32")
-    bits = jax.random.bits(key, (_CANDIDATES, len(sample)))
+    bits = jax.random.bits(key, (_CANDIDATES, len(sample)), jnp.uint32)
 
     def draw(step: Array | int, weights: Float[Array, " sample"]) -> Int[Array, " candidates"]:
         # A race: the one that arrives first, after an exponential time at the rate of its weight, is drawn. Rounding
         # in one weight then changes no draw but of near ties, whereas it shifts all of a cumulative sum.
         moved = bits + jnp.asarray(step, jnp.uint32) * jnp.uint32(0x9E3779B9)
         times = -jnp.log((moved >> 8).astype(jnp.float32) * 2**-24 + 2**-25)
-        return jnp.argmin(jnp.where(weights > 0, times / weights, jnp.inf), axis=1)
+        return jnp.argmin(jnp.where(weights > 0, times / weights, jnp.inf), axis=1).astype(jnp.int32)
 
     def seeds_of(group: Group, _: Array) -> Int[Array, " clusters"]:
         live = jnp.any(group.live, axis=0)

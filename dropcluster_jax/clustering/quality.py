@@ -15,8 +15,8 @@ from dropcluster_jax.clustering.state import check_shapes
 
 
 def explained_variance(
-    labels: Int[Array, "*spatial groups"],
-    x: Float[Array, "batch *spatial channels"],
+    labels: Int[Array | np.ndarray, "*spatial groups"],
+    x: Float[Array | np.ndarray, "batch *spatial channels"],
     num_clusters: int,
     axis_name: str | None = None,
 ) -> Float[Array, " groups"]:
@@ -31,7 +31,7 @@ def explained_variance(
         axis_name: a mapped axis over which the batch is split, if any.
 
     Returns:
-        float32 in [0, 1], one for each group; 0 where no unit varies.
+        float32 in [0, 1], one for each group; 0 where no unit varies, NaN if any activation is not finite.
 
     Raises:
         TypeError, ValueError: `x` is not floating-point, or of another shape than the labels.
@@ -43,12 +43,12 @@ def explained_variance(
         >>> [round(float(explained_variance(jnp.array(l)[:, None], x, 2)[0]), 2) for l in ([0, 0, 1, 1], [0, 0, 0, 0])]
         [1.0, 0.0]
     """
-    return _measure(geometry.explained, labels, x, num_clusters, axis_name)
+    return _measure(geometry.explained, jnp.asarray(labels), jnp.asarray(x), num_clusters, axis_name)
 
 
 def mean_within_correlation(
-    labels: Int[Array, "*spatial groups"],
-    x: Float[Array, "batch *spatial channels"],
+    labels: Int[Array | np.ndarray, "*spatial groups"],
+    x: Float[Array | np.ndarray, "batch *spatial channels"],
     num_clusters: int,
     axis_name: str | None = None,
 ) -> Float[Array, " groups"]:
@@ -64,7 +64,8 @@ def mean_within_correlation(
         axis_name: a mapped axis over which the batch is split, if any.
 
     Returns:
-        float32 in [-1, 1], one for each group; 0 where no cluster has two live units.
+        float32 in [-1, 1], one for each group; 0 where no cluster has two live units, NaN if any activation is not
+        finite.
 
     Raises:
         TypeError, ValueError: `x` is not floating-point, or of another shape than the labels.
@@ -76,7 +77,7 @@ def mean_within_correlation(
         >>> [round(float(mean_within_correlation(jnp.array(l)[:, None], x, 2)[0]), 2) for l in ([0, 0, 1, 1], [0] * 4)]
         [1.0, 0.24]
     """
-    return _measure(geometry.within_correlation, labels, x, num_clusters, axis_name)
+    return _measure(geometry.within_correlation, jnp.asarray(labels), jnp.asarray(x), num_clusters, axis_name)
 
 
 @functools.partial(jax.jit, static_argnums=(0, 3, 4))
@@ -92,7 +93,10 @@ def _measure(
     def one(group: geometry.Group, labels: Array) -> Float[Array, ""]:
         return measure(group, labels, num_clusters)
 
-    return geometry.map_groups(one, x, geometry.by_group(labels), axis_name=axis_name, per_position=num_clusters)[0]
+    result, finite = geometry.map_groups(
+        one, x, geometry.by_group(labels), axis_name=axis_name, per_position=num_clusters
+    )
+    return jnp.where(finite, result, jnp.nan)
 
 
 def is_connected(

@@ -12,7 +12,9 @@ from dropcluster_jax.clustering.grid import Grid, edges
 from dropcluster_jax.clustering.state import ClusterState, accept, check_activations
 from dropcluster_jax.clustering.units import Group
 
-# Squared distances of units are at most 4. A cluster prefers every living neighbour to one that does not vary.
+# Squared distances of units are at most 4. These stand for those that do not exist: where no channel varies in both;
+# where one does not vary at all; and where neither does.
+_NOTHING_COMMON = 6.0
 _TO_DEAD = 8.0
 _BETWEEN_DEAD = 16.0
 
@@ -22,14 +24,14 @@ class ReNA:
     """Connected clusters of positions whose responses correlate, by recursive nearest agglomeration.
 
     Each position begins as a cluster. In every round each cluster merges with that of its neighbours on the grid whose
-    mean is nearest, and the mean of the new cluster is the mean of its parts' means. The number of clusters at least
-    halves each round; in the last round only the closest pairs merge, so that exactly the number asked for is left.
-    Of equally near neighbours that across the lower pair of positions is taken. Time and memory are linear in the
-    number of units.
+    mean is nearest, and the mean of the new cluster is the mean of its parts' means. Where all units vary the number of
+    clusters at least halves each round; in the last round only the closest pairs merge, so that exactly the number
+    asked for is left. Of equally near neighbours one along the first dimension is taken before others, then that at
+    the lower positions. Time and memory are linear in the number of units.
 
     Each update starts anew from the probe batch; the labels before have no influence. A unit that does not vary takes
-    no part in means; a position of none but such units is merged into a neighbour that varies as soon as it has one. A
-    channel without a unit that varies (with shared labels: a layer) keeps its labels.
+    no part in means; a position of none but such units joins a neighbour that varies as soon as it has one, and such a
+    join goes before all others. A channel without a unit that varies (with shared labels: a layer) keeps its labels.
 
     Attributes:
         num_clusters: the number of clusters K, `1 <= K <= positions`; or
@@ -42,7 +44,7 @@ class ReNA:
     Note:
         On GPUs XLA adds the members of a cluster up in no fixed order, unless
         `XLA_FLAGS=--xla_gpu_deterministic_ops=true` is set; near ties may then fall differently from run to run. The
-        replicas of one run agree in any case.
+        replicas of one run agree in any case, as their parts of the batch are summed up before anything is compared.
 
     References:
         Hoyos-Idrobo, Varoquaux, Kahn, Thirion, "Recursive Nearest Agglomeration (ReNA): fast clustering for
@@ -109,10 +111,11 @@ def _update(state: ClusterState, x: Array, axis_name: str | None) -> ClusterStat
     pairs = jnp.asarray(edges(tuple(spatial)))
 
     def cluster(group: Group, old: Int[Array, " positions"]) -> tuple[Array, Array]:
-        labels = jnp.where(jnp.any(group.live), _agglomerate(group, pairs, num_clusters), old)
+        labels = _agglomerate(group, pairs, num_clusters).astype(old.dtype)
+        labels = jnp.where(jnp.any(group.live), labels, old)
         return labels, geometry.explained(group, labels, num_clusters)
 
-    per_position = 3 * x.shape[0]  # the clusters' means, and those at both ends of each edge
+    per_position = (1 + 2 * len(spatial)) * x.shape[0]  # the clusters' means, and those at both ends of each edge
     (labels, explained), finite = geometry.map_groups(
         cluster, x, geometry.by_group(state.labels), axis_name=axis_name, per_position=per_position
     )
@@ -122,12 +125,14 @@ def _update(state: ClusterState, x: Array, axis_name: str | None) -> ClusterStat
 def _agglomerate(group: Group, pairs: Int[Array, "2 edges"], num_clusters: int) -> Int[Array, " positions"]:
     """Merge until `num_clusters` are left."""
     positions = group.live.shape[1]
+    if positions == num_clusters:  # and a map of one position has no edge at all
+        return jnp.arange(positions)
 
     def merge(carry: tuple[Array, Array, Array]) -> tuple[Array, Array, Array]:
         labels, weights, number = carry
         ends = labels[pairs]
         costs = _costs(group, labels, weights, ends)
-        parents, edge = _nearest(ends, costs, positions)
+        parents, edge = _nearest(ends, costs, jnp.any(_alive(group.live, labels), axis=0))
         excess = jnp.sum(parents != jnp.arange(positions)) > number - num_clusters
         parents = geometry.when(excess, lambda parents: _closest(parents, costs[edge], number - num_clusters), parents)
         merged, number = _components(parents, number)
@@ -161,7 +166,8 @@ def _costs(
     somewhere = jnp.any(alive, axis=0)
     neither = ~somewhere[ends[0]] & ~somewhere[ends[1]]
     # What is not finite is refused later; here it must not keep the loop from ending.
-    costs = jnp.where((channels > 0) & (distances < _TO_DEAD), distances, jnp.where(neither, _BETWEEN_DEAD, _TO_DEAD))
+    costs = jnp.where((channels > 0) & (distances < _NOTHING_COMMON), distances, _NOTHING_COMMON)
+    costs = jnp.where(somewhere[ends[0]] & somewhere[ends[1]], costs, jnp.where(neither, _BETWEEN_DEAD, _TO_DEAD))
     return jnp.where(ends[0] == ends[1], jnp.inf, costs)
 
 
@@ -171,22 +177,24 @@ def _alive(live: Bool[Array, "members positions"], labels: Int[Array, " position
 
 
 def _nearest(
-    ends: Int[Array, "2 edges"], costs: Float[Array, " edges"], positions: int
+    ends: Int[Array, "2 edges"], costs: Float[Array, " edges"], alive: Bool[Array, " clusters"]
 ) -> tuple[Int[Array, " clusters"], Int[Array, " clusters"]]:
     """The nearest neighbour of each cluster and the edge to it; itself at the root of each tree, and if it has none.
 
     Edges are ordered by their cost, equal ones by their place in the grid. As all clusters see one order, following
-    the nearest neighbour ends in a pair that are each other's, never in a longer circle; its lower one is the root.
+    the nearest neighbour ends in a pair that are each other's, never in a longer circle; its lower one is the root. A
+    cluster that varies waits for neighbours that do not: it is for them to join, or they would connect what is unlike.
     """
+    positions = len(alive)
     everyone = jnp.arange(positions)
     order = jnp.arange(costs.size)
     both_ends, both_costs, both_orders = ends.ravel(), jnp.tile(costs, 2), jnp.tile(order, 2)
     least = jax.ops.segment_min(both_costs, both_ends, positions)
     first = jnp.where(both_costs == least[both_ends], both_orders, costs.size)
     edge = jax.ops.segment_min(first, both_ends, positions)
-    has_neighbour = least < jnp.inf
-    edge = jnp.where(has_neighbour, edge, 0)
-    other = jnp.where(has_neighbour, ends[0, edge] + ends[1, edge] - everyone, everyone)
+    goes = least < jnp.where(alive, _TO_DEAD, jnp.inf)
+    edge = jnp.where(goes, edge, 0)
+    other = jnp.where(goes, ends[0, edge] + ends[1, edge] - everyone, everyone)
     root = (other[other] == everyone) & (everyone < other)
     return jnp.where(root, everyone, other), edge
 
@@ -196,9 +204,10 @@ def _closest(
     costs: Float[Array, " clusters"],
     most: Int[Array, ""],
 ) -> Int[Array, " clusters"]:
-    """Keep only so many of the merges, the closest; first those with what does not vary, as they cost nothing."""
+    """Keep only so many of the merges, the closest; first those of what does not vary, as they cost nothing."""
     everyone = jnp.arange(len(parents))
-    costs = jnp.where(parents == everyone, jnp.inf, jnp.where(costs >= _TO_DEAD, -1.0, costs))
+    costs = jnp.where(costs == _TO_DEAD, -2.0, jnp.where(costs == _BETWEEN_DEAD, -1.0, costs))
+    costs = jnp.where(parents == everyone, jnp.inf, costs)
     order = jnp.argsort(costs, stable=True)
     rank = jnp.zeros_like(everyone).at[order].set(everyone)
     return jnp.where(rank < most, parents, everyone)

@@ -121,9 +121,14 @@ def map_groups(
 
     Returns:
         The results with the groups first; and whether all activations were finite.
+
+    Raises:
+        ValueError: there is no example.
     """
     batch, channels, groups = x.shape[0], x.shape[-1], len(parts[0])
     positions = math.prod(x.shape[1:-1])
+    if batch < 1:
+        raise ValueError(f"x must hold at least one example, got the shape {x.shape}")
     # Transposed in the shape that it has: reshaped before, XLA would copy it once more.
     x = jnp.transpose(x.astype(jnp.float32), (x.ndim - 1, *range(1, x.ndim - 1), 0)).reshape(channels, positions, batch)
     if groups == 1:
@@ -158,7 +163,8 @@ def _correlation_units_in_place(
 
     def step(i: Array, carry: tuple[Array, Array, Array]) -> tuple[Array, Array, Array]:
         vectors, live, finite = carry
-        some, some_live, some_finite = correlation_units(*_chunks((vectors,), i, chunk), axis_name)
+        (some,) = _chunks((vectors,), i, chunk)
+        some, some_live, some_finite = correlation_units(some, axis_name)
         return (
             jax.lax.dynamic_update_slice_in_dim(vectors, some, i * chunk, axis=0),
             jax.lax.dynamic_update_slice_in_dim(live, some_live, i * chunk, axis=0),
@@ -269,4 +275,5 @@ def within_correlation(group: Group, labels: Int[Array, " positions"], num_clust
     counts = product(group.live.astype(jnp.float32), member.T)
     squares = group.sum(lambda vectors, live: jnp.sum(jnp.square(product(member, vectors))))
     pairs = jnp.sum(counts * (counts - 1.0))
-    return jnp.where(pairs > 0, (squares - jnp.sum(group.live)) / jnp.maximum(pairs, 1.0), 0.0)
+    mean = (squares - jnp.sum(group.live, dtype=jnp.float32)) / jnp.maximum(pairs, 1.0)
+    return jnp.where(pairs > 0, jnp.clip(mean, -1.0, 1.0), 0.0)

@@ -44,7 +44,7 @@ def drop_cluster(
         state: the clusters, of the spatial shape of `x`.
         min_explained: structure on demand, in [0, 1]. A channel (with shared labels: the layer) whose clusters explain
             less of the variance than this, by `state.explained`, is left alone: neither dropped nor rescaled. Nothing
-            is dropped before the first update then, as the grid explains nothing yet. 0: off.
+            is dropped before the first update then, as the grid explains nothing yet. A Python number; 0: off.
         rescale: `"kept"` multiplies what is left by units / units kept, per example: a constant map keeps its sum
             exactly; `"rate"` by `1 / (1 - rate)`: each unit keeps its expectation exactly.
 

@@ -1,40 +1,17 @@
-import functools
+import warnings
 
 import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
+from clusterings import planted, same_partition, update
 from hypothesis import given
 from hypothesis import strategies as st
-from references import explained, lloyd
+from references import correlation_vectors, explained, lloyd
+from sklearn.cluster import KMeans
 
 import dropcluster_jax as dc
-
-
-@functools.partial(jax.jit, static_argnums=0)
-def update(clusterer, state, x):
-    return clusterer.update(state, x)
-
-
-def planted(key, spatial=(6, 7), channels=3, num_clusters=5, batch=64, noise=0.2):
-    """Activations whose positions follow one of a few signals, in each channel others; and which one."""
-    blobs, signals, jitter = jax.random.split(key, 3)
-    # Each blob at least once, then at random.
-    positions = int(np.prod(spatial))
-    truth = jnp.concatenate(
-        [jnp.arange(num_clusters), jax.random.randint(blobs, (positions - num_clusters,), 0, num_clusters)]
-    )
-    truth = jax.random.permutation(blobs, truth)
-    signal = jax.random.normal(signals, (batch, num_clusters, channels))
-    x = signal[:, truth] + noise * jax.random.normal(jitter, (batch, positions, channels))
-    return x.reshape(batch, *spatial, channels), np.asarray(truth)
-
-
-def same_partition(one, other) -> bool:
-    """Whether two labellings are equal up to the names of clusters."""
-    one, other = np.ravel(one), np.ravel(other)
-    pairs = {(int(a), int(b)) for a, b in zip(one, other, strict=True)}
-    return len(pairs) == len(set(one.tolist())) == len(set(other.tolist()))
+from dropcluster_jax.clustering import explained_variance
 
 
 def started(clusterer, x, labels=None, count=1):
@@ -127,6 +104,22 @@ def test_learned_clusters_explain_more_than_the_grid(cifar10_features):
     assert (learned.explained > tiles.explained).all()
 
 
+def test_a_first_update_explains_as_much_as_scikit_learns(cifar10_features):
+    """On real features, with as many iterations: at least what scikit-learn reaches on average over its seeds."""
+    side, channels = cifar10_features.shape[2:]
+    clusterer = dc.KMeans(num_clusters=20, iterations=10, per_channel=True)
+    ours = update(clusterer, clusterer.init(cifar10_features.shape[1:]), cifar10_features).explained.mean()
+    vectors = correlation_vectors(np.asarray(cifar10_features))[0].astype(np.float32)
+    theirs = []
+    for seed in range(6):
+        peer = KMeans(20, n_init=1, max_iter=10, random_state=seed)
+        with warnings.catch_warnings():
+            warnings.simplefilter("ignore")  # 10 iterations are not convergence
+            labels = np.stack([peer.fit_predict(vectors[:, c]) for c in range(channels)], axis=-1)
+        theirs.append(explained_variance(labels.reshape(side, side, channels), cifar10_features, 20).mean())
+    assert ours >= np.mean(theirs)
+
+
 def test_an_iteration_keeps_warm_clusters_near_their_names(cifar10_features):
     """Half of the examples replaced: most positions keep the very label they had."""
     x = cifar10_features
@@ -169,15 +162,6 @@ def test_partly_dead_positions_agree_with_the_reference_measure():
     assert state.explained[0] == pytest.approx(explained(np.asarray(x), np.asarray(state.labels).ravel()), abs=1e-5)
 
 
-@pytest.mark.parametrize("per_channel", [False, True])
-def test_a_layer_without_any_varying_unit_keeps_its_labels(per_channel):
-    clusterer = dc.KMeans(num_clusters=3, per_channel=per_channel)
-    before = clusterer.init((4, 4, 2))
-    after = update(clusterer, before, jnp.full((8, 4, 4, 2), 2.5))
-    assert (after.labels == before.labels).all() and (after.explained == 0).all()
-    assert after.count == 1 and after.skipped == 0
-
-
 def test_a_dead_channel_keeps_its_labels_while_the_others_learn():
     x, _ = planted(jax.random.key(0))
     x = x.at[..., 1].set(0.0)
@@ -213,49 +197,6 @@ def test_an_emptied_cluster_gets_the_unit_farthest_from_its_centroid():
     assert state.labels[:, 0].tolist() == [0, 0, 0, 0, 1, 1, 1, 2]
 
 
-@pytest.mark.parametrize("num_clusters", [1, 16])
-@pytest.mark.parametrize("per_channel", [False, True])
-def test_one_cluster_and_one_for_each_position(num_clusters, per_channel):
-    x = jax.random.normal(jax.random.key(0), (8, 4, 4, 3))
-    clusterer = dc.KMeans(num_clusters=num_clusters, per_channel=per_channel)
-    state = update(clusterer, clusterer.init(x.shape[1:]), x)
-    assert (state.sizes == 16 // num_clusters).all()
-    assert jnp.allclose(state.explained, 0.0 if num_clusters == 1 else 1.0, atol=1e-5)
-
-
-@pytest.mark.parametrize("batch", [1, 2])
-def test_a_probe_batch_of_one_or_two_examples(batch):
-    x = jax.random.normal(jax.random.key(0), (batch, 4, 4, 3))
-    clusterer = dc.KMeans(num_clusters=2)
-    state = update(clusterer, clusterer.init(x.shape[1:]), x)
-    assert jnp.isfinite(state.explained).all() and (state.sizes > 0).all() and state.count == 1
-
-
-def test_a_map_of_one_position():
-    x = jax.random.normal(jax.random.key(0), (8, 1, 1, 3))
-    clusterer = dc.KMeans(cluster_size=16)
-    state = update(clusterer, clusterer.init(x.shape[1:]), x)
-    assert state.labels.tolist() == [[[0]]] and state.explained.tolist() == [0.0]
-
-
-# Activations that are not finite
-
-
-@pytest.mark.parametrize("bad", [np.nan, np.inf, -np.inf, 1e30])
-@pytest.mark.parametrize(
-    "clusterer",
-    [dc.KMeans(num_clusters=5), dc.KMeans(num_clusters=5, per_channel=True), dc.Grid(num_clusters=5)],
-)
-def test_activations_that_are_not_finite_leave_the_state_as_it_was(clusterer, bad):
-    x, _ = planted(jax.random.key(0))
-    before = update(clusterer, clusterer.init(x.shape[1:]), x)
-    after = update(clusterer, before, x.at[3, 2, 1, 0].set(bad))
-    for name in ("labels", "sizes", "explained", "count"):
-        assert (getattr(after, name) == getattr(before, name)).all()
-    assert after.skipped == before.skipped + 1
-    assert update(clusterer, after, x).count == before.count + 1
-
-
 # Kinds of numbers, transformations, errors
 
 
@@ -289,26 +230,6 @@ def test_jit_vmap_and_neither_agree():
         assert (eager.labels == states[0].labels).all()
         for i, state in enumerate(states):
             assert (stacked.labels[i] == state.labels).all() and stacked.count[i] == state.count
-
-
-def test_replicas_find_what_one_device_finds(cifar10_features):
-    x = cifar10_features[:, ::2, ::2]
-    clusterer = dc.KMeans(num_clusters=12, per_channel=True)
-    mesh = jax.make_mesh((8,), ("batch",), axis_types=(jax.sharding.AxisType.Auto,))
-    spec = jax.sharding.PartitionSpec
-    split = jax.jit(
-        jax.shard_map(
-            lambda state, x: clusterer.update(state, x, axis_name="batch"),
-            mesh=mesh,
-            in_specs=(spec(), spec("batch")),
-            out_specs=spec(),
-        )
-    )
-    one, many = clusterer.init(x.shape[1:]), clusterer.init(x.shape[1:])
-    for _ in range(2):
-        one, many = update(clusterer, one, x), split(one, x)
-        assert (one.labels == many.labels).mean() >= 0.999
-        assert jnp.allclose(one.explained, many.explained, atol=1e-4)
 
 
 @pytest.mark.bad_input

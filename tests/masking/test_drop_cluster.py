@@ -52,3 +52,54 @@ def test_a_map_of_another_shape_than_the_clusters_says_how_to_resize_them():
     per_channel = dc.Grid(num_clusters=4, per_channel=True).init((4, 4, 3))
     with pytest.raises(ValueError, match="x has 5 channels, but the clusters are per channel, for 3"):
         dc.drop_cluster(jax.random.key(0), jnp.ones((2, 4, 4, 5)), 0.1, per_channel)
+
+
+EXPLAINED = jnp.array([0.5, 0.1, 0.3])
+
+
+def learned_state():
+    return random_state(7, 3)._replace(explained=EXPLAINED)
+
+
+@pytest.mark.parametrize("rescale", ["kept", "rate"])
+@pytest.mark.parametrize("min_explained", [0.05, 0.2, 0.3, 0.4, 1.0])
+def test_channels_that_explain_too_little_are_left_alone(min_explained, rescale):
+    """Neither dropped nor rescaled, while the draws of the others are as they were."""
+    x, key, rate = jax.random.normal(jax.random.key(3), (50, 12, 11, 3)), jax.random.key(1), 0.4
+    state = learned_state()
+    dropping = np.asarray(state.explained) >= min_explained
+    y = np.asarray(dc.drop_cluster(key, x, rate, state, min_explained=min_explained, rescale=rescale))
+    everywhere = np.asarray(dc.drop_cluster_mask(key, x, rate, state))
+    mask = np.asarray(dc.drop_cluster_mask(key, x, rate, state, min_explained=min_explained))
+    assert np.array_equal(mask, everywhere | ~dropping)
+    assert np.array_equal(y[..., ~dropping], x[..., ~dropping])
+    assert ((y != 0) == mask).all()
+
+
+@pytest.mark.parametrize("min_explained", [0.2, 0.4])
+def test_with_min_explained_a_constant_map_keeps_its_sum_in_the_channels_that_drop(min_explained):
+    state, x = learned_state(), jnp.ones((200, 12, 11, 3))
+    y = dc.drop_cluster(jax.random.key(1), x, 0.4, state, min_explained=min_explained)
+    dropping = state.explained >= min_explained
+    sums, units = jnp.where(dropping, y, 0).sum((1, 2, 3)), 12 * 11 * dropping.sum()
+    assert jnp.allclose(sums, jnp.where(sums > 0, units, 0), rtol=1e-5)
+
+
+def test_min_explained_times_the_rate_is_what_is_dropped():
+    x, state = jnp.ones((4000, 12, 11, 3)), learned_state()
+    mask = dc.drop_cluster_mask(jax.random.key(0), x, 0.3, state, min_explained=0.2)
+    assert 1 - mask.mean() == pytest.approx(0.3 * 2 / 3, rel=0.02)
+
+
+def test_a_grid_that_was_never_measured_drops_nothing_on_demand():
+    state, x = dc.Grid(num_clusters=4).init((4, 4, 3)), jnp.ones((8, 4, 4, 3))
+    assert (dc.drop_cluster(jax.random.key(0), x, 0.5, state, min_explained=0.01) == x).all()
+    assert (dc.drop_cluster(jax.random.key(0), x, 0.5, state) != x).any()
+
+
+@pytest.mark.bad_input
+@pytest.mark.parametrize("min_explained", [-0.1, 1.5, float("nan")])
+def test_min_explained_is_a_share(min_explained):
+    state, x = dc.Grid(num_clusters=4).init((4, 4, 3)), jnp.ones((8, 4, 4, 3))
+    with pytest.raises(ValueError, match="min_explained, a share of the variance, must be in"):
+        dc.drop_cluster(jax.random.key(0), x, 0.5, state, min_explained=min_explained)

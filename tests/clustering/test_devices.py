@@ -1,0 +1,119 @@
+"""The same clusters on any number of devices, and in bounded memory."""
+
+import functools
+import os
+import re
+import subprocess
+import sys
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+from clusterings import update
+from jax.sharding import NamedSharding, PartitionSpec
+
+import dropcluster_jax as dc
+
+CLUSTERERS = [
+    dc.KMeans(num_clusters=20, per_channel=True),
+    dc.KMeans(num_clusters=20, spatial_weight=0.1),
+    dc.ReNA(num_clusters=20, per_channel=True),
+    dc.ReNA(num_clusters=20),
+]
+EACH = pytest.mark.parametrize("clusterer", CLUSTERERS, ids=lambda each: f"{type(each).__name__} {each.per_channel}")
+
+
+@functools.cache
+def mesh():
+    return jax.make_mesh((8,), ("batch",), axis_types=(jax.sharding.AxisType.Auto,))
+
+
+def sharded(x):
+    return jax.device_put(x, NamedSharding(mesh(), PartitionSpec("batch")))
+
+
+def under_jit(clusterer, state, x):
+    return jax.jit(clusterer.update)(state, sharded(x))
+
+
+def under_shard_map(clusterer, state, x):
+    split = jax.shard_map(
+        functools.partial(clusterer.update, axis_name="batch"),
+        mesh=mesh(),
+        in_specs=(PartitionSpec(), PartitionSpec("batch")),
+        out_specs=PartitionSpec(),
+    )
+    return jax.jit(split)(state, x)
+
+
+def under_pmap(clusterer, state, x):
+    split = jax.pmap(functools.partial(clusterer.update, axis_name="batch"), axis_name="batch", in_axes=(None, 0))
+    states = split(state, x.reshape(8, -1, *x.shape[1:]))
+    assert all((leaf == leaf[:1]).all() for leaf in jax.tree.leaves(states))  # replicas agree bit for bit
+    return jax.tree.map(lambda leaf: leaf[0], states)
+
+
+@EACH
+@pytest.mark.parametrize("how", [under_jit, under_shard_map, under_pmap])
+def test_eight_devices_find_what_one_finds(cifar10_features, clusterer, how):
+    """From the same state: the first update, with its seeding, and a warm one on other features."""
+    state = clusterer.init(cifar10_features.shape[1:])
+    for x in (cifar10_features, cifar10_features[:, ::-1]):
+        one, many = update(clusterer, state, x), how(clusterer, state, x)
+        assert (np.asarray(one.labels) == np.asarray(many.labels)).mean() >= 0.9999
+        assert np.allclose(one.explained, many.explained, atol=1e-4)
+        state = one
+
+
+@EACH
+def test_the_batch_is_never_gathered_on_one_device(cifar10_features, clusterer):
+    state = clusterer.init(cifar10_features.shape[1:])
+    compiled = jax.jit(clusterer.update).lower(state, sharded(cifar10_features)).compile()
+    program = compiled.as_text()
+    assert "all-reduce" in program
+    assert not re.search(r"all-gather|all-to-all|collective-permute", program)
+
+
+def test_with_64_bit_numbers_enabled_all_is_the_same():
+    """Labels and their types, for both clusterers."""
+    code = (
+        "import jax, jax.numpy as jnp, dropcluster_jax as dc\n"
+        "x = jax.random.normal(jax.random.key(0), (16, 6, 7, 2), jnp.float32)\n"
+        "for clusterer in (dc.KMeans(num_clusters=5, per_channel=True), dc.ReNA(num_clusters=5)):\n"
+        "    state = clusterer.update(clusterer.init(x.shape[1:]), x)\n"
+        "    print([str(leaf.dtype) for leaf in state], state.labels.ravel().tolist())\n"
+    )
+    said = [
+        subprocess.run(
+            [sys.executable, "-W", "error", "-c", code],
+            capture_output=True,
+            text=True,
+            check=True,
+            env={**os.environ, "JAX_ENABLE_X64": enabled},
+        ).stdout
+        for enabled in ("0", "1")
+    ]
+    assert said[0] == said[1] and "int64" not in said[1]
+
+
+@pytest.mark.bad_input
+def test_an_uneven_batch_is_refused(cifar10_features):
+    clusterer, x = CLUSTERERS[0], cifar10_features[:127]
+    state = clusterer.init(x.shape[1:])
+    with pytest.raises(ValueError, match=r"dimension size is 127 .* should evenly divide"):
+        under_jit(clusterer, state, x)
+    with pytest.raises(ValueError, match="8 does not evenly divide 127"):
+        under_shard_map(clusterer, state, x)
+
+
+@pytest.mark.parametrize("number", [{"num_clusters": 64}, {"cluster_size": 49}])
+@pytest.mark.parametrize("per_channel", [False, True])
+@pytest.mark.parametrize("make", [dc.KMeans, dc.ReNA])
+def test_an_imagenet_stem_clusters_within_three_times_its_activations(make, per_channel, number):
+    x = jax.ShapeDtypeStruct((128, 112, 112, 64), jnp.float32)
+    clusterer = make(per_channel=per_channel, **number)
+    state = jax.eval_shape(lambda: clusterer.init(x.shape[1:]))
+    memory = jax.jit(clusterer.update).lower(state, x).compile().memory_analysis()
+    held = memory.argument_size_in_bytes + memory.output_size_in_bytes + memory.temp_size_in_bytes
+    assert held < 3 * x.size * 4
