@@ -37,7 +37,7 @@ def test_one_cluster_and_one_for_each_position(make, num_clusters, per_channel):
 @learners
 @pytest.mark.parametrize("batch", [1, 2])
 def test_a_probe_batch_of_one_or_two_examples(make, batch, per_channel):
-    x = jax.random.normal(jax.random.key(0), (batch, 4, 4, 3))
+    x = jax.random.normal(jax.random.key(0), (batch, 4, 4, 2))
     state = learned(make(num_clusters=2, per_channel=per_channel), x)
     assert is_sound(state, 16) and state.count == 1
 
@@ -60,30 +60,30 @@ def test_maps_of_one_and_three_dimensions(make, spatial, per_channel):
 
 @learners
 def test_all_positions_alike(make, per_channel):
-    x = jnp.broadcast_to(jax.random.normal(jax.random.key(0), (8, 1, 1, 2)), (8, 4, 4, 2))
+    x = jnp.broadcast_to(jax.random.normal(jax.random.key(0), (8, 1, 1, 3)), (8, 4, 4, 3))
     state = learned(make(num_clusters=5, per_channel=per_channel), x)
     assert is_sound(state, 16) and (state.explained == 0).all()
 
 
 @learners
 def test_fewer_different_positions_than_clusters(make, per_channel):
-    x = jax.random.normal(jax.random.key(0), (8, 4, 1, 2)).repeat(4, axis=2)
-    state = learned(make(num_clusters=7, per_channel=per_channel), x)
+    x = jax.random.normal(jax.random.key(0), (8, 4, 1, 3)).repeat(4, axis=2)
+    state = learned(make(num_clusters=5, per_channel=per_channel), x)
     assert is_sound(state, 16) and jnp.allclose(state.explained, 1.0, atol=1e-5)
 
 
 @everyone
 def test_a_layer_without_any_varying_unit_keeps_its_labels(make, per_channel):
-    clusterer = make(num_clusters=3, per_channel=per_channel)
-    before = clusterer.init((4, 4, 2))
-    after = update(clusterer, before, jnp.full((8, 4, 4, 2), 2.5))
+    clusterer = make(num_clusters=5, per_channel=per_channel)
+    before = clusterer.init((4, 4, 3))
+    after = update(clusterer, before, jnp.full((8, 4, 4, 3), 2.5))
     assert (after.labels == before.labels).all() and (after.explained == 0).all()
     assert after.count == 1 and after.skipped == 0
 
 
 @learners
 def test_a_constant_channel_does_not_disturb_the_others(make, per_channel):
-    x, _ = planted(jax.random.key(0))
+    x, _ = planted(jax.random.key(0), spatial=(4, 4), batch=8)
     clusterer = make(num_clusters=5, per_channel=per_channel)
     after = learned(clusterer, x.at[..., 1].set(7.0))
     if per_channel:
@@ -91,7 +91,7 @@ def test_a_constant_channel_does_not_disturb_the_others(make, per_channel):
         assert (after.labels[..., 0] == learned(clusterer, x).labels[..., 0]).all()
     else:
         assert (after.labels == learned(clusterer, x[..., ::2]).labels).all()
-    assert (after.explained[0] > 0.2) and is_sound(after, 42)
+    assert (after.explained[0] > 0.2) and is_sound(after, 16)
 
 
 @everyone
@@ -105,7 +105,7 @@ def test_an_empty_probe_batch_is_refused(make, per_channel):
 @everyone
 @pytest.mark.parametrize("bad", [np.nan, np.inf, -np.inf, 1e30])
 def test_activations_that_are_not_finite_leave_the_state_as_it_was(make, bad, per_channel):
-    x, _ = planted(jax.random.key(0))
+    x, _ = planted(jax.random.key(0), spatial=(4, 4), batch=8)
     clusterer = make(num_clusters=5, per_channel=per_channel)
     before = learned(clusterer, x)
     after = update(clusterer, before, x.at[3, 2, 1, 0].set(bad))

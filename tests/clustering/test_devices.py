@@ -107,8 +107,7 @@ def test_an_uneven_batch_is_refused(cifar10_features):
         under_shard_map(clusterer, state, x)
 
 
-@pytest.mark.parametrize("number", [{"num_clusters": 64}, {"cluster_size": 49}])
-@pytest.mark.parametrize("per_channel", [False, True])
+@pytest.mark.parametrize(("number", "per_channel"), [({"num_clusters": 64}, False), ({"cluster_size": 49}, True)])
 @pytest.mark.parametrize("make", [dc.KMeans, dc.ReNA])
 def test_an_imagenet_stem_clusters_within_three_times_its_activations(make, per_channel, number):
     x = jax.ShapeDtypeStruct((128, 112, 112, 64), jnp.float32)
