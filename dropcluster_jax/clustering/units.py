@@ -253,11 +253,10 @@ def centroids(
 
 def explained(group: Group, labels: Int[Array, " positions"], num_clusters: int) -> Float[Array, ""]:
     """1 - (variance within clusters) / (total variance) over the group's live units; 0 where nothing varies."""
-    member = membership(labels, num_clusters)
 
     def partial(vectors: Array, live: Array) -> Array:
-        counts = jnp.sum(jnp.where(live, member, 0.0), axis=1)
-        sums = product(member, vectors)
+        counts = jax.ops.segment_sum(live.astype(jnp.float32), labels, num_clusters)
+        sums = jax.ops.segment_sum(vectors, labels, num_clusters)
         each = jnp.sum(jnp.sum(jnp.square(sums), axis=1) / jnp.maximum(counts, 1.0))
         overall = jnp.sum(jnp.square(jnp.sum(sums, axis=0))) / jnp.maximum(jnp.sum(counts), 1.0)
         return jnp.stack([each, overall])
@@ -271,9 +270,8 @@ def explained(group: Group, labels: Int[Array, " positions"], num_clusters: int)
 
 def within_correlation(group: Group, labels: Int[Array, " positions"], num_clusters: int) -> Float[Array, ""]:
     """The mean correlation of two different live units of one channel and one cluster; 0 where there are none."""
-    member = membership(labels, num_clusters)
-    counts = product(group.live.astype(jnp.float32), member.T)
-    squares = group.sum(lambda vectors, live: jnp.sum(jnp.square(product(member, vectors))))
+    counts = jax.vmap(lambda live: jax.ops.segment_sum(live, labels, num_clusters))(group.live.astype(jnp.float32))
+    squares = group.sum(lambda vectors, _: jnp.sum(jnp.square(jax.ops.segment_sum(vectors, labels, num_clusters))))
     pairs = jnp.sum(counts * (counts - 1.0))
     mean = (squares - jnp.sum(group.live, dtype=jnp.float32)) / jnp.maximum(pairs, 1.0)
     return jnp.where(pairs > 0, jnp.clip(mean, -1.0, 1.0), 0.0)
