@@ -17,10 +17,13 @@ from jaxtyping import Array, Float, PyTree
 from dropcluster_jax import masking
 from dropcluster_jax.clustering import Clusterer, ClusterState, resize
 from dropcluster_jax.masking.common import Rate, Rescale, check_rate, check_units
+from dropcluster_jax.masking.drop_block import Seeding
 
 __all__ = [
+    "Cutout",
     "DropBlock",
     "DropCluster",
+    "DropPath",
     "Dropout",
     "SpatialDropout",
     "cluster_states",
@@ -39,7 +42,9 @@ class Dropout(nn.Module):
     Attributes:
         rate: the probability of being dropped, in [0, 1]; may be traced.
         deterministic: if True the layer is the identity and needs no key.
-        rescale: `"rate"` or `"kept"`.
+        per_channel: whether each channel draws for itself; else whole positions are dropped.
+        per_example: whether each example draws for itself; else all share one mask.
+        rescale: `"rate"`, `"kept"`, `"batch"` or `"none"`.
         rng_collection: the name of the keys' collection.
 
     Raises:
@@ -56,6 +61,8 @@ class Dropout(nn.Module):
 
     rate: Rate | None = None
     deterministic: bool | None = None
+    per_channel: bool = True
+    per_example: bool = True
     rescale: Rescale = "rate"
     rng_collection: str = "dropout"
 
@@ -70,7 +77,7 @@ class Dropout(nn.Module):
         """Drop units of `x`, unless deterministic, with the key `rng` if given."""
 
         def drop(key: Array, rate: Rate) -> Array:
-            return masking.dropout(key, x, rate, rescale=self.rescale)
+            return masking.dropout(key, x, rate, **_options(self, "per_channel", "per_example", "rescale"))
 
         return _drop_layer(self, x, rate, deterministic, rng, drop)
 
@@ -83,7 +90,8 @@ class SpatialDropout(nn.Module):
     Attributes:
         rate: the probability of being dropped, in [0, 1]; may be traced.
         deterministic: if True the layer is the identity and needs no key.
-        rescale: `"rate"` or `"kept"`.
+        per_example: whether each example draws for itself; else all share one mask.
+        rescale: `"rate"`, `"kept"`, `"batch"` or `"none"`.
         rng_collection: the name of the keys' collection.
 
     Raises:
@@ -93,12 +101,13 @@ class SpatialDropout(nn.Module):
     Example:
         >>> import jax.numpy as jnp
         >>> layer = SpatialDropout(rate=0.5, deterministic=False)
-        >>> layer.apply({}, jnp.ones((1, 2, 1, 4)), rng=jax.random.key(1)).tolist()
-        [[[[0.0, 2.0, 0.0, 0.0]], [[0.0, 2.0, 0.0, 0.0]]]]
+        >>> layer.apply({}, jnp.ones((1, 2, 1, 4)), rng=jax.random.key(2)).tolist()
+        [[[[0.0, 2.0, 2.0, 0.0]], [[0.0, 2.0, 2.0, 0.0]]]]
     """
 
     rate: Rate | None = None
     deterministic: bool | None = None
+    per_example: bool = True
     rescale: Rescale = "rate"
     rng_collection: str = "dropout"
 
@@ -113,7 +122,7 @@ class SpatialDropout(nn.Module):
         """Drop channels of `x`, unless deterministic, with the key `rng` if given."""
 
         def drop(key: Array, rate: Rate) -> Array:
-            return masking.spatial_dropout(key, x, rate, rescale=self.rescale)
+            return masking.spatial_dropout(key, x, rate, **_options(self, "per_example", "rescale"))
 
         return _drop_layer(self, x, rate, deterministic, rng, drop)
 
@@ -128,7 +137,9 @@ class DropBlock(nn.Module):
         deterministic: if True the layer is the identity and needs no key.
         block_size: the side of a block, at most that of the map.
         per_channel: whether each channel draws blocks of its own.
-        rescale: `"kept"` or `"rate"`.
+        per_example: whether each example draws for itself; else all share one mask.
+        seeding: `"exact"` or `"paper"`.
+        rescale: `"kept"`, `"rate"`, `"batch"` or `"none"`.
         rng_collection: the name of the keys' collection.
 
     Raises:
@@ -147,6 +158,8 @@ class DropBlock(nn.Module):
     deterministic: bool | None = None
     block_size: int = 7
     per_channel: bool = False
+    per_example: bool = True
+    seeding: Seeding = "exact"
     rescale: Rescale = "kept"
     rng_collection: str = "dropout"
 
@@ -161,9 +174,100 @@ class DropBlock(nn.Module):
         """Drop blocks of `x`, unless deterministic, with the key `rng` if given."""
 
         def drop(key: Array, rate: Rate) -> Array:
-            return masking.drop_block(
-                key, x, rate, block_size=self.block_size, per_channel=self.per_channel, rescale=self.rescale
-            )
+            names = ("block_size", "per_channel", "per_example", "seeding", "rescale")
+            return masking.drop_block(key, x, rate, **_options(self, *names))
+
+        return _drop_layer(self, x, rate, deterministic, rng, drop)
+
+
+class DropPath(nn.Module):
+    """Drop whole examples of a residual branch (stochastic depth); see `dropcluster_jax.drop_path`.
+
+    Every argument is given at construction or at call.
+
+    Attributes:
+        rate: the probability of being dropped, in [0, 1]; may be traced.
+        deterministic: if True the layer is the identity and needs no key.
+        per_example: whether each example draws for itself; else all share one draw.
+        rescale: `"rate"`, `"kept"`, `"batch"` or `"none"`.
+        rng_collection: the name of the keys' collection.
+
+    Raises:
+        ValueError: an argument is given twice or never, or is out of range.
+        flax.errors.InvalidRngError: no key: pass `rngs={"dropout": key}` to `apply`, or `rng=key` to the call.
+
+    Example:
+        >>> import jax.numpy as jnp
+        >>> layer = DropPath(rate=0.5, deterministic=False)
+        >>> layer.apply({}, jnp.ones((4, 1, 1, 1)), rng=jax.random.key(1)).ravel().tolist()
+        [0.0, 0.0, 0.0, 2.0]
+    """
+
+    rate: Rate | None = None
+    deterministic: bool | None = None
+    per_example: bool = True
+    rescale: Rescale = "rate"
+    rng_collection: str = "dropout"
+
+    @nn.compact
+    def __call__(
+        self,
+        x: Float[Array, "batch ..."],
+        rate: Rate | None = None,
+        deterministic: bool | None = None,
+        rng: Array | None = None,
+    ) -> Float[Array, "batch ..."]:
+        """Drop examples of `x`, unless deterministic, with the key `rng` if given."""
+
+        def drop(key: Array, rate: Rate) -> Array:
+            return masking.drop_path(key, x, rate, **_options(self, "per_example", "rescale"))
+
+        return _drop_layer(self, x, rate, deterministic, rng, drop)
+
+
+class Cutout(nn.Module):
+    """Drop one box of positions; see `dropcluster_jax.cutout`.
+
+    Every argument is given at construction or at call.
+
+    Attributes:
+        rate: the share of units dropped in expectation, in [0, 1]; may be traced.
+        deterministic: if True the layer is the identity and needs no key.
+        per_channel: whether each channel has a box of its own.
+        per_example: whether each example has a box of its own; else all share one mask.
+        rescale: `"none"`, `"kept"`, `"batch"` or `"rate"`.
+        rng_collection: the name of the keys' collection.
+
+    Raises:
+        ValueError: an argument is given twice or never, or is out of range.
+        flax.errors.InvalidRngError: no key: pass `rngs={"dropout": key}` to `apply`, or `rng=key` to the call.
+
+    Example:
+        >>> import jax.numpy as jnp
+        >>> layer = Cutout(rate=0.25, deterministic=False)
+        >>> layer.apply({}, jnp.ones((1, 8, 1)), rng=jax.random.key(0)).astype(int).ravel().tolist()
+        [0, 0, 1, 1, 1, 1, 1, 1]
+    """
+
+    rate: Rate | None = None
+    deterministic: bool | None = None
+    per_channel: bool = False
+    per_example: bool = True
+    rescale: Rescale = "none"
+    rng_collection: str = "dropout"
+
+    @nn.compact
+    def __call__(
+        self,
+        x: Float[Array, "batch *spatial channels"],
+        rate: Rate | None = None,
+        deterministic: bool | None = None,
+        rng: Array | None = None,
+    ) -> Float[Array, "batch *spatial channels"]:
+        """Drop a box of `x`, unless deterministic, with the key `rng` if given."""
+
+        def drop(key: Array, rate: Rate) -> Array:
+            return masking.cutout(key, x, rate, **_options(self, "per_channel", "per_example", "rescale"))
 
         return _drop_layer(self, x, rate, deterministic, rng, drop)
 
@@ -182,9 +286,11 @@ class DropCluster(nn.Module):
         update_clusters: if True the clusters are learned from this `x` first, which should be activations in
             evaluation mode; the collection must be mutable. False if given nowhere.
         axis_name: a mapped axis over which the batch is split (`pmap`, `shard_map`), if any, for the update.
+        per_channel: whether each channel draws for itself also where all share the labels.
+        per_example: whether each example draws for itself; else all share one mask.
         min_explained: a channel (with shared labels: the layer) whose clusters explain less of the variance is left
             alone. The dropped share is then `rate` times the share of the other channels. 0: off.
-        rescale: `"kept"` or `"rate"`.
+        rescale: `"kept"`, `"rate"`, `"batch"` or `"none"`.
         rng_collection: the name of the keys' collection.
 
     Raises:
@@ -212,6 +318,8 @@ class DropCluster(nn.Module):
     deterministic: bool | None = None
     update_clusters: bool | None = None
     axis_name: str | None = None
+    per_channel: bool = False
+    per_example: bool = True
     min_explained: float = 0.0
     rescale: Rescale = "kept"
     rng_collection: str = "dropout"
@@ -240,9 +348,8 @@ class DropCluster(nn.Module):
             self._store(self.clusterer.update(self._clusters(), x, axis_name=self.axis_name))
 
         def drop(key: Array, rate: Rate) -> Array:
-            return masking.drop_cluster(
-                key, x, rate, self._clusters(), min_explained=self.min_explained, rescale=self.rescale
-            )
+            names = ("per_channel", "per_example", "min_explained", "rescale")
+            return masking.drop_cluster(key, x, rate, self._clusters(), **_options(self, *names))
 
         return _drop_layer(self, x, rate, deterministic, rng, drop)
 
@@ -258,6 +365,11 @@ class DropCluster(nn.Module):
     def _store(self, state: ClusterState) -> None:
         for name, value in state._asdict().items():
             self.put_variable(_COLLECTION, name, value)
+
+
+def _options(layer: nn.Module, *names: str) -> dict[str, Any]:
+    """The layer's attributes that its function takes."""
+    return {name: getattr(layer, name) for name in names}
 
 
 def _drop_layer(

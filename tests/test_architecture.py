@@ -13,13 +13,16 @@ PACKAGE = pathlib.Path(__file__).parents[1] / "dropcluster_jax"
 BELOW = {
     "clustering": set(),
     "masking": {"clustering"},
+    "testing": set(),
+    "uncertainty": set(),
     "linen": {"clustering", "masking"},
+    "nnx": {"clustering", "masking"},
     "models": {"clustering", "masking", "linen"},
     "data": set(),
     "viz": {"clustering"},
     "training": {"clustering", "masking", "linen", "models", "data", "viz"},
     "cli": {"clustering", "masking", "linen", "models", "data", "viz", "training"},
-    "__init__": {"clustering", "masking"},
+    "__init__": {"clustering", "masking", "uncertainty"},
 }
 LOWER_FLOORS_USE = {"jax", "jaxtyping", "numpy"}
 

@@ -1,16 +1,15 @@
-"""What all masks share: the checks of their arguments, the draw, and the rescaling of what is left."""
+"""What all masks share: the checks of their arguments, and the rescaling of what is left."""
 
 import math
 from typing import Literal, get_args
 
-import jax
 import jax.numpy as jnp
 import numpy as np
 from jax.core import Tracer
-from jaxtyping import Array, ArrayLike, Bool, Float, Int, Real, Shaped
+from jaxtyping import Array, ArrayLike, Bool, Float, Int, Real
 
 Rate = Real[ArrayLike, ""]
-Rescale = Literal["kept", "rate"]
+Rescale = Literal["kept", "rate", "batch", "none"]
 
 
 def check_rate(rate: Rate) -> None:
@@ -29,7 +28,7 @@ def check_rescale(rescale: Rescale) -> None:
     """Refuse an unknown way to rescale.
 
     Raises:
-        ValueError: `rescale` is neither "kept" nor "rate".
+        ValueError: `rescale` is none of "kept", "rate", "batch" and "none".
     """
     if rescale not in get_args(Rescale):
         raise ValueError(f"rescale must be one of {', '.join(map(repr, get_args(Rescale)))}, got {rescale!r}")
@@ -45,34 +44,35 @@ def check_units(x: Array, least_ndim: int = 3) -> None:
     if not jnp.issubdtype(x.dtype, jnp.floating):
         raise TypeError(f"x must be of a floating-point type, got {x.dtype}")
     if x.ndim < least_ndim:
-        wanted = "(batch, *spatial, channels)" if least_ndim == 3 else "(batch, ...)"
+        wanted = {1: "(batch, ...)", 2: "(batch, ..., channels)", 3: "(batch, *spatial, channels)"}[least_ndim]
         raise ValueError(f"x must have the shape {wanted}, got {x.shape}")
 
 
-def draw_kept(key: Array, rate: Rate, shape: tuple[int, ...]) -> Bool[Array, "..."]:
-    """Independent draws, True with probability 1 - rate, to 23 bits; exactly all at 0 and none at 1."""
-    return jax.random.uniform(key, shape) >= rate
+def scale_of_counts(kept: Int[Array, " batch"], units: int | Int[Array, ""], rate: Rate, rescale: Rescale) -> Array:
+    """The factor for what is left, from how many units each example keeps.
 
+    `"kept"`: `units / kept` for each example, under which a constant map keeps its sum; 0 where nothing was kept.
+    `"batch"`: the same with the units kept of all examples. `"rate"`: `1 / (1 - rate)`, under which each unit keeps its
+    expectation; 0 where the rate is 1. `"none"`: 1.
 
-def rate_scale(rate: Rate) -> Float[Array, ""]:
-    """`1 / (1 - rate)`, under which each unit keeps its expectation; 0 where the rate is 1."""
-    kept = 1.0 - jnp.asarray(rate, jnp.float32)
-    return jnp.where(kept > 0, 1.0 / jnp.where(kept > 0, kept, 1.0), 0.0)
-
-
-def kept_scale(kept: Shaped[Array, " batch"], units: int | Int[Array, ""]) -> Float[Array, " batch"]:
-    """`units / kept` for each example, under which a constant map keeps its sum; 0 where nothing was kept."""
-    return jnp.where(kept > 0, units / jnp.maximum(kept, 1).astype(jnp.float32), 0.0)
+    Returns:
+        float32, `(batch,)` or a scalar.
+    """
+    check_rescale(rescale)
+    if rescale == "none":
+        return jnp.ones(())
+    if rescale == "rate":
+        whole, left = 1.0, 1.0 - jnp.asarray(rate, jnp.float32)
+    else:
+        whole, left = units, (kept if rescale == "kept" else jnp.mean(kept.astype(jnp.float32)))
+    return jnp.where(left > 0, whole / jnp.where(left > 0, left, 1).astype(jnp.float32), 0.0)
 
 
 def scale_of_mask(mask: Bool[Array, "batch ..."], rate: Rate, rescale: Rescale) -> Float[Array, "..."]:
     """The factor for what is left, broadcastable to `x`, where the units kept must be counted in the mask."""
-    check_rescale(rescale)
-    if rescale == "rate":
-        return rate_scale(rate)
     axes = tuple(range(1, mask.ndim))
-    scale = kept_scale(jnp.sum(mask, axis=axes, dtype=jnp.int32), math.prod(mask.shape[1:]))
-    return jnp.expand_dims(scale, axes)
+    scale = scale_of_counts(jnp.sum(mask, axis=axes, dtype=jnp.int32), math.prod(mask.shape[1:]), rate, rescale)
+    return jnp.expand_dims(scale, axes) if scale.ndim else scale
 
 
 def apply_mask(

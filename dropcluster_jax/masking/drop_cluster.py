@@ -12,12 +12,10 @@ from dropcluster_jax.masking.common import (
     Rescale,
     apply_mask,
     check_rate,
-    check_rescale,
     check_units,
-    draw_kept,
-    kept_scale,
-    rate_scale,
+    scale_of_counts,
 )
+from dropcluster_jax.masking.draw import draw_kept
 
 _WORD = 32
 
@@ -28,25 +26,30 @@ def drop_cluster(
     rate: Rate,
     state: ClusterState,
     *,
+    per_channel: bool = False,
+    per_example: bool = True,
     min_explained: float = 0.0,
     rescale: Rescale = "kept",
 ) -> Float[Array, "batch *spatial channels"]:
     """Drop whole clusters, each with probability `rate`, independently in each example.
 
     Where channels have labels of their own, each (cluster, channel) is drawn by itself; else all channels of an example
-    share the draw. The expected dropped share is `rate`, whatever the sizes of the clusters; with `min_explained` it is
-    `rate` times the share of the channels that are not left alone.
+    share the draw, unless `per_channel`. The expected dropped share is `rate`, whatever the sizes of the clusters; with
+    `min_explained` it is `rate` times the share of the channels that are not left alone.
 
     Args:
         key: a PRNG key.
         x: activations `(batch, *spatial, channels)`.
         rate: the probability of being dropped, in [0, 1]; may be traced.
         state: the clusters, of the spatial shape of `x`.
+        per_channel: whether each channel draws for itself also where all share the labels.
+        per_example: whether each example draws for itself; else all share one mask.
         min_explained: structure on demand, in [0, 1]. A channel (with shared labels: the layer) whose clusters explain
             less of the variance than this, by `state.explained`, is left alone: neither dropped nor rescaled. Nothing
             is dropped before the first update then, as the grid explains nothing yet. A Python number; 0: off.
         rescale: `"kept"` multiplies what is left by units / units kept, per example: a constant map keeps its sum
-            exactly; `"rate"` by `1 / (1 - rate)`: each unit keeps its expectation exactly.
+            exactly; `"rate"` by `1 / (1 - rate)`: each unit keeps its expectation exactly; `"batch"` by units / units
+            kept over all examples; `"none"` not at all.
 
     Returns:
         An array like `x`; zeros where all is dropped, never NaN. No gradient flows to `state`.
@@ -62,21 +65,18 @@ def drop_cluster(
         >>> from dropcluster_jax import KMeans
         >>> x = jnp.ones((2, 4, 4, 8))
         >>> state = KMeans(num_clusters=4).init(x.shape[1:])
-        >>> y = drop_cluster(jax.random.key(1), x, 0.5, state)
+        >>> y = drop_cluster(jax.random.key(2), x, 0.5, state)
         >>> y[0, ..., 0].tolist()
-        [[0.0, 0.0, 4.0, 4.0], [0.0, 0.0, 4.0, 4.0], [0.0, 0.0, 0.0, 0.0], [0.0, 0.0, 0.0, 0.0]]
+        [[0.0, 0.0, 2.0, 2.0], [0.0, 0.0, 2.0, 2.0], [2.0, 2.0, 0.0, 0.0], [2.0, 2.0, 0.0, 0.0]]
     """
-    check_rescale(rescale)
-    kept = _draw_clusters(key, x, rate, state, min_explained)
-    sizes, units = state.sizes, math.prod(state.labels.shape)
-    dropping = _dropping(state, min_explained) if min_explained > 0 else None
+    kept = _draw_clusters(key, x, rate, state, per_channel, per_example, min_explained)
+    groups = kept.shape[-1]
+    sizes, units = jnp.broadcast_to(state.sizes, kept.shape[1:]), math.prod(x.shape[1:-1]) * groups
+    dropping = jnp.broadcast_to(_dropping(state, min_explained), groups) if min_explained > 0 else None
     if dropping is not None:
-        sizes, units = jnp.where(dropping, sizes, 0), math.prod(state.labels.shape[:-1]) * jnp.sum(dropping)
-    if rescale == "rate":
-        scale = rate_scale(rate)
-    else:
-        units_kept = jnp.einsum("bkg,kg->b", kept.astype(jnp.int32), sizes)
-        scale = jnp.expand_dims(kept_scale(units_kept, units), tuple(range(1, x.ndim)))
+        sizes, units = jnp.where(dropping, sizes, 0), units // groups * jnp.sum(dropping)
+    scale = scale_of_counts(jnp.sum(jnp.where(kept, sizes, 0), axis=(1, 2)), units, rate, rescale)
+    scale = jnp.expand_dims(scale, tuple(range(1, x.ndim))) if scale.ndim else scale
     if dropping is not None:
         scale = jnp.where(dropping, scale, 1.0)
     return apply_mask(x, _unit_mask(kept, state.labels), scale)
@@ -88,21 +88,32 @@ def drop_cluster_mask(
     rate: Rate,
     state: ClusterState,
     *,
+    per_channel: bool = False,
+    per_example: bool = True,
     min_explained: float = 0.0,
-) -> Bool[Array, "batch *spatial groups"]:
-    """The mask of `drop_cluster`: True = kept, `(batch, *spatial, channels or 1)`; the same arguments and errors."""
-    return _unit_mask(_draw_clusters(key, x, rate, state, min_explained), state.labels)
+) -> Bool[Array, "examples *spatial groups"]:
+    """The mask of `drop_cluster`: True = kept, `(batch or 1, *spatial, channels or 1)`; the same arguments, errors."""
+    kept = _draw_clusters(key, x, rate, state, per_channel, per_example, min_explained)
+    return _unit_mask(kept, state.labels)
 
 
 def _draw_clusters(
-    key: Array, x: Array, rate: Rate, state: ClusterState, min_explained: float
-) -> Bool[Array, "batch clusters groups"]:
+    key: Array,
+    x: Array,
+    rate: Rate,
+    state: ClusterState,
+    per_channel: bool,
+    per_example: bool,
+    min_explained: float,
+) -> Bool[Array, "examples clusters groups"]:
     """Which clusters are kept."""
     check_units(x)
     check_rate(rate)
     check_activations(x, state)
     check_min_explained(min_explained)
-    kept = draw_kept(key, rate, (x.shape[0], *state.sizes.shape))
+    clusters, groups = state.sizes.shape
+    groups = x.shape[-1] if per_channel else groups
+    kept = draw_kept(key, rate, (len(x) if per_example else 1, clusters, groups))
     return kept | ~_dropping(state, min_explained) if min_explained > 0 else kept
 
 
@@ -122,22 +133,23 @@ def _dropping(state: ClusterState, min_explained: float) -> Bool[Array, " groups
 
 
 def _unit_mask(
-    kept: Bool[Array, "batch clusters groups"], labels: Int[Array, "*spatial groups"]
-) -> Bool[Array, "batch *spatial groups"]:
+    kept: Bool[Array, "examples clusters groups"], labels: Int[Array, "*spatial maps"]
+) -> Bool[Array, "examples *spatial groups"]:
     """Spread the clusters' draws over their units by shifts of packed words: a gather costs several times more."""
     # Without the barrier XLA may fuse the draws into the mask and repeat them for every unit.
     words = jax.lax.optimization_barrier(_pack(kept))
     words = jnp.expand_dims(words, tuple(range(2, labels.ndim + 1)))  # (batch, words, 1, ..., groups)
-    words = jnp.broadcast_to(words, (*words.shape[:2], *labels.shape))
+    words = jnp.broadcast_to(words, (*words.shape[:2], *labels.shape[:-1], kept.shape[-1]))
     word = jax.lax.select_n(
         jnp.broadcast_to(labels // _WORD, words[:, 0].shape), *(words[:, i] for i in range(words.shape[1]))
     )
     return (word >> (labels % _WORD).astype(jnp.uint32)) & 1 == 1
 
 
-def _pack(kept: Bool[Array, "batch clusters groups"]) -> UInt32[Array, "batch words groups"]:
+def _pack(kept: Bool[Array, "examples clusters groups"]) -> UInt32[Array, "examples words groups"]:
     """Cluster k becomes bit `k % 32` of word `k // 32`."""
-    batch, clusters, groups = kept.shape
-    kept = jnp.pad(kept, ((0, 0), (0, -clusters % _WORD), (0, 0)))
-    bits = kept.reshape(batch, -1, _WORD, groups).astype(jnp.uint32)
-    return jnp.sum(bits << jnp.arange(_WORD, dtype=jnp.uint32)[:, None], axis=2, dtype=jnp.uint32)
+    examples, clusters, groups = kept.shape
+    width = min(clusters, _WORD)
+    kept = jnp.pad(kept, ((0, 0), (0, -clusters % width), (0, 0)))
+    bits = kept.reshape(examples, -1, width, groups).astype(jnp.uint32)
+    return jnp.sum(bits << jnp.arange(width, dtype=jnp.uint32)[:, None], axis=2, dtype=jnp.uint32)

@@ -1,20 +1,19 @@
-"""Dropout of single units, and of whole channels."""
+"""Dropout of single units, of whole channels, and of whole examples."""
 
 from jaxtyping import Array, Bool, Float
 
-from dropcluster_jax.masking.common import (
-    Rate,
-    Rescale,
-    apply_mask,
-    check_rate,
-    check_units,
-    draw_kept,
-    scale_of_mask,
-)
+from dropcluster_jax.masking.common import Rate, Rescale, apply_mask, check_rate, check_units, scale_of_mask
+from dropcluster_jax.masking.draw import draw_kept
 
 
 def dropout(
-    key: Array, x: Float[Array, "batch ..."], rate: Rate, *, rescale: Rescale = "rate"
+    key: Array,
+    x: Float[Array, "batch ..."],
+    rate: Rate,
+    *,
+    per_channel: bool = True,
+    per_example: bool = True,
+    rescale: Rescale = "rate",
 ) -> Float[Array, "batch ..."]:
     """Drop each unit with probability `rate`, independently.
 
@@ -22,15 +21,18 @@ def dropout(
         key: a PRNG key.
         x: activations.
         rate: the probability of being dropped, in [0, 1]; may be traced.
+        per_channel: whether each channel, the last dimension, draws for itself; else whole positions are dropped.
+        per_example: whether each example draws for itself; else all share one mask.
         rescale: `"rate"` multiplies what is left by `1 / (1 - rate)`: each unit keeps its expectation; `"kept"` by
-            units / units kept, per example: a constant map keeps its sum exactly.
+            units / units kept, per example: a constant map keeps its sum exactly; `"batch"` by the same over all
+            examples; `"none"` not at all.
 
     Returns:
         An array like `x`; zeros where all is dropped, never NaN.
 
     Raises:
         TypeError: `x` is not of a floating-point type.
-        ValueError: a rate outside [0, 1], or an unknown `rescale`.
+        ValueError: a rate outside [0, 1], an unknown `rescale`, or shared channels where there are none.
 
     References:
         Srivastava et al., "Dropout: A Simple Way to Prevent Neural Networks from Overfitting", JMLR 15, 2014.
@@ -41,19 +43,27 @@ def dropout(
         >>> sorted(set(y.ravel().tolist()))
         [0.0, 2.0]
     """
-    mask = dropout_mask(key, x, rate)
+    mask = dropout_mask(key, x, rate, per_channel=per_channel, per_example=per_example)
     return apply_mask(x, mask, scale_of_mask(mask, rate, rescale))
 
 
-def dropout_mask(key: Array, x: Float[Array, "batch ..."], rate: Rate) -> Bool[Array, "batch ..."]:
-    """The mask of `dropout`: True = kept, of the shape of `x`. Arguments and errors are the same."""
-    check_units(x, least_ndim=1)
+def dropout_mask(
+    key: Array, x: Float[Array, "batch ..."], rate: Rate, *, per_channel: bool = True, per_example: bool = True
+) -> Bool[Array, "..."]:
+    """The mask of `dropout`: True = kept, of the shape of `x`, or 1 where shared. Arguments and errors are the same."""
+    check_units(x, least_ndim=1 if per_channel else 2)
     check_rate(rate)
-    return draw_kept(key, rate, x.shape)
+    shape = (len(x) if per_example else 1, *x.shape[1:])
+    return draw_kept(key, rate, shape if per_channel else (*shape[:-1], 1))
 
 
 def spatial_dropout(
-    key: Array, x: Float[Array, "batch *spatial channels"], rate: Rate, *, rescale: Rescale = "rate"
+    key: Array,
+    x: Float[Array, "batch *spatial channels"],
+    rate: Rate,
+    *,
+    per_example: bool = True,
+    rescale: Rescale = "rate",
 ) -> Float[Array, "batch *spatial channels"]:
     """Drop each channel of each example with probability `rate`, independently.
 
@@ -61,8 +71,9 @@ def spatial_dropout(
         key: a PRNG key.
         x: activations `(batch, *spatial, channels)`.
         rate: the probability of being dropped, in [0, 1]; may be traced.
+        per_example: whether each example draws for itself; else all share one mask.
         rescale: `"rate"` multiplies what is left by `1 / (1 - rate)`, `"kept"` by channels / channels kept, per
-            example.
+            example, `"batch"` by the same over all examples; `"none"` not at all.
 
     Returns:
         An array like `x`; zeros where all is dropped, never NaN.
@@ -80,14 +91,57 @@ def spatial_dropout(
         >>> bool(jnp.all(y == y[:, :1, :1]))
         True
     """
-    mask = spatial_dropout_mask(key, x, rate)
+    mask = spatial_dropout_mask(key, x, rate, per_example=per_example)
     return apply_mask(x, mask, scale_of_mask(mask, rate, rescale))
 
 
 def spatial_dropout_mask(
-    key: Array, x: Float[Array, "batch *spatial channels"], rate: Rate
-) -> Bool[Array, "batch *ones channels"]:
-    """The mask of `spatial_dropout`: True = kept, `(batch, 1, ..., channels)`. Arguments and errors are the same."""
+    key: Array, x: Float[Array, "batch *spatial channels"], rate: Rate, *, per_example: bool = True
+) -> Bool[Array, "examples *ones channels"]:
+    """The mask of `spatial_dropout`: True = kept, `(batch or 1, 1, ..., channels)`; the same arguments and errors."""
     check_units(x)
     check_rate(rate)
-    return draw_kept(key, rate, (x.shape[0], *(1,) * (x.ndim - 2), x.shape[-1]))
+    return draw_kept(key, rate, (len(x) if per_example else 1, *(1,) * (x.ndim - 2), x.shape[-1]))
+
+
+def drop_path(
+    key: Array, x: Float[Array, "batch ..."], rate: Rate, *, per_example: bool = True, rescale: Rescale = "rate"
+) -> Float[Array, "batch ..."]:
+    """Drop whole examples, each with probability `rate`: stochastic depth, where `x` is a residual branch.
+
+    Args:
+        key: a PRNG key.
+        x: a residual branch's output, before it is added to the shortcut.
+        rate: the probability of being dropped, in [0, 1]; may be traced.
+        per_example: whether each example draws for itself; else all share one draw.
+        rescale: `"rate"` multiplies what is left by `1 / (1 - rate)`: each unit keeps its expectation; `"batch"` by
+            examples / examples kept; `"kept"` and `"none"` not at all, as an example is kept whole.
+
+    Returns:
+        An array like `x`; zeros where all is dropped, never NaN.
+
+    Raises:
+        TypeError: `x` is not of a floating-point type.
+        ValueError: a rate outside [0, 1], or an unknown `rescale`.
+
+    References:
+        Huang et al., "Deep Networks with Stochastic Depth", ECCV 2016.
+
+    Example:
+        >>> import jax, jax.numpy as jnp
+        >>> x, branch = jnp.ones((4, 8, 8, 2)), jnp.ones((4, 8, 8, 2))
+        >>> y = x + drop_path(jax.random.key(1), branch, 0.5)
+        >>> y[:, 0, 0, 0].tolist()
+        [1.0, 1.0, 1.0, 3.0]
+    """
+    mask = drop_path_mask(key, x, rate, per_example=per_example)
+    return apply_mask(x, mask, scale_of_mask(mask, rate, rescale))
+
+
+def drop_path_mask(
+    key: Array, x: Float[Array, "batch ..."], rate: Rate, *, per_example: bool = True
+) -> Bool[Array, "examples ..."]:
+    """The mask of `drop_path`: True = kept, `(batch or 1, 1, ...)`. Arguments and errors are the same."""
+    check_units(x, least_ndim=1)
+    check_rate(rate)
+    return draw_kept(key, rate, (len(x) if per_example else 1, *(1,) * (x.ndim - 1)))

@@ -4,7 +4,7 @@ import numpy as np
 import pytest
 
 import dropcluster_jax as dc
-from dropcluster_jax.masking.common import draw_kept
+from dropcluster_jax.masking.draw import draw_kept
 
 
 def random_state(num_clusters, groups, spatial=(12, 11)):

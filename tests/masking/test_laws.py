@@ -1,6 +1,7 @@
 """Laws that every mask obeys, each over many keys."""
 
 import functools
+import itertools
 
 import jax
 import jax.numpy as jnp
@@ -11,6 +12,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 import dropcluster_jax as dc
+from dropcluster_jax import testing
 
 SHAPE = (2, 6, 6, 3)
 SIGMAS = 5.5  # of the sampling error; thousands of comparisons at fixed seeds
@@ -34,13 +36,22 @@ DROPS = {
     "drop_block of even size": (dc.drop_block, {"block_size": 4}),
     "drop_cluster": (dc.drop_cluster, {"state": uneven(1)}),
     "drop_cluster per channel": (dc.drop_cluster, {"state": uneven(3)}),
+    "drop_cluster, shared labels, per channel": (dc.drop_cluster, {"state": uneven(1), "per_channel": True}),
+    "drop_path": (dc.drop_path, {}),
+    "cutout": (dc.cutout, {}),
+    "cutout per channel": (dc.cutout, {"per_channel": True}),
 }
 MASKS = {
     dc.dropout: dc.dropout_mask,
     dc.spatial_dropout: dc.spatial_dropout_mask,
     dc.drop_block: dc.drop_block_mask,
     dc.drop_cluster: dc.drop_cluster_mask,
+    dc.drop_path: dc.drop_path_mask,
+    dc.cutout: dc.cutout_mask,
 }
+# Of what draws each unit with one probability: blocks and boxes reach the middle more often than the border.
+EVEN = [name for name in DROPS if not name.startswith(("drop_block", "cutout"))]
+RESCALINGS = ["kept", "rate", "batch", "none"]
 every_drop = pytest.mark.parametrize("name", DROPS)
 
 
@@ -59,15 +70,11 @@ def masks_of(name, rate, number, x=None):
 
 
 @pytest.mark.parametrize("rate", [0.1, 0.5, 0.85])
-@pytest.mark.parametrize("name", ["dropout", "spatial_dropout", "drop_cluster", "drop_cluster per channel"])
+@pytest.mark.parametrize("name", EVEN)
 def test_rescaled_by_the_rate_every_unit_keeps_its_expectation(name, rate):
     x = jax.random.normal(jax.random.key(1), SHAPE) + 2
-    number = 8000
-    keys = jax.random.split(jax.random.key(2), number)
     drop = drop_of(name, rescale="rate")
-    mean = jax.jit(lambda keys: jnp.mean(jax.vmap(lambda key: drop(key, x, rate))(keys), axis=0))(keys)
-    error = jnp.abs(x) * np.sqrt(rate / (1 - rate) / number)
-    assert (jnp.abs(mean - x) < SIGMAS * error).all()
+    testing.assert_mean_preserved(lambda key, x: drop(key, x, rate), x)
 
 
 @every_drop
@@ -79,6 +86,51 @@ def test_rescaled_by_what_is_kept_a_constant_map_keeps_its_sum(name, seed, rate,
         assert not example.any() or example.sum() == pytest.approx(float(x[0].sum()), rel=1e-5)
 
 
+@every_drop
+def test_rescaled_by_what_is_kept_in_the_batch_its_sum_is_kept_and_one_factor_serves_all(name):
+    x = jnp.ones((8, *SHAPE[1:]))
+    for seed in range(5):
+        y = _jitted(name, "batch")(jax.random.key(seed), x, 0.4)
+        assert float(y.sum()) == pytest.approx(x.size, rel=1e-5) and len(np.unique(y)) == 2
+
+
+@pytest.mark.parametrize("rescale", ["kept", "rate", "none"])
+@every_drop
+def test_no_example_changes_another(name, rescale):
+    """What one example becomes depends on its place in the batch and on nothing else of the batch."""
+    x = jax.random.normal(jax.random.key(0), (6, *SHAPE[1:]))
+    drop, key = drop_of(name, rescale=rescale), jax.random.key(1)
+    many = drop(key, x, 0.4)
+    assert (drop(key, x.at[3:].set(-x[3:] + 1), 0.4)[:3] == many[:3]).all()
+    if not name.startswith("cutout"):
+        assert (drop(key, x[:3], 0.4) == many[:3]).all()
+
+
+@every_drop
+def test_what_is_not_rescaled_is_left_as_it_is(name):
+    x = jax.random.normal(jax.random.key(0), SHAPE)
+    y = drop_of(name, rescale="none")(jax.random.key(1), x, 0.4)
+    assert (y == jnp.where(masks_like(name, jax.random.key(1), x, 0.4), x, 0)).all()
+
+
+@every_drop
+def test_examples_share_a_mask_on_demand(name):
+    x = jax.random.normal(jax.random.key(0), (6, *SHAPE[1:]))
+    drop, arguments = DROPS[name]
+    for seed in range(5):
+        mask = MASKS[drop](jax.random.key(seed), x, 0.4, **arguments, per_example=False)
+        y = drop(jax.random.key(seed), x, 0.4, **arguments, per_example=False, rescale="none")
+        assert mask.shape[0] == 1 and (y == jnp.where(mask, x, 0)).all()
+
+
+@pytest.mark.parametrize("rate", [0.0, 0.1, 0.5, 1.0])
+@every_drop
+def test_a_shared_mask_drops_at_the_rate_too(name, rate):
+    drop, arguments = DROPS[name]
+    mask = functools.partial(MASKS[drop], **arguments, per_example=False)
+    testing.assert_rate(lambda key, x: mask(key, x, rate), jnp.ones(SHAPE), rate)
+
+
 @functools.cache
 def _jitted(name, rescale):
     return jax.jit(drop_of(name, rescale=rescale))
@@ -87,10 +139,20 @@ def _jitted(name, rescale):
 @pytest.mark.parametrize("rate", [0.05, 0.3, 0.5, 0.9])
 @every_drop
 def test_the_dropped_share_is_the_rate(name, rate):
-    number = 6000
-    shares = 1 - masks_of(name, rate, number).mean(axis=(2, 3, 4)).ravel()
-    error = float(shares.std()) / np.sqrt(shares.size)
-    assert abs(float(shares.mean()) - rate) < SIGMAS * error
+    drop, arguments = DROPS[name]
+    mask = functools.partial(MASKS[drop], **arguments)
+    testing.assert_rate(lambda key, x: mask(key, x, rate), jnp.ones(SHAPE), rate, samples=6000, tolerance=1e-3)
+
+
+@every_drop
+def test_a_higher_rate_drops_what_a_lower_one_drops_and_more(name):
+    x = jnp.ones((50, *SHAPE[1:]))
+    for seed in range(3):
+        masks = [masks_like(name, jax.random.key(seed), x, rate) for rate in (0.1, 0.3, 0.7)]
+        if name.startswith("cutout"):
+            assert masks[0].sum() > masks[1].sum() > masks[2].sum()
+        else:
+            assert all((more <= less).all() for less, more in itertools.pairwise(masks))
 
 
 @pytest.mark.parametrize("seed", range(5))
@@ -114,7 +176,7 @@ def test_examples_are_independent(name):
         assert abs(np.corrcoef(first[:, unit], second[:, unit])[0, 1]) < SIGMAS / np.sqrt(4000)
 
 
-@pytest.mark.parametrize("name", ["dropout", "spatial_dropout", "drop_block per channel", "drop_cluster per channel"])
+@pytest.mark.parametrize("name", [name for name in DROPS if "per channel" in name] + ["dropout", "spatial_dropout"])
 def test_channels_are_independent(name):
     masks = np.asarray(masks_of(name, 0.4, 4000), float)[:, 0]
     for position in [(0, 0), (3, 2), (5, 5)]:
@@ -122,7 +184,7 @@ def test_channels_are_independent(name):
         assert (np.abs(correlation - np.eye(3)) < SIGMAS / np.sqrt(4000)).all()
 
 
-@pytest.mark.parametrize("name", ["drop_block", "drop_cluster"])
+@pytest.mark.parametrize("name", ["drop_block", "drop_cluster", "cutout"])
 def test_channels_that_share_labels_share_the_mask(name):
     masks = masks_of(name, 0.4, 50)
     assert (masks == masks[..., :1]).all()
@@ -131,6 +193,8 @@ def test_channels_that_share_labels_share_the_mask(name):
 @pytest.mark.parametrize("groups", [1, 3])
 def test_masks_are_constant_inside_a_cluster_and_independent_between_clusters(groups):
     state = uneven(groups)
+    mask = functools.partial(dc.drop_cluster_mask, rate=0.4, state=state)
+    testing.assert_constant_within_clusters(mask, jnp.ones(SHAPE), state.labels)
     x = jnp.ones((4000, *SHAPE[1:]))
     masks = np.asarray(dc.drop_cluster_mask(jax.random.key(0), x, 0.4, state))
     for group in range(groups):
@@ -145,7 +209,7 @@ def test_masks_are_constant_inside_a_cluster_and_independent_between_clusters(gr
 
 
 @every_drop
-@pytest.mark.parametrize("rescale", ["kept", "rate"])
+@pytest.mark.parametrize("rescale", RESCALINGS)
 @pytest.mark.parametrize("dtype", [jnp.float32, jnp.bfloat16])
 def test_rate_zero_is_the_identity_bit_for_bit(name, rescale, dtype):
     x = jax.random.normal(jax.random.key(3), SHAPE).astype(dtype)
@@ -179,16 +243,19 @@ def masks_like(name, key, x, rate):
 
 
 @every_drop
-def test_the_same_key_gives_the_same_mask_and_another_key_another(name):
-    x = jnp.ones(SHAPE)
-    one, same, other = (masks_like(name, jax.random.key(seed), x, 0.5) for seed in (0, 0, 1))
-    assert (one == same).all() and (one != other).any()
+def test_drops_and_masks_are_pure(name):
+    drop, arguments = DROPS[name]
+    mask = functools.partial(MASKS[drop], **arguments)
+    x = jax.random.normal(jax.random.key(0), (8, *SHAPE[1:]))
+    testing.assert_pure(lambda key, x: drop(key, x, 0.5, **arguments), x)
+    testing.assert_pure(lambda key, x: mask(key, x, 0.5), x)
+    one = mask(jax.random.key(0), x, 0.5)
     assert one.dtype == bool and jnp.broadcast_shapes(one.shape, x.shape) == x.shape
 
 
 @every_drop
 @pytest.mark.parametrize("dtype", [jnp.bfloat16, jnp.float16, jnp.float32])
-@pytest.mark.parametrize("rescale", ["kept", "rate"])
+@pytest.mark.parametrize("rescale", RESCALINGS)
 def test_arrays_keep_their_type(name, rescale, dtype):
     x, drop = jnp.ones(SHAPE, dtype), drop_of(name, rescale=rescale)
     for rate in (0, 0.3, np.float64(0.3), jnp.float32(0.3)):
@@ -285,8 +352,8 @@ def test_bad_arrays_rates_and_rescalings_are_refused(name):
         drop(key, jnp.ones(SHAPE, jnp.int32), 0.1)
     with pytest.raises(ValueError, match=r"rate must be a scalar, got the shape \(2,\)"):
         drop(key, jnp.ones(SHAPE), jnp.array([0.1, 0.2]))
-    with pytest.raises(ValueError, match="rescale must be one of 'kept', 'rate', got 'batch'"):
-        drop_of(name, rescale="batch")(key, jnp.ones(SHAPE), 0.1)
-    if name != "dropout":
+    with pytest.raises(ValueError, match="rescale must be one of 'kept', 'rate', 'batch', 'none', got 'mean'"):
+        drop_of(name, rescale="mean")(key, jnp.ones(SHAPE), 0.1)
+    if name not in ("dropout", "drop_path"):
         with pytest.raises(ValueError, match=r"x must have the shape .*spatial.*, got \(2, 3\)"):
             drop(key, jnp.ones((2, 3)), 0.1)
