@@ -1,6 +1,6 @@
 """Structured dropout whose structure is learned.
 
-Here: the two lower floors, clustering and masking, which need JAX alone. The layers are in
+Here: the two lower floors, clustering and masking, and `mc_predict`, which need JAX alone. The layers are in
 `dropcluster_jax.linen`, networks in `dropcluster_jax.models`, training in `dropcluster_jax.training`.
 """
 
@@ -19,6 +19,7 @@ from dropcluster_jax.masking import (
     spatial_dropout,
     spatial_dropout_mask,
 )
+from dropcluster_jax.uncertainty import MonteCarloPrediction, mc_predict
 
 __version__ = "0.1.0"
 
@@ -27,6 +28,7 @@ __all__ = [
     "Clusterer",
     "Grid",
     "KMeans",
+    "MonteCarloPrediction",
     "ReNA",
     "cutout",
     "cutout_mask",
@@ -38,6 +40,7 @@ __all__ = [
     "drop_path_mask",
     "dropout",
     "dropout_mask",
+    "mc_predict",
     "resize",
     "spatial_dropout",
     "spatial_dropout_mask",

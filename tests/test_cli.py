@@ -7,7 +7,6 @@ import subprocess
 import sys
 from typing import get_args
 
-import numpy as np
 import pytest
 
 import dropcluster_jax as dc
@@ -184,18 +183,6 @@ def test_every_way_to_cluster_and_structure_on_demand_reach_the_layer():
         config = DropConfig(clusterer=name, cluster_size=9.0, per_channel=True, min_explained=0.3)
         for layer in run.drop_layers(config).values():
             assert layer.clusterer == kind(cluster_size=9.0, per_channel=True) and layer.min_explained == 0.3
-
-
-@pytest.mark.parametrize(("begin", "full"), [(0.1, 0.5), (0.0, 0.0), (0.3, 0.3), (0.0, 1.0)])
-def test_the_rate_schedule_is_a_ramp(begin, full):
-    schedule = run.rate_schedule(DropConfig(rate=0.2, begin=begin, full=full), 1000)
-    steps = np.arange(0, 1001, 50)
-    ramp = (
-        np.clip((steps - 1000 * begin) / (1000 * (full - begin) or 1e-9), 0, 1)
-        if begin != full
-        else steps >= 1000 * begin
-    )
-    np.testing.assert_allclose([float(schedule(step)) for step in steps], 0.2 * ramp, atol=1e-6)
 
 
 def test_presets_train_on_real_maps_with_room_for_their_clusters():

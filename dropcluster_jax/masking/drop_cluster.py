@@ -79,7 +79,12 @@ def drop_cluster(
     scale = jnp.expand_dims(scale, tuple(range(1, x.ndim))) if scale.ndim else scale
     if dropping is not None:
         scale = jnp.where(dropping, scale, 1.0)
-    return apply_mask(x, _unit_mask(kept, state.labels), scale)
+
+    # For the backward pass the packed words are kept, not the mask.
+    def drop_units(x: Array, words: Array, scale: Array) -> Array:
+        return apply_mask(x, _unit_mask(words, state.labels), scale)
+
+    return jax.checkpoint(drop_units, prevent_cse=False)(x, _pack(kept), scale)
 
 
 def drop_cluster_mask(
@@ -94,7 +99,7 @@ def drop_cluster_mask(
 ) -> Bool[Array, "examples *spatial groups"]:
     """The mask of `drop_cluster`: True = kept, `(batch or 1, *spatial, channels or 1)`; the same arguments, errors."""
     kept = _draw_clusters(key, x, rate, state, per_channel, per_example, min_explained)
-    return _unit_mask(kept, state.labels)
+    return _unit_mask(_pack(kept), state.labels)
 
 
 def _draw_clusters(
@@ -133,13 +138,12 @@ def _dropping(state: ClusterState, min_explained: float) -> Bool[Array, " groups
 
 
 def _unit_mask(
-    kept: Bool[Array, "examples clusters groups"], labels: Int[Array, "*spatial maps"]
+    words: UInt32[Array, "examples words groups"], labels: Int[Array, "*spatial maps"]
 ) -> Bool[Array, "examples *spatial groups"]:
     """Spread the clusters' draws over their units by shifts of packed words: a gather costs several times more."""
-    # Without the barrier XLA may fuse the draws into the mask and repeat them for every unit.
-    words = jax.lax.optimization_barrier(_pack(kept))
+    groups = words.shape[-1]
     words = jnp.expand_dims(words, tuple(range(2, labels.ndim + 1)))  # (batch, words, 1, ..., groups)
-    words = jnp.broadcast_to(words, (*words.shape[:2], *labels.shape[:-1], kept.shape[-1]))
+    words = jnp.broadcast_to(words, (*words.shape[:2], *labels.shape[:-1], groups))
     word = jax.lax.select_n(
         jnp.broadcast_to(labels // _WORD, words[:, 0].shape), *(words[:, i] for i in range(words.shape[1]))
     )

@@ -5,6 +5,17 @@
 """
 
 from dropcluster_jax.training.loop import evaluate, fit
+from dropcluster_jax.training.schedules import every, every_epochs, ramp
 from dropcluster_jax.training.steps import Steps, TrainState, make_steps, softmax_cross_entropy
 
-__all__ = ["Steps", "TrainState", "evaluate", "fit", "make_steps", "softmax_cross_entropy"]
+__all__ = [
+    "Steps",
+    "TrainState",
+    "evaluate",
+    "every",
+    "every_epochs",
+    "fit",
+    "make_steps",
+    "ramp",
+    "softmax_cross_entropy",
+]

@@ -9,9 +9,12 @@ import numpy as np
 
 from dropcluster_jax.clustering import ClusterState, agreement
 from dropcluster_jax.linen import cluster_states
+from dropcluster_jax.training.schedules import Cadence, every
 from dropcluster_jax.training.steps import Batch, Steps, TrainState
 
 Record = dict[str, Any]
+
+_NEVER = every(0)
 
 
 def fit(
@@ -21,8 +24,7 @@ def fit(
     *,
     num_steps: int,
     probe: Callable[[int], Batch] | None = None,
-    cluster_begin: int = 0,
-    cluster_every: int | Callable[[int], int] = 0,
+    cluster_when: Cadence = _NEVER,
     test: Callable[[], Iterable[Batch]] | None = None,
     evaluate_every: int = 0,
     log_every: int = 10,
@@ -36,9 +38,8 @@ def fit(
         batches: training batches, at least as many as steps are left.
         num_steps: the number of the last step.
         probe: the probe batch of the n-th update of the clusters, n = 0, 1, ...; None takes the training batch.
-        cluster_begin: the first step before which the clusters are updated.
-        cluster_every: from then on they are updated every so many steps, a number or a schedule of the step; 0 is
-            never.
+        cluster_when: says before which steps the clusters are updated, such as `every(200, begin=1000)`; never, if
+            not given.
         test: gives the test batches anew for each evaluation.
         evaluate_every: evaluate after every so many steps, and after the last; 0 is never.
         log_every: report training metrics every so many steps.
@@ -66,7 +67,7 @@ def fit(
             raise ValueError(f"batches ended after step {step}, num_steps is {num_steps}")
 
         # Clusters first: the rate's first step above 0 finds them learned.
-        if _due(step, cluster_begin, cluster_every):
+        if cluster_when(step):
             before = state.clusters
             state = cluster(state, batch if probe is None else probe(updates))
             updates += 1
@@ -110,13 +111,6 @@ def evaluate(
         raise ValueError("batches hold no example to evaluate")
     loss, correct, count = (float(sums[name]) for name in ("loss", "correct", "count"))
     return {"loss": loss / count, "accuracy": correct / count, "count": count}
-
-
-def _due(step: int, begin: int, every: int | Callable[[int], int]) -> bool:
-    if step < begin:
-        return False
-    every = int(every(step)) if callable(every) else every
-    return every > 0 and (step - begin) % every == 0
 
 
 def agreement_of(state: ClusterState, other: ClusterState) -> float:

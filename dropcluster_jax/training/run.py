@@ -34,6 +34,7 @@ from dropcluster_jax.linen import DropBlock, DropCluster, Dropout, SpatialDropou
 from dropcluster_jax.models import MODELS, ResNet
 from dropcluster_jax.training.config import DataConfig, DropConfig, TrainConfig
 from dropcluster_jax.training.loop import Record, agreement_of, fit
+from dropcluster_jax.training.schedules import every, ramp
 from dropcluster_jax.training.steps import Batch, Steps, TrainState, make_steps
 
 _LARGE = 100  # pixels; smaller images take the stem without strides
@@ -81,7 +82,7 @@ def prepare(config: TrainConfig) -> Run:
     steps = make_steps(
         model,
         optimizer(config, num_steps),
-        rate=rate_schedule(config.drop, num_steps),
+        rate=ramp(config.drop.rate, round(config.drop.begin * num_steps), round(config.drop.full * num_steps)),
         augment=augmentation(config.data),
         preprocess=lambda images: normalize(images, dataset.mean, dataset.std),
     )
@@ -125,8 +126,9 @@ def execute(run: Run, show: Callable[[Record], None] = lambda record: None) -> d
             run.batches,
             num_steps=run.num_steps,
             probe=probe,
-            cluster_begin=round(config.drop.begin * run.num_steps),
-            cluster_every=config.drop.update_every if state.clusters else 0,
+            cluster_when=every(
+                config.drop.update_every if state.clusters else 0, round(config.drop.begin * run.num_steps)
+            ),
             test=lambda: evaluation_batches(dataset.test_images, dataset.test_labels, config.batch_size),
             evaluate_every=max(1, len(dataset.train_images) // config.batch_size),
             report=report,
@@ -174,14 +176,6 @@ def drop_layers(drop: DropConfig) -> dict[str, nn.Module]:
         ),
     }
     return {} if drop.method == "none" else {place: makers[drop.method]() for place in drop.places}
-
-
-def rate_schedule(drop: DropConfig, num_steps: int) -> optax.Schedule:
-    """From 0 at `begin` to the full rate at `full`, linearly."""
-    begin, full = round(drop.begin * num_steps), round(drop.full * num_steps)
-    if full <= begin:
-        return lambda step: jnp.where(jnp.asarray(step) < begin, 0.0, drop.rate)
-    return optax.linear_schedule(0.0, drop.rate, full - begin, begin)
 
 
 def optimizer(config: TrainConfig, num_steps: int) -> optax.GradientTransformation:

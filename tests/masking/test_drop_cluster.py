@@ -1,3 +1,5 @@
+import functools
+
 import jax
 import jax.numpy as jnp
 import numpy as np
@@ -42,6 +44,22 @@ def test_maps_of_any_number_of_dimensions(spatial):
     state = dc.Grid(num_clusters=4).init(x.shape[1:])
     y = dc.drop_cluster(jax.random.key(2), x, 0.5, state)
     assert y.shape == x.shape and 0 < (y == 0).mean() < 1
+
+
+@pytest.mark.parametrize("groups", [1, 3])
+@pytest.mark.parametrize("compiled", [False, True])
+def test_nothing_of_the_size_of_the_activations_is_kept_for_the_backward_pass(groups, compiled):
+    state, x = random_state(33, groups), jax.random.normal(jax.random.key(0), (50, 12, 11, 3))
+    drop = functools.partial(dc.drop_cluster, jax.random.key(1), rate=0.4, state=state)
+    _, pull = jax.vjp(jax.jit(drop) if compiled else drop, x)
+    assert sum(leaf.size for leaf in jax.tree.leaves(pull)) < x.size / 10
+
+
+@pytest.mark.parametrize("num_clusters", [5, 40])
+def test_channels_that_share_labels_draw_for_themselves_on_demand(num_clusters):
+    state, key, x = random_state(num_clusters, 1), jax.random.key(1), jnp.ones((9, 12, 11, 3))
+    own = state._replace(labels=state.labels.repeat(3, axis=-1), sizes=state.sizes.repeat(3, axis=-1))
+    assert (dc.drop_cluster(key, x, 0.4, state, per_channel=True) == dc.drop_cluster(key, x, 0.4, own)).all()
 
 
 @pytest.mark.bad_input

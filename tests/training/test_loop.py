@@ -8,7 +8,7 @@ import pytest
 from training.test_steps import Small, separable
 
 import dropcluster_jax as dc
-from dropcluster_jax.training import evaluate, fit, make_steps
+from dropcluster_jax.training import evaluate, every, fit, make_steps
 from dropcluster_jax.training.loop import agreement_of
 
 
@@ -47,7 +47,7 @@ def test_it_stops_at_the_last_step_and_reports_on_the_way(setting):
 
 
 def test_clusters_are_updated_when_due_and_before_the_rate_rises(setting):
-    state, records = run(setting, cluster_begin=6, cluster_every=4)
+    state, records = run(setting, cluster_when=every(4, begin=6))
     updates = of(records, "clusters")
     assert [record["step"] for record in updates] == [6, 10, 14, 18]
     assert [record["layers"]["drop"]["count"] for record in updates] == [1, 2, 3, 4]
@@ -57,7 +57,7 @@ def test_clusters_are_updated_when_due_and_before_the_rate_rises(setting):
 
 
 def test_the_cadence_may_be_a_schedule_and_zero_is_never(setting):
-    _, records = run(setting, cluster_every=lambda step: 2 if step < 6 else 10)
+    _, records = run(setting, cluster_when=every(lambda step: 2 if step < 6 else 10))
     assert [record["step"] for record in of(records, "clusters")] == [0, 2, 4, 10]
     assert not of(run(setting)[1], "clusters")
 
@@ -70,7 +70,7 @@ def test_updates_learn_from_the_probe_batch_they_are_given(setting):
         asked.append(update)
         return {name: leaf[:7] for name, leaf in batch.items()}
 
-    run(setting, cluster_every=8, probe=probe)
+    run(setting, cluster_when=every(8), probe=probe)
     assert asked == [0, 1, 2]
 
 
@@ -86,7 +86,7 @@ def test_it_evaluates_when_due_and_at_the_end(setting):
 
 
 def test_two_runs_are_equal_bit_for_bit(setting):
-    one, other = (run(setting, cluster_every=5)[0] for _ in range(2))
+    one, other = (run(setting, cluster_when=every(5))[0] for _ in range(2))
     for a, b in zip(jax.tree.leaves(one._replace(key=0)), jax.tree.leaves(other._replace(key=0)), strict=True):
         assert (np.asarray(a) == np.asarray(b)).all()
 

@@ -1,0 +1,102 @@
+"""When: the rate of dropping over the steps, and the steps before which clusters are updated.
+
+A rate is an Optax schedule, a function of the step; any of Optax's will do. A cadence is a function of the step too,
+a Python integer, and says whether an update is due. Neither is ever compiled anew.
+"""
+
+import math
+from collections.abc import Callable
+
+import jax.numpy as jnp
+import optax
+
+from dropcluster_jax.masking.common import check_rate
+
+Cadence = Callable[[int], bool]
+
+
+def ramp(rate: float, begin: int, end: int) -> optax.Schedule:
+    """0 until step `begin`, `rate` from step `end` on, and linear between: `rate (step - begin) / (end - begin)`.
+
+    Args:
+        rate: the full rate, in [0, 1].
+        begin: the last step with 0 (the first with the full rate, where `end` is no later).
+        end: the first step with the full rate, at least `begin`.
+
+    Raises:
+        ValueError: a rate outside [0, 1], or `end` before `begin`.
+
+    Example:
+        >>> schedule = ramp(0.2, begin=10, end=20)
+        >>> [round(float(schedule(step)), 3) for step in (0, 10, 15, 20, 100)]
+        [0.0, 0.0, 0.1, 0.2, 0.2]
+    """
+    check_rate(rate)
+    if end < begin:
+        raise ValueError(f"end must not be before begin, step {begin}, got {end}")
+    if end == begin:
+        return lambda step: jnp.where(jnp.asarray(step) < begin, 0.0, rate)
+    return optax.linear_schedule(0.0, rate, end - begin, begin)
+
+
+def every(steps: int | Callable[[int], int], begin: int = 0) -> Cadence:
+    """An update before every so many steps.
+
+    Args:
+        steps: the number of steps from one update to the next; 0 is never. Or a schedule of it: an update is due at
+            the steps that, counted from `begin`, are multiples of what it gives there.
+        begin: the first step before which there is one.
+
+    Raises:
+        ValueError: a negative number.
+
+    Example:
+        >>> due = every(100, begin=50)
+        >>> [step for step in range(400) if due(step)]
+        [50, 150, 250, 350]
+    """
+    if begin < 0 or (not callable(steps) and steps < 0):
+        raise ValueError(f"steps and begin must not be negative, got {steps} and {begin}")
+
+    def due(step: int) -> bool:
+        if step < begin:
+            return False
+        number = int(steps(step)) if callable(steps) else steps
+        return number > 0 and (step - begin) % number == 0
+
+    return due
+
+
+def every_epochs(epochs: float, steps_per_epoch: int, begin: float = 0) -> Cadence:
+    """An update before every so many epochs, or every so large part of one.
+
+    Args:
+        epochs: the number of epochs from one update to the next; at least one step.
+        steps_per_epoch: the steps in an epoch.
+        begin: the epoch, counted from 0, at whose start there is the first.
+
+    Raises:
+        ValueError: a number that is not positive, or a negative `begin`.
+
+    Example:
+        >>> due = every_epochs(2, steps_per_epoch=100, begin=0.5)
+        >>> [step for step in range(600) if due(step)]
+        [50, 250, 450]
+        >>> due = every_epochs(0.3, steps_per_epoch=10)  # when a third more of an epoch is full
+        >>> [step for step in range(21) if due(step)]
+        [0, 3, 6, 9, 12, 15, 18]
+    """
+    if epochs <= 0 or steps_per_epoch <= 0 or begin < 0:
+        raise ValueError(
+            f"epochs and steps_per_epoch must be positive and begin not negative, got {epochs}, {steps_per_epoch} "
+            f"and {begin}"
+        )
+    length = max(1.0, epochs * steps_per_epoch)
+    start = round(begin * steps_per_epoch)
+
+    def due(step: int) -> bool:
+        # The first step at or after each multiple; a little is allowed for rounding.
+        turns = math.floor((step - start) / length + 1e-9)
+        return step >= start and math.ceil(turns * length - 1e-6) == step - start
+
+    return due

@@ -1,0 +1,221 @@
+"""Laws of the NNX layers: they add state and keys to the pure functions, and nothing else."""
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+from flax import nnx
+
+import dropcluster_jax as dc
+from dropcluster_jax import linen
+from dropcluster_jax import nnx as layers
+from dropcluster_jax.nnx import ClusterVariable
+
+SHAPE = (16, 4, 4, 3)
+KEY = jax.random.key(11)
+CLUSTERER = dc.KMeans(num_clusters=5)
+
+# How each layer is made here, for NNX and for Linen, and the function that it is made of.
+LAYERS = {
+    "Dropout": ({}, dc.dropout),
+    "SpatialDropout": ({}, dc.spatial_dropout),
+    "DropPath": ({}, dc.drop_path),
+    "Cutout": ({"per_channel": True}, dc.cutout),
+    "DropBlock": ({"block_size": 2, "seeding": "paper"}, dc.drop_block),
+    "DropCluster": ({"min_explained": 0.01}, dc.drop_cluster),
+}
+every_layer = pytest.mark.parametrize("kind", LAYERS)
+
+
+def activations(seed=0):
+    return jax.random.normal(jax.random.key(seed), SHAPE)
+
+
+def make(kind, **more):
+    own, _ = LAYERS[kind]
+    if kind == "DropCluster":
+        layer = layers.DropCluster(CLUSTERER, SHAPE[1:], **own, **more)
+        layer.update_clusters(activations(9))
+        return layer
+    return getattr(layers, kind)(**own, **more)
+
+
+class Net(nnx.Module):
+    """A network as users write them."""
+
+    def __init__(self, rngs, kind="DropCluster"):
+        self.conv = nnx.Conv(3, 3, (3, 3), rngs=rngs)
+        self.norm = nnx.BatchNorm(3, rngs=rngs)
+        self.drop = make(kind, rngs=rngs)
+        self.head = nnx.Linear(3, 2, rngs=rngs)
+
+    def __call__(self, x, rate=None, update_clusters=False):
+        x = nnx.relu(self.norm(self.conv(x)))
+        if update_clusters:
+            self.drop.update_clusters(x)
+        return self.head(self.drop(x, rate=rate).mean((1, 2)))
+
+
+@every_layer
+def test_nnx_linen_and_the_pure_function_give_the_same_numbers(kind):
+    own, pure = LAYERS[kind]
+    layer, x = make(kind, rate=0.4), activations(1)
+    clusterer, state, variables = (), {}, {}
+    if kind == "DropCluster":
+        clusterer, state, variables = (CLUSTERER,), {"state": layer.clusters}, {"clusters": layer.clusters._asdict()}
+    ours = layer(x, rng=KEY)
+    theirs = getattr(linen, kind)(*clusterer, rate=0.4, deterministic=False, **own).apply(variables, x, rng=KEY)
+    assert (ours == theirs).all() and (ours == pure(KEY, x, 0.4, **own, **state)).all() and (ours == 0).any()
+
+
+def test_an_update_is_exactly_the_clusterers():
+    layer = layers.DropCluster(CLUSTERER, SHAPE[1:])
+    grid, x = CLUSTERER.init(SHAPE[1:]), activations(3)
+    assert all((ours == theirs).all() for ours, theirs in zip(layer.clusters, grid, strict=True))
+    layer(x, rate=0.3, rng=KEY)
+    assert layer.count[...] == 0  # a call never learns
+    layer.update_clusters(x)
+    assert all((a == b).all() for a, b in zip(layer.clusters, CLUSTERER.update(grid, x), strict=True))
+
+
+@every_layer
+def test_evaluation_is_the_identity_and_needs_no_key(kind):
+    x, layer = activations(), make(kind, rate=0.5)
+    assert (layer(x, deterministic=True) == x).all()
+    layer.eval()
+    assert (layer(x) == x).all()
+    assert (layer(jnp.ones((2, 9, 9, 3))) == 1).all()  # of any resolution
+    layer.train()
+    assert (layer(x, rng=KEY) != x).any()
+    assert (nnx.view(layer, deterministic=True)(x) == x).all() and not layer.deterministic
+    assert (nnx.view(layer, rate=0.0)(x) == x).all()
+    assert (make(kind)(x, rate=0.0) == x).all()
+
+
+@every_layer
+def test_each_call_draws_anew_from_its_own_stream(kind):
+    first, second = (make(kind, rate=0.5, rngs=nnx.Rngs(0)) for _ in range(2))
+    x = activations()
+    ys = [first(x) for _ in range(4)]
+    assert all((y == second(x)).all() for y in ys)
+    assert len(np.unique(np.stack(ys), axis=0)) > 1
+    assert (first(x, rngs=nnx.Rngs(dropout=5)) == first(x, rngs=nnx.Rngs(dropout=5))).all()
+    assert (first(x, rngs=nnx.Rngs(dropout=5)) == first(x, rngs=nnx.Rngs(dropout=5).dropout)).all()
+
+
+@every_layer
+def test_under_nnx_jit_with_a_traced_rate(kind):
+    net, plain = Net(nnx.Rngs(0), kind), Net(nnx.Rngs(0), kind)
+    x, traces = activations(), []
+
+    @nnx.jit
+    def run(net, x, rate):
+        traces.append(rate)
+        return net(x, rate)
+
+    for rate in (0.0, 0.2, 0.7):
+        expected = plain(x, jnp.float32(rate))
+        np.testing.assert_allclose(run(net, x, jnp.float32(rate)), expected, rtol=1e-4, atol=1e-5)
+    assert len(traces) == 1
+
+
+def test_a_step_of_training_changes_parameters_and_an_update_the_clusters_alone():
+    net, x = Net(nnx.Rngs(0)), activations()
+
+    @nnx.jit
+    def train(net, x, rate):
+        gradients = nnx.grad(lambda net: jnp.mean(net(x, rate) ** 2))(net)
+        params = jax.tree.map(lambda p, g: p - 0.1 * g, nnx.state(net, nnx.Param), gradients)
+        nnx.update(net, params)
+
+    @nnx.jit
+    def update(net, x):
+        net(x, 0.0, update_clusters=True)
+
+    def copies(kind):
+        return jax.tree.map(np.array, nnx.to_pure_dict(nnx.state(net, kind)))
+
+    def same(a, b):
+        return all(jax.tree.leaves(jax.tree.map(lambda a, b: bool((a == b).all()), a, b)))
+
+    params, clusters = copies(nnx.Param), copies(ClusterVariable)
+    train(net, x, 0.2)
+    assert not same(params, copies(nnx.Param)) and same(clusters, copies(ClusterVariable))
+    params = copies(nnx.Param)
+    net.eval()
+    update(net, x)
+    assert same(params, copies(nnx.Param)) and not same(clusters, copies(ClusterVariable))
+    assert net.drop.count[...] == 2
+
+
+@every_layer
+def test_split_and_merge(kind):
+    net, x = Net(nnx.Rngs(0), kind), activations()
+    graph, clusters, rest = nnx.split(net, ClusterVariable, ...)
+    assert len(jax.tree.leaves(clusters)) == (5 if kind == "DropCluster" else 0)
+    again = nnx.merge(graph, clusters, rest)
+
+    @jax.jit
+    def pure(clusters, rest, rate):
+        net = nnx.merge(graph, clusters, rest)
+        return net(x, rate), nnx.state(net)
+
+    y, _ = pure(clusters, rest, 0.3)
+    np.testing.assert_allclose(y, again(x, 0.3), rtol=1e-4, atol=1e-5)
+
+
+def test_under_nnx_scan_each_layer_has_clusters_and_masks_of_its_own():
+    @nnx.split_rngs(splits=4)
+    @nnx.vmap(in_axes=(0,), out_axes=0)
+    def stack(rngs):
+        return layers.DropCluster(dc.Grid(num_clusters=4), SHAPE[1:], rate=0.4, rngs=rngs)
+
+    drops = stack(nnx.Rngs(0))
+    assert drops.labels.shape == (4, 4, 4, 1)
+
+    @nnx.scan(in_axes=(0, nnx.Carry), out_axes=(nnx.Carry, 0))
+    def run(drop, x):
+        drop.update_clusters(x)
+        y = drop(x)
+        return x, y
+
+    _, ys = run(drops, jnp.ones(SHAPE))
+    assert ys.shape == (4, *SHAPE) and (drops.count[...] == 1).all()
+    assert len(np.unique(np.asarray(ys), axis=0)) == 4
+
+
+def test_remat_draws_the_same_mask_again():
+    net, x = Net(nnx.Rngs(0)), activations()
+
+    def loss(net, x):
+        return jnp.sum(net(x, 0.4) ** 2)
+
+    plain = nnx.grad(loss)(nnx.clone(net), x)
+    remat = nnx.grad(nnx.remat(loss))(nnx.clone(net), x)
+    jax.tree.map(lambda a, b: np.testing.assert_allclose(a, b, rtol=1e-4, atol=1e-5), plain, remat)
+
+
+@every_layer
+@pytest.mark.bad_input
+def test_what_is_missing_or_wrong_is_said(kind):
+    x = activations()
+    with pytest.raises(ValueError, match=rf"{kind} has no rngs to draw from: give rngs=nnx.Rngs\(...\) at construct"):
+        make(kind, rate=0.5)(x)
+    with pytest.raises(ValueError, match="rate is given neither at construction nor at call"):
+        make(kind)(x, rng=KEY)
+    with pytest.raises(ValueError, match="deterministic is given neither at construction nor at call"):
+        make(kind, rate=0.5, deterministic=None)(x, rng=KEY)
+    with pytest.raises(ValueError, match=r"rate.* must be in \[0, 1\], got 1.5"):
+        make(kind, rate=1.5)
+    with pytest.raises(ValueError, match=r"rate.* must be in \[0, 1\], got -1"):
+        make(kind)(x, rate=-1, rng=KEY)
+    with pytest.raises(TypeError, match="x must be of a floating-point type, got int32"):
+        make(kind, rate=0.5)(jnp.ones(SHAPE, jnp.int32), rng=KEY)
+
+
+@pytest.mark.bad_input
+def test_clusters_of_another_shape_and_what_is_no_clusterer_are_refused():
+    with pytest.raises(ValueError, match=r"\(2, 8, 8, 3\).*\(4, 4\).*dropcluster_jax.resize"):
+        make("DropCluster", rate=0.5)(jnp.ones((2, 8, 8, 3)), rng=KEY)
+    with pytest.raises(TypeError, match=r"clusterer must be one, such as KMeans\(num_clusters=16\), got 16"):
+        layers.DropCluster(16, (4, 4, 3))

@@ -1,0 +1,103 @@
+import functools
+
+import flax
+import flax.linen as nn
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+
+import dropcluster_jax as dc
+from dropcluster_jax.linen import DropCluster
+
+X = jax.random.normal(jax.random.key(0), (6, 8, 8, 3))
+KEY = jax.random.key(1)
+
+
+class Net(nn.Module):
+    @nn.compact
+    def __call__(self, x, train=False, deterministic=None):
+        x = nn.relu(nn.BatchNorm(use_running_average=not train)(nn.Conv(8, (3, 3))(x)))
+        deterministic = not train if deterministic is None else deterministic
+        x = DropCluster(dc.KMeans(num_clusters=6))(x, rate=0.4, deterministic=deterministic)
+        return 5 * nn.Dense(4)(x.mean((1, 2)))
+
+
+@pytest.fixture(scope="module")
+def net():
+    model = Net()
+    return functools.partial(model.apply, train=False, deterministic=False), model.init(jax.random.key(2), X)
+
+
+def by_hand(net, samples):
+    apply, variables = net
+    logits = np.stack([apply(variables, X, rngs={"dropout": key}) for key in jax.random.split(KEY, samples)])
+    p = np.exp(logits - logits.max(-1, keepdims=True)).astype(np.float64)
+    p /= p.sum(-1, keepdims=True)
+    mean = p.mean(0)
+    entropy = -(mean * np.log(mean)).sum(-1)
+    return mean, p.var(0), entropy, entropy + (p * np.log(p)).sum(-1).mean(0)
+
+
+@pytest.mark.parametrize("chunk", [1, 4, 7, 100])
+def test_it_equals_the_masks_one_by_one_in_numpy(net, chunk):
+    for ours, theirs in zip(dc.mc_predict(*net, X, KEY, 10, chunk=chunk), by_hand(net, 10), strict=True):
+        np.testing.assert_allclose(ours, theirs, rtol=1e-3, atol=1e-6)
+
+
+def test_information_lies_between_nothing_and_the_entropy(net):
+    mean, variance, entropy, information = dc.mc_predict(*net, X, KEY, 50, chunk=10)
+    np.testing.assert_allclose(mean.sum(-1), 1.0, rtol=1e-5)
+    assert (variance > 0).any() and (information > 1e-3).all() and (information <= entropy + 1e-6).all()
+    assert (entropy <= np.log(4) + 1e-6).all()
+
+
+def test_without_masks_there_is_nothing_to_disagree_on(net):
+    apply, variables = net
+    calm = functools.partial(apply.func, train=False, deterministic=True)
+    mean, variance, entropy, information = dc.mc_predict(calm, variables, X, KEY, 5, chunk=2)
+    np.testing.assert_allclose(mean, jax.nn.softmax(calm(variables, X)), rtol=1e-5)
+    assert (variance < 1e-10).all() and (information < 1e-5).all() and (entropy > 0).all()
+
+
+def test_probabilities_of_zero_give_numbers():
+    prediction = dc.mc_predict(lambda variables, x, rngs: x, {}, jnp.array([[0.0, -jnp.inf], [200.0, -200.0]]), KEY, 3)
+    assert all(jnp.isfinite(each).all() for each in prediction) and (prediction.entropy == 0).all()
+
+
+def test_a_batch_norm_that_would_learn_is_refused(net):
+    apply, variables = net
+    learning = functools.partial(apply.func, train=True, deterministic=False)
+    with pytest.raises(flax.errors.ModifyScopeVariableError):
+        dc.mc_predict(learning, variables, X, KEY, 2)
+
+
+def test_it_is_compiled_once_and_its_memory_does_not_grow_with_the_samples(net):
+    from dropcluster_jax.uncertainty import _mc_predict
+
+    inner, variables = net
+    traces = []
+
+    def apply(*arguments, **keywords):
+        traces.append(arguments)
+        return inner(*arguments, **keywords)
+
+    dc.mc_predict(apply, variables, X, jax.random.key(0), 9, chunk=3)
+    once = len(traces)
+    for seed in range(3):
+        dc.mc_predict(apply, variables, X, jax.random.key(seed), 9, chunk=3)
+    assert len(traces) == once
+
+    def temporaries(samples, chunk):
+        compiled = _mc_predict.lower(apply, samples, chunk, variables, X, KEY).compile()
+        return compiled.memory_analysis().temp_size_in_bytes
+
+    few, many = temporaries(8, 2), temporaries(800, 2)
+    assert many < few + 800 * 64 and temporaries(800, 50) > 2 * many
+
+
+@pytest.mark.bad_input
+@pytest.mark.parametrize(("samples", "chunk", "name"), [(0, 1, "samples"), (3, 0, "chunk")])
+def test_numbers_below_one_are_refused(net, samples, chunk, name):
+    with pytest.raises(ValueError, match=f"{name} must be at least 1, got 0"):
+        dc.mc_predict(*net, X, KEY, samples, chunk=chunk)
