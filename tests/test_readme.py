@@ -14,7 +14,7 @@ README = (pathlib.Path(__file__).parents[1] / "README.md").read_text()
 
 def test_the_code_runs_from_top_to_bottom():
     blocks = re.findall(r"```python\n(.*?)```", README, re.DOTALL)
-    assert len(blocks) == 3
+    assert len(blocks) == 5
     names: dict[str, object] = {"__name__": "readme"}
     for block in blocks:
         exec(compile(block, "README.md", "exec"), names)

@@ -39,7 +39,7 @@ def by_hand(net, samples):
     return mean, p.var(0), entropy, entropy + (p * np.log(p)).sum(-1).mean(0)
 
 
-@pytest.mark.parametrize("chunk", [1, 4, 7, 100])
+@pytest.mark.parametrize("chunk", [4, 100])
 def test_it_equals_the_masks_one_by_one_in_numpy(net, chunk):
     for ours, theirs in zip(dc.mc_predict(*net, X, KEY, 10, chunk=chunk), by_hand(net, 10), strict=True):
         np.testing.assert_allclose(ours, theirs, rtol=1e-3, atol=1e-6)

@@ -17,7 +17,7 @@ def random_state(num_clusters, groups, spatial=(12, 11)):
 
 
 @pytest.mark.parametrize("groups", [1, 3])
-@pytest.mark.parametrize("num_clusters", [1, 31, 32, 33, 64, 100])
+@pytest.mark.parametrize("num_clusters", [1, 32, 33, 100])
 def test_packed_words_give_the_mask_that_a_gather_gives(num_clusters, groups):
     state, key = random_state(num_clusters, groups), jax.random.key(1)
     x = jnp.ones((5, 12, 11, 3))

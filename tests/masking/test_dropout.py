@@ -9,9 +9,10 @@ from dropcluster_jax.masking.draw import draw_kept
 KEY, RATE = jax.random.key(6), 0.3
 
 
-@pytest.mark.parametrize("spatial", [(), (5,), (4, 6), (2, 3, 4)])
-@pytest.mark.parametrize("per_channel", [True, False])
-@pytest.mark.parametrize("per_example", [True, False])
+@pytest.mark.parametrize(
+    ("spatial", "per_channel", "per_example"),
+    [((), True, True), ((5,), True, False), ((4, 6), False, True), ((4, 6), True, True), ((2, 3, 4), False, False)],
+)
 def test_dropout_equals_plain_numpy(spatial, per_channel, per_example):
     x = jax.random.normal(KEY, (7, *spatial, 3))
     draws = draw_kept(KEY, RATE, (7 if per_example else 1, *spatial, 3 if per_channel else 1))
