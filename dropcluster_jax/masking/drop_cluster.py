@@ -154,6 +154,7 @@ def _pack(kept: Bool[Array, "examples clusters groups"]) -> UInt32[Array, "examp
     """Cluster k becomes bit `k % 32` of word `k // 32`."""
     examples, clusters, groups = kept.shape
     width = min(clusters, _WORD)
-    kept = jnp.pad(kept, ((0, 0), (0, -clusters % width), (0, 0)))
-    bits = kept.reshape(examples, -1, width, groups).astype(jnp.uint32)
+    words = -(-clusters // width)
+    kept = jnp.pad(kept, ((0, 0), (0, words * width - clusters), (0, 0)))
+    bits = kept.reshape(examples, words, width, groups).astype(jnp.uint32)
     return jnp.sum(bits << jnp.arange(width, dtype=jnp.uint32)[:, None], axis=2, dtype=jnp.uint32)

@@ -107,6 +107,12 @@ def test_no_example_changes_another(name, rescale):
 
 
 @every_drop
+@pytest.mark.parametrize("rescale", RESCALINGS)
+def test_an_empty_batch_stays_empty(name, rescale):
+    assert drop_of(name, rescale=rescale)(jax.random.key(0), jnp.ones((0, *SHAPE[1:])), 0.4).shape == (0, *SHAPE[1:])
+
+
+@every_drop
 def test_what_is_not_rescaled_is_left_as_it_is(name):
     x = jax.random.normal(jax.random.key(0), SHAPE)
     y = drop_of(name, rescale="none")(jax.random.key(1), x, 0.4)
