@@ -69,8 +69,8 @@ def cutout_mask(
     inside = jnp.array(True)
     for axis, length in enumerate(spatial, start=1):
         length_key, start_key = jax.random.split(jax.random.fold_in(key, axis))
-        box = jnp.floor(length * share + jax.random.uniform(length_key, boxes))
-        start = jnp.floor((length - box + 1) * jax.random.uniform(start_key, boxes))
+        box = jnp.floor(length * share + jax.random.uniform(length_key, boxes, jnp.float32))
+        start = jnp.floor((length - box + 1) * jax.random.uniform(start_key, boxes, jnp.float32))
         along = jax.lax.broadcasted_iota(jnp.float32, (*(1,) * axis, length, *(1,) * (x.ndim - axis - 1)), axis)
         inside &= (start <= along) & (along < start + box)
     return ~inside
