@@ -335,7 +335,7 @@ class DropCluster(nn.Module):
     ) -> Float[Array, "batch *spatial channels"]:
         """Update the clusters if asked to; then drop some, unless deterministic, with the key `rng` if given."""
         check_units(x)
-        if not isinstance(self.clusterer, Clusterer):
+        if not isinstance(self.clusterer, Clusterer) or isinstance(self.clusterer, type):
             raise TypeError(f"clusterer must be one, such as KMeans(num_clusters=16), got {self.clusterer!r}")
         if self.update_clusters is None and update_clusters is None:
             update_clusters = False

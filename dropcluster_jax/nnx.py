@@ -7,6 +7,7 @@ masks are in `dropcluster_jax.masking`, the clusterings in `dropcluster_jax.clus
 from typing import Any
 
 from flax import nnx
+from jax.core import Tracer
 from jaxtyping import Array, Float
 
 from dropcluster_jax import masking
@@ -39,11 +40,11 @@ class _Drop(nnx.Module):
     def __init__(
         self, rate: Rate | None, deterministic: bool | None, rng_collection: str, rngs: Rngs | None, **options: Any
     ) -> None:
-        if rate is not None:
-            check_rate(rate)
-        self.rate = rate
+        self.rate = None if rate is None else _number(rate)
         self.deterministic = deterministic
         self.rng_collection = rng_collection
+        if not isinstance(rngs, nnx.Rngs | nnx.RngStream | None):
+            raise TypeError(f"rngs must be nnx.Rngs, an nnx.RngStream or None, got {rngs!r}")
         stream = rngs[rng_collection] if isinstance(rngs, nnx.Rngs) else rngs
         self.rngs = nnx.data(None) if stream is None else stream.fork()
         self.option_names = tuple(options)
@@ -56,10 +57,10 @@ class _Drop(nnx.Module):
         *,
         rate: Rate | None = None,
         deterministic: bool | None = None,
-        rngs: Rngs | None = None,
+        rngs: Rngs | Array | None = None,
         rng: Array | None = None,
     ) -> Float[Array, "batch ..."]:
-        """Drop of `x`, unless deterministic, with the key `rng` if given, else with one of `rngs`."""
+        """Drop of `x`, unless deterministic, with the key `rng` if given, else with one of `rngs`, or that as a key."""
         check_units(x, least_ndim=1)
         if _first("deterministic", deterministic, self.deterministic):
             return x
@@ -74,14 +75,19 @@ class _Drop(nnx.Module):
                     f"{type(self).__name__} has no rngs to draw from: give rngs=nnx.Rngs(...) at construction or at "
                     "call, rng=key at call, or deterministic=True"
                 )
-            rng = rngs[self.rng_collection]() if isinstance(rngs, nnx.Rngs) else rngs()
+            if isinstance(rngs, nnx.Rngs | nnx.RngStream):
+                rng = rngs[self.rng_collection]() if isinstance(rngs, nnx.Rngs) else rngs()
+            elif isinstance(rngs, Array):
+                rng = rngs
+            else:
+                raise TypeError(f"rngs must be nnx.Rngs, an nnx.RngStream or a key, got {rngs!r}")
         return self._drop(rng, x, share, **{name: getattr(self, name) for name in self.option_names})
 
     def _drop(self, key: Array, x: Array, rate: Rate, **options: Any) -> Array:
         raise NotImplementedError
 
     def set_view(self, deterministic: bool | None = None, rate: Rate | None = None) -> None:
-        """Class method used by `nnx.view`.
+        """What `nnx.view` sets.
 
         Args:
             deterministic: if True nothing is dropped.
@@ -90,8 +96,15 @@ class _Drop(nnx.Module):
         if deterministic is not None:
             self.deterministic = deterministic
         if rate is not None:
-            check_rate(rate)
-            self.rate = rate
+            self.rate = _number(rate)
+
+
+def _number(rate: Any) -> float:
+    """A rate that stands at construction: no array, which would be saved with the parameters."""
+    check_rate(rate)
+    if isinstance(rate, Tracer):
+        raise TypeError("rate must be a Python number at construction; give a traced one at call")
+    return float(rate)
 
 
 def _first(name: str, call: Any, construction: Any) -> Any:
@@ -349,7 +362,7 @@ class DropCluster(_Drop):
         rng_collection: str = "dropout",
         rngs: Rngs | None = None,
     ) -> None:
-        if not isinstance(clusterer, Clusterer):
+        if not isinstance(clusterer, Clusterer) or isinstance(clusterer, type):
             raise TypeError(f"clusterer must be one, such as KMeans(num_clusters=16), got {clusterer!r}")
         options = {"per_channel": per_channel, "per_example": per_example, "min_explained": min_explained}
         super().__init__(rate, deterministic, rng_collection, rngs, **options, rescale=rescale)
@@ -363,6 +376,11 @@ class DropCluster(_Drop):
         """The clusters as the pure functions take them."""
         return ClusterState(*(getattr(self, name)[...] for name in ClusterState._fields))
 
+    def set_clusters(self, state: ClusterState) -> None:
+        """Take these clusters, such as `dropcluster_jax.resize(layer.clusters, spatial)` for another resolution."""
+        for name, value in state._asdict().items():
+            getattr(self, name).set_value(value)
+
     def update_clusters(self, x: Float[Array, "batch *spatial channels"]) -> None:
         """Learn the clusters from a probe batch.
 
@@ -373,9 +391,7 @@ class DropCluster(_Drop):
             TypeError: `x` is not of a floating-point type.
             ValueError: `x` has another shape than the clusters.
         """
-        state = self.clusterer.update(self.clusters, x, axis_name=self.axis_name)
-        for name, value in state._asdict().items():
-            getattr(self, name).set_value(value)
+        self.set_clusters(self.clusterer.update(self.clusters, x, axis_name=self.axis_name))
 
     def _drop(self, key: Array, x: Array, rate: Rate, **options: Any) -> Array:
         return masking.drop_cluster(key, x, rate, self.clusters, **options)

@@ -80,8 +80,8 @@ def _mc_predict(
 
     def one(key: Array) -> tuple[Array, Array]:
         logits = apply(variables, x, rngs={"dropout": key})
-        log = jax.nn.log_softmax(logits.astype(jnp.float32))
-        return jnp.exp(log), -jnp.sum(jnp.where(log > -jnp.inf, jnp.exp(log) * log, 0.0), axis=-1)
+        probabilities = jax.nn.softmax(logits.astype(jnp.float32))
+        return probabilities, _entropy(probabilities)
 
     def add(total: Any, keys: Array) -> tuple[Any, None]:
         """Welford's update, by which the variance keeps its digits, of a chunk at a time."""
@@ -94,11 +94,17 @@ def _mc_predict(
         return (new, mean + off * len(keys) / new, squares, entropy + jnp.sum(entropies, axis=0)), None
 
     probabilities, entropies = jax.eval_shape(one, keys[0])
-    total = (jnp.zeros(()), jnp.zeros(probabilities.shape), jnp.zeros(probabilities.shape), jnp.zeros(entropies.shape))
+    shapes = (), probabilities.shape, probabilities.shape, entropies.shape
+    total = tuple(jnp.zeros(shape, jnp.float32) for shape in shapes)
     whole = samples - samples % chunk
     total, _ = jax.lax.scan(add, total, keys[:whole].reshape(-1, chunk))
     if whole < samples:
         total, _ = add(total, keys[whole:])
     number, mean, squares, entropy = total
-    of_mean = -jnp.sum(jnp.where(mean > 0, mean * jnp.log(jnp.where(mean > 0, mean, 1.0)), 0.0), axis=-1)
+    of_mean = _entropy(mean)
     return MonteCarloPrediction(mean, squares / number, of_mean, jnp.maximum(of_mean - entropy / number, 0.0))
+
+
+def _entropy(probabilities: Float[Array, "... classes"]) -> Float[Array, "..."]:
+    """In nats. NaN stays NaN: what has diverged is not sure of itself."""
+    return jnp.sum(jax.scipy.special.entr(probabilities), axis=-1)

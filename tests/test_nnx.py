@@ -196,11 +196,28 @@ def test_remat_draws_the_same_mask_again():
 
 
 @every_layer
+def test_a_key_serves_as_rngs_of_a_call_and_a_rate_is_no_leaf(kind):
+    layer, x = make(kind, rate=jnp.float32(0.5)), activations()
+    assert (layer(x, rngs=KEY) == layer(x, rng=KEY)).all()
+    assert "rate" not in nnx.to_pure_dict(nnx.state(layer))
+
+
+def test_clusters_can_be_resampled_to_another_resolution():
+    layer = make("DropCluster", rate=0.5)
+    layer.set_clusters(dc.resize(layer.clusters, (8, 6)))
+    assert layer(jnp.ones((2, 8, 6, 3)), rng=KEY).shape == (2, 8, 6, 3) and layer.labels.shape == (8, 6, 1)
+
+
+@every_layer
 @pytest.mark.bad_input
 def test_what_is_missing_or_wrong_is_said(kind):
     x = activations()
     with pytest.raises(ValueError, match=rf"{kind} has no rngs to draw from: give rngs=nnx.Rngs\(...\) at construct"):
         make(kind, rate=0.5)(x)
+    with pytest.raises(TypeError, match=r"rngs must be nnx\.Rngs, an nnx.RngStream or a key, got 0"):
+        make(kind, rate=0.5)(x, rngs=0)
+    with pytest.raises(TypeError, match=r"rngs must be nnx\.Rngs, an nnx.RngStream or None, got 0"):
+        make(kind, rngs=0)
     with pytest.raises(ValueError, match="rate is given neither at construction nor at call"):
         make(kind)(x, rng=KEY)
     with pytest.raises(ValueError, match="deterministic is given neither at construction nor at call"):
@@ -219,3 +236,5 @@ def test_clusters_of_another_shape_and_what_is_no_clusterer_are_refused():
         make("DropCluster", rate=0.5)(jnp.ones((2, 8, 8, 3)), rng=KEY)
     with pytest.raises(TypeError, match=r"clusterer must be one, such as KMeans\(num_clusters=16\), got 16"):
         layers.DropCluster(16, (4, 4, 3))
+    with pytest.raises(TypeError, match="clusterer must be one"):
+        layers.DropCluster(dc.KMeans, (4, 4, 3))

@@ -65,6 +65,11 @@ def test_probabilities_of_zero_give_numbers():
     assert all(jnp.isfinite(each).all() for each in prediction) and (prediction.entropy == 0).all()
 
 
+def test_what_has_diverged_is_not_reported_as_sure():
+    prediction = dc.mc_predict(lambda variables, x, rngs: x, {}, jnp.array([[jnp.nan, 1.0]]), KEY, 3)
+    assert all(jnp.isnan(each).all() for each in prediction)
+
+
 def test_a_batch_norm_that_would_learn_is_refused(net):
     apply, variables = net
     learning = functools.partial(apply.func, train=True, deterministic=False)

@@ -117,7 +117,8 @@ def check_shapes(x: Array, labels: Array) -> None:
         raise ValueError(
             f"x has shape {x.shape}, its spatial shape must be that of the clusters, {tuple(spatial)}. To go on at "
             "another resolution, resample the clusters: dropcluster_jax.resize(state, spatial) for one layer, "
-            "dropcluster_jax.linen.resize_clusters(model, variables, x) for a network"
+            "dropcluster_jax.linen.resize_clusters(model, variables, x) for a network of Flax Linen, "
+            "layer.set_clusters(dropcluster_jax.resize(layer.clusters, spatial)) for a layer of NNX"
         )
     if groups not in (1, x.shape[-1]):
         raise ValueError(f"x has {x.shape[-1]} channels, but the clusters are per channel, for {groups} channels")

@@ -16,8 +16,11 @@ def check_rate(rate: Rate) -> None:
     """Refuse a rate that is no probability; a traced one cannot be looked at.
 
     Raises:
+        TypeError: `rate` is no real number.
         ValueError: `rate` is no scalar in [0, 1].
     """
+    if not isinstance(rate, Tracer) and not jnp.issubdtype(np.asarray(rate).dtype, np.number):
+        raise TypeError(f"rate, the probability of being dropped, must be a number, got {rate!r}")
     if jnp.shape(rate) != ():
         raise ValueError(f"rate must be a scalar, got the shape {jnp.shape(rate)}")
     if not isinstance(rate, Tracer) and not 0 <= np.asarray(rate) <= 1:
@@ -62,7 +65,7 @@ def scale_of_counts(kept: Int[Array, " batch"], units: int | Int[Array, ""], rat
     if rescale == "none":
         return jnp.ones(())
     if rescale == "rate":
-        whole, left = 1.0, 1.0 - jnp.asarray(rate, jnp.float32)
+        whole, left = 1.0, 1.0 - jnp.clip(jnp.asarray(rate, jnp.float32), 0.0, 1.0)  # as the draw has it
     else:
         whole, left = units, (kept if rescale == "kept" else jnp.mean(kept.astype(jnp.float32)))
     return jnp.where(left > 0, whole / jnp.where(left > 0, left, 1).astype(jnp.float32), 0.0)

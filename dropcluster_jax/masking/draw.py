@@ -22,7 +22,11 @@ def draw_kept(key: Array, rate: Rate, shape: tuple[int, ...]) -> Bool[Array, "..
     Args:
         key: a PRNG key.
         rate: the probability of False, in [0, 1]; may be traced.
-        shape: `(batch, ...)`. An example's draws depend on its place in the batch, not on the batch's size.
+        shape: `(batch, ...)`. With a Threefry key, JAX's default, an example's draws depend on its place in the batch,
+            not on the batch's size.
+
+    Raises:
+        ValueError: `key` is no single key.
     """
     batch, number, *rest = shape if len(shape) > 1 else (*shape, 1)
     if rest and number % 4:  # in one row fewer bits are left over
@@ -50,6 +54,8 @@ def _words(key: Array, shape: tuple[int, ...], first: int = 0) -> tuple[UInt32[A
         bits = jax.random.bits(jax.random.fold_in(key, first), (2, *shape), jnp.uint32)
         return bits[0], bits[1]
     data = jax.random.key_data(key)
+    if data.ndim != 1:
+        raise ValueError(f"key must be a single key, got keys of the shape {data.shape[:-1]}")
     block = first + jnp.arange(math.prod(shape[1:]), dtype=jnp.uint32).reshape(shape[1:])
     counters = jax.lax.broadcasted_iota(jnp.uint32, shape, 0), jnp.broadcast_to(block, shape)
     high, low = threefry2x32_p.bind(data[0], data[1], *counters)

@@ -24,7 +24,7 @@ def ramp(rate: float, begin: int, end: int) -> optax.Schedule:
         end: the first step with the full rate, at least `begin`.
 
     Raises:
-        ValueError: a rate outside [0, 1], or `end` before `begin`.
+        ValueError: a rate outside [0, 1], a negative `begin`, or `end` before it.
 
     Example:
         >>> schedule = ramp(0.2, begin=10, end=20)
@@ -32,6 +32,8 @@ def ramp(rate: float, begin: int, end: int) -> optax.Schedule:
         [0.0, 0.0, 0.1, 0.2, 0.2]
     """
     check_rate(rate)
+    if begin < 0:
+        raise ValueError(f"begin must not be negative, got {begin}")
     if end < begin:
         raise ValueError(f"end must not be before begin, step {begin}, got {end}")
     if end == begin:
@@ -48,6 +50,7 @@ def every(steps: int | Callable[[int], int], begin: int = 0) -> Cadence:
         begin: the first step before which there is one.
 
     Raises:
+        TypeError: a number that is no integer.
         ValueError: a negative number.
 
     Example:
@@ -55,6 +58,9 @@ def every(steps: int | Callable[[int], int], begin: int = 0) -> Cadence:
         >>> [step for step in range(400) if due(step)]
         [50, 150, 250, 350]
     """
+    for name, number in (("begin", begin), ("steps", 0 if callable(steps) else steps)):
+        if not isinstance(number, int):
+            raise TypeError(f"{name} must be an integer, got {number!r}")
     if begin < 0 or (not callable(steps) and steps < 0):
         raise ValueError(f"steps and begin must not be negative, got {steps} and {begin}")
 
@@ -86,10 +92,10 @@ def every_epochs(epochs: float, steps_per_epoch: int, begin: float = 0) -> Caden
         >>> [step for step in range(21) if due(step)]
         [0, 3, 6, 9, 12, 15, 18]
     """
-    if epochs <= 0 or steps_per_epoch <= 0 or begin < 0:
+    if not (0 < epochs < math.inf and steps_per_epoch > 0 and 0 <= begin < math.inf):
         raise ValueError(
-            f"epochs and steps_per_epoch must be positive and begin not negative, got {epochs}, {steps_per_epoch} "
-            f"and {begin}"
+            "epochs and steps_per_epoch must be positive and finite, begin not negative, "
+            f"got {epochs}, {steps_per_epoch} and {begin}"
         )
     length = max(1.0, epochs * steps_per_epoch)
     start = round(begin * steps_per_epoch)

@@ -10,6 +10,7 @@ import pytest
 import scipy.stats
 from hypothesis import given
 from hypothesis import strategies as st
+from jax.test_util import check_grads
 
 import dropcluster_jax as dc
 from dropcluster_jax import testing
@@ -110,6 +111,14 @@ def test_no_example_changes_another(name, rescale):
 @pytest.mark.parametrize("rescale", RESCALINGS)
 def test_an_empty_batch_stays_empty(name, rescale):
     assert drop_of(name, rescale=rescale)(jax.random.key(0), jnp.ones((0, *SHAPE[1:])), 0.4).shape == (0, *SHAPE[1:])
+
+
+@pytest.mark.parametrize("name", ["dropout", "drop_block", "drop_cluster"])
+def test_a_traced_rate_beyond_its_range_means_none_or_all(name):
+    """It cannot be looked at, and so not refused."""
+    x = jax.random.normal(jax.random.key(0), SHAPE)
+    drop = _jitted(name, "rate")
+    assert (drop(jax.random.key(0), x, -0.5) == x).all() and not drop(jax.random.key(0), x, 1.5).any()
 
 
 @every_drop
@@ -283,7 +292,7 @@ def test_bfloat16_is_rescaled_without_a_shift_of_the_mean(name):
 def test_gradients_equal_finite_differences(name, rescale):
     drop = drop_of(name, rescale=rescale)
     x = jax.random.normal(jax.random.key(0), SHAPE)
-    jax.test_util.check_grads(
+    check_grads(
         lambda x: drop(jax.random.key(1), jnp.tanh(x), 0.4),
         (x,),
         order=1,
@@ -354,6 +363,9 @@ def test_bad_arrays_rates_and_rescalings_are_refused(name):
     drop, key = drop_of(name), jax.random.key(0)
     with pytest.raises(TypeError, match="x must be of a floating-point type, got int32"):
         drop(key, jnp.ones(SHAPE, jnp.int32), 0.1)
+    for rate in ("a", None):
+        with pytest.raises(TypeError, match=r"rate.* must be a number, got"):
+            drop(key, jnp.ones(SHAPE), rate)
     with pytest.raises(ValueError, match=r"rate must be a scalar, got the shape \(2,\)"):
         drop(key, jnp.ones(SHAPE), jnp.array([0.1, 0.2]))
     with pytest.raises(ValueError, match="rescale must be one of 'kept', 'rate', 'batch', 'none', got 'mean'"):
