@@ -17,7 +17,7 @@ import numpy as np
 from jax.scipy.ndimage import map_coordinates
 from jaxtyping import Array, Float, Int, UInt8
 
-from dropcluster_jax.data.sources import _train_extra
+from dropcluster_jax.data.extras import train_extra
 
 Image = Float[Array, "height width channels"]
 
@@ -407,7 +407,7 @@ def _pixelate_matrix(side: int, share: float) -> Float[np.ndarray, "side side"]:
 def _jpeg_compression(
     images: UInt8[np.ndarray, "batch height width channels"], quality: int
 ) -> UInt8[np.ndarray, "batch height width channels"]:
-    with _train_extra("Pillow"):
+    with train_extra("Pillow"):
         from PIL import Image as PillowImage
     decoded = np.empty_like(images)
     for image, result in zip(images, decoded, strict=True):

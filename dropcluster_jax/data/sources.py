@@ -17,6 +17,8 @@ from typing import Any
 import numpy as np
 from jaxtyping import Float32, Int, Int32, UInt8
 
+from dropcluster_jax.data.extras import train_extra
+
 Images = UInt8[np.ndarray, "examples height width channels"]
 Labels = Int32[np.ndarray, " examples"]
 
@@ -111,7 +113,7 @@ def load(
 
 
 def _load_digits(splits: dict[str, str]) -> Dataset:
-    with _train_extra("scikit-learn"):
+    with train_extra("scikit-learn"):
         from sklearn.datasets import load_digits
         from sklearn.model_selection import train_test_split
 
@@ -146,7 +148,7 @@ def _digits_of_split(argument: str, split: str, parts: dict[str, Any]) -> Int[np
 
 
 def _load_tfds(name: str, data_dir: str | os.PathLike[str] | None, splits: dict[str, str]) -> Dataset:
-    with _train_extra("tensorflow-datasets"):
+    with train_extra("tensorflow-datasets"):
         import tensorflow_datasets as tfds
 
     # From the files alone: `tfds.data_source(name)` goes by the code of the data set, wants the version that
@@ -253,15 +255,6 @@ def _unequal(name: str, shapes: list[tuple[int, ...]]) -> ValueError:
 def _no_split(name: str, argument: str, split: str, sizes: dict[str, int], reason: str) -> ValueError:
     available = ", ".join(f"{part} ({size} examples)" for part, size in sizes.items())
     return ValueError(f"{argument} must be a split of {name!r}, {available}, or a part of one, got {split!r}: {reason}")
-
-
-@contextlib.contextmanager
-def _train_extra(package: str) -> Iterator[None]:
-    """Imports within say what to install where they fail."""
-    try:
-        yield
-    except ImportError as error:
-        raise ImportError(f'{package} cannot be imported: pip install "dropcluster-jax[train]"') from error
 
 
 @contextlib.contextmanager

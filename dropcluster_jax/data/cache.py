@@ -1,0 +1,88 @@
+"""Arrays that took long to make, kept on disk: decoded images, labels.
+
+They lie under `$XDG_CACHE_HOME/dropcluster-jax`, by default `~/.cache/dropcluster-jax`; the folder may be removed at
+any time. No pickle is written or read.
+"""
+
+import hashlib
+import json
+import os
+import pathlib
+import shutil
+import tempfile
+import warnings
+import zlib
+from collections.abc import Callable, Mapping
+from typing import Any
+
+import numpy as np
+
+_FORMAT = 1  # to be raised whenever what is kept changes its meaning
+
+
+def cache_root() -> pathlib.Path:
+    """The folder of the cache."""
+    return pathlib.Path(os.environ.get("XDG_CACHE_HOME") or "~/.cache").expanduser() / "dropcluster-jax"
+
+
+def cached(name: str, key: Any, make: Callable[[], Mapping[str, np.ndarray]]) -> dict[str, np.ndarray]:
+    """What `make` gives, from disk if it was made before.
+
+    Arrays from disk are mapped into memory, read-only. What is damaged is made anew; where the folder cannot be
+    written, a warning says so and all goes on.
+
+    Args:
+        name: begins the name of the entry's folder.
+        key: all that the arrays depend on, as JSON takes it.
+        make: gives named arrays.
+
+    Example:
+        >>> import os, tempfile
+        >>> with tempfile.TemporaryDirectory() as os.environ["XDG_CACHE_HOME"]:
+        ...     for _ in range(2):
+        ...         print(cached("squares", 3, lambda: print("made") or {"squares": np.arange(3) ** 2})["squares"])
+        made
+        [0 1 4]
+        [0 1 4]
+    """
+    digest = hashlib.sha256(json.dumps([_FORMAT, key]).encode()).hexdigest()[:32]
+    folder = cache_root() / f"{name}-{digest}"
+    found = _read(folder)
+    if found is not None:
+        return found
+    arrays = dict(make())
+    try:
+        _write(folder, arrays)
+    except OSError as error:
+        warnings.warn(f"the cache {cache_root()} cannot be written: {error}", stacklevel=2)
+    return arrays
+
+
+def _read(folder: pathlib.Path) -> dict[str, np.ndarray] | None:
+    """The arrays, if they are there and sound."""
+    try:
+        checksums = json.loads((folder / "checksums.json").read_text())
+        arrays = {name: np.load(folder / f"{name}.npy", mmap_mode="r", allow_pickle=False) for name in checksums}
+    except (OSError, ValueError, EOFError):
+        return None
+    return arrays if {name: _checksum(array) for name, array in arrays.items()} == checksums else None
+
+
+def _write(folder: pathlib.Path, arrays: Mapping[str, np.ndarray]) -> None:
+    folder.parent.mkdir(parents=True, exist_ok=True)
+    made = pathlib.Path(tempfile.mkdtemp(prefix=f"{folder.name}-", dir=folder.parent))
+    try:
+        for name, array in arrays.items():
+            np.save(made / f"{name}.npy", array, allow_pickle=False)
+        (made / "checksums.json").write_text(json.dumps({name: _checksum(array) for name, array in arrays.items()}))
+        if folder.exists():  # damaged, or written by another process meanwhile
+            shutil.rmtree(folder, ignore_errors=True)
+        os.replace(made, folder)
+    except OSError:
+        shutil.rmtree(made, ignore_errors=True)
+        if _read(folder) is None:
+            raise
+
+
+def _checksum(array: np.ndarray) -> int:
+    return zlib.crc32(np.ascontiguousarray(array).reshape(-1).view(np.uint8).data)
