@@ -1,28 +1,22 @@
 """Image data sets in memory: scikit-learn's digits, and whatever TFDS has prepared on disk.
 
-Nothing is ever downloaded, and TensorFlow is not needed.
+Nothing is ever downloaded, and TensorFlow is not needed. What TFDS has prepared is decoded once and then read from
+the cache (`dropcluster_jax.data.cache`).
 """
 
-import contextlib
 import dataclasses
 import functools
-import logging
 import os
 import re
 import shlex
-from collections.abc import Iterator, Sequence
-from concurrent.futures import ThreadPoolExecutor
 from typing import Any
 
 import numpy as np
 from jaxtyping import Float32, Int, Int32, UInt8
 
+from dropcluster_jax.data.cache import cached
+from dropcluster_jax.data.examples import ArrayExamples, RecordExamples, decode_all
 from dropcluster_jax.data.extras import train_extra
-
-Images = UInt8[np.ndarray, "examples height width channels"]
-Labels = Int32[np.ndarray, " examples"]
-
-_BLOCK = 256  # examples read at once: one by one, reading takes longer than decoding
 
 
 @dataclasses.dataclass(frozen=True, eq=False)
@@ -161,12 +155,14 @@ def _load_tfds(name: str, data_dir: str | os.PathLike[str] | None, splits: dict[
     if not (isinstance(label, tfds.features.ClassLabel) and label.num_classes):
         raise ValueError(f'{name!r} must have a feature "label", one class of several, but has {_describe(features)}')
 
-    classes = tuple(label.names)
-    sources = [_open_split(name, builder, argument, split) for argument, split in splits.items()]
-    (train_images, train_labels), (test_images, test_labels) = (_read(name, source, len(classes)) for source in sources)
-    if train_images.shape[1:] != test_images.shape[1:]:
-        raise _unequal(name, [train_images.shape[1:], test_images.shape[1:]])
-    return Dataset(name, train_images, train_labels, test_images, test_labels, classes)
+    shape: Any = image.shape
+    classes, channels = tuple(label.names), shape[-1] or 3
+    parts = [_open_split(name, builder, argument, split, channels, len(classes)) for argument, split in splits.items()]
+    if parts[0].shape != parts[1].shape:
+        found = ", ".join(map(str, sorted({part.shape for part in parts})))
+        raise ValueError(f"the images of {name!r} must be of one size, got {found} for training and test")
+    train, test = parts
+    return Dataset(name, train.images, train.labels, test.images, test.labels, classes)
 
 
 def _find_prepared(name: str, data_dir: str | os.PathLike[str] | None) -> Any:
@@ -207,12 +203,15 @@ def _find_prepared(name: str, data_dir: str | os.PathLike[str] | None) -> Any:
     )
 
 
-def _open_split(name: str, builder: Any, argument: str, split: str) -> Sequence[Any]:
-    """The examples of one split, decoded when asked for."""
+def _open_split(name: str, builder: Any, argument: str, split: str, channels: int, num_classes: int) -> ArrayExamples:
+    """The examples of one split, decoded, or from the cache."""
+    import tensorflow_datasets as tfds
+
     try:
-        if builder.info.splits[split].num_examples < 1:
+        info = builder.info.splits[split]
+        if info.num_examples < 1:
             raise ValueError("it is empty")
-        return builder.as_data_source(split=split)
+        source = builder.as_data_source(split=split, decoders={"image": tfds.decode.SkipDecoding()})
     except NotImplementedError as error:
         raise ValueError(
             f"{name!r} is prepared as {builder.info.file_format.value}, which only TensorFlow reads: prepare "
@@ -221,52 +220,21 @@ def _open_split(name: str, builder: Any, argument: str, split: str) -> Sequence[
     except ValueError as error:
         sizes = {part: info.num_examples for part, info in builder.info.splits.items()}
         raise _no_split(name, argument, split, sizes, str(error).splitlines()[0]) from error
+    stats = [(str(path), status.length, status.mtime) for path in info.filepaths for status in [path.stat()]]
+    examples = RecordExamples(f"{name}/{split}", source, np.arange(len(source)), stats)
 
+    def decoded() -> dict[str, np.ndarray]:
+        arrays = decode_all(examples, channels, num_classes, skip_bad=False)[0]
+        return {"images": arrays.images, "labels": arrays.labels}
 
-def _read(name: str, source: Any, num_classes: int) -> tuple[Images, Labels]:
-    """All images and labels of a split, decoded by several threads."""
-    starts = range(0, len(source), _BLOCK)
-    with _without_opencv_hint(), ThreadPoolExecutor(min(8, os.cpu_count() or 1)) as pool:
-        shape = source[0]["image"].shape
-
-        def read_block(start: int) -> tuple[Images, Labels]:
-            examples = source.__getitems__(list(range(start, min(start + _BLOCK, len(source)))))
-            images = [example["image"] for example in examples]
-            if any(image.shape != shape for image in images):
-                raise _unequal(name, [shape, *(image.shape for image in images)])
-            return np.stack(images), np.array([example["label"] for example in examples], np.int32)
-
-        blocks = list(pool.map(read_block, starts))
-    images, labels = (np.concatenate(arrays) for arrays in zip(*blocks, strict=True))
-    if (wrong := labels[(labels < 0) | (labels >= num_classes)]).size:
-        raise ValueError(f"the labels of {name!r} must be from 0 to {num_classes - 1}, got {wrong[0]}")
-    return images, labels
+    key = [builder.info.full_name, split, channels, num_classes, examples.fingerprint()]
+    return ArrayExamples(**cached(builder.info.name, key, decoded))
 
 
 def _describe(features: Any) -> str:
     return " ".join(", ".join(f"{key!r}: {feature}" for key, feature in sorted(features.items())).split())
 
 
-def _unequal(name: str, shapes: list[tuple[int, ...]]) -> ValueError:
-    found = ", ".join(map(str, sorted(set(shapes))[:4]))
-    return ValueError(f"the images of {name!r} must be of one size, got {found}")
-
-
 def _no_split(name: str, argument: str, split: str, sizes: dict[str, int], reason: str) -> ValueError:
     available = ", ".join(f"{part} ({size} examples)" for part, size in sizes.items())
     return ValueError(f"{argument} must be a split of {name!r}, {available}, or a part of one, got {split!r}: {reason}")
-
-
-@contextlib.contextmanager
-def _without_opencv_hint() -> Iterator[None]:
-    """Keep TFDS from recommending OpenCV to the user of a command that works."""
-    logger = logging.getLogger("absl")
-
-    def other(record: logging.LogRecord) -> bool:
-        return "OpenCV is not installed" not in record.getMessage()
-
-    logger.addFilter(other)
-    try:
-        yield
-    finally:
-        logger.removeFilter(other)
