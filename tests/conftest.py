@@ -28,7 +28,8 @@ import pytest
 from hypothesis import HealthCheck, settings
 
 jax.config.update("jax_compilation_cache_dir", str(pathlib.Path(__file__).parents[1] / ".cache" / "jax"))
-jax.config.update("jax_persistent_cache_min_compile_time_secs", 0.5)
+# All of it: tests compile many small programs, and many of them twice.
+jax.config.update("jax_persistent_cache_min_compile_time_secs", 0.0)
 
 # No deadline: how long compilation takes says nothing about the property. No database: the same examples everywhere.
 settings.register_profile(
@@ -36,7 +37,7 @@ settings.register_profile(
     deadline=None,
     derandomize=True,
     database=None,
-    max_examples=15,
+    max_examples=25,
     suppress_health_check=[HealthCheck.too_slow, HealthCheck.function_scoped_fixture],
 )
 settings.load_profile("laws")
@@ -61,6 +62,7 @@ def _shapes_unchecked(request: pytest.FixtureRequest):
 def tfds_dir() -> str:
     """The TFDS `data_dir` with CIFAR-10, named by the environment variable TFDS_DATA_DIR."""
     path = os.environ.get("TFDS_DATA_DIR")
+    # Data sets are not part of the repository, and tests download nothing.
     if not path or not (pathlib.Path(path) / "cifar10").is_dir():
         pytest.skip("TFDS_DATA_DIR names no folder with cifar10 prepared by TFDS")
     return path
