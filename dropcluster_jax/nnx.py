@@ -4,6 +4,7 @@ Clusters are `ClusterVariable`s, plain arrays. They change when `update_clusters
 masks are in `dropcluster_jax.masking`, the clusterings in `dropcluster_jax.clustering`.
 """
 
+import abc
 from typing import Any
 
 from flax import nnx
@@ -83,8 +84,9 @@ class _Drop(nnx.Module):
                 raise TypeError(f"rngs must be nnx.Rngs, an nnx.RngStream or a key, got {rngs!r}")
         return self._drop(rng, x, share, **{name: getattr(self, name) for name in self.option_names})
 
+    @abc.abstractmethod
     def _drop(self, key: Array, x: Array, rate: Rate, **options: Any) -> Array:
-        raise NotImplementedError
+        """One call of a pure function: what sets the layers apart."""
 
     def set_view(self, deterministic: bool | None = None, rate: Rate | None = None) -> None:
         """What `nnx.view` sets.

@@ -28,13 +28,16 @@ def cache_root() -> pathlib.Path:
 def cached(name: str, key: Any, make: Callable[[], Mapping[str, np.ndarray]]) -> dict[str, np.ndarray]:
     """What `make` gives, from disk if it was made before.
 
-    Arrays from disk are mapped into memory, read-only. What is damaged is made anew; where the folder cannot be
-    written, a warning says so and all goes on.
+    All arrays are read-only; those from disk are mapped into memory. What is damaged is made anew; where the folder
+    cannot be written, a warning says so and all goes on.
 
     Args:
         name: begins the name of the entry's folder.
         key: all that the arrays depend on, as JSON takes it.
-        make: gives named arrays.
+        make: gives named arrays, of any shape and type but objects.
+
+    Returns:
+        The arrays by their names.
 
     Example:
         >>> import os, tempfile
@@ -51,6 +54,8 @@ def cached(name: str, key: Any, make: Callable[[], Mapping[str, np.ndarray]]) ->
     if found is not None:
         return found
     arrays = dict(make())
+    for array in arrays.values():
+        array.setflags(write=False)
     try:
         _write(folder, arrays)
     except OSError as error:

@@ -62,7 +62,18 @@ def decode(encoded: bytes, where: str, channels: int = 3) -> Pixels:
 def decode_centre(encoded: bytes, where: str, size: int) -> Pixels:
     """The middle of an image: a square of 7/8 of its shorter side, resized to `(size, size, 3)`.
 
-    That is the usual way to evaluate: the shorter side to 256, then the middle 224, say. Errors as of `decode`.
+    That is the usual way to evaluate: the shorter side to 256, then the middle 224, say.
+
+    Args:
+        encoded: the content of the file.
+        where: what errors call it: its path.
+        size: the side of what is returned, in pixels.
+
+    Returns:
+        uint8 `(size, size, 3)`.
+
+    Raises:
+        BadImageError: as of `decode`.
     """
     image = _open(encoded, where)
     side = min(image.size) * 0.875
@@ -71,11 +82,26 @@ def decode_centre(encoded: bytes, where: str, size: int) -> Pixels:
 
 
 def decode_random_crop(encoded: bytes, where: str, size: int, rng: np.random.Generator) -> Pixels:
-    """A random part of an image, resized to `(size, size, 3)`, mirrored half of the time; errors as of `decode`.
+    """A random part of an image, resized to `(size, size, 3)`, mirrored half of the time.
 
     Its area is uniform in [0.08, 1] of the image's, the logarithm of its proportions in those of [3/4, 4/3]; ten tries
-    without one that fits end in the middle (Szegedy et al. 2015, as torchvision does it). A JPEG is decoded at the
-    smallest scale that has the pixels that are needed.
+    without one that fits end in the middle, as in torchvision. A JPEG is decoded at the smallest scale that has the
+    pixels that are needed.
+
+    Args:
+        encoded: the content of the file.
+        where: what errors call it: its path.
+        size: the side of what is returned, in pixels.
+        rng: what the part depends on.
+
+    Returns:
+        uint8 `(size, size, 3)`.
+
+    Raises:
+        BadImageError: as of `decode`.
+
+    References:
+        Szegedy et al., "Going deeper with convolutions", CVPR 2015, https://arxiv.org/abs/1409.4842
     """
     image = _open(encoded, where)
     width, height = image.size
@@ -114,9 +140,9 @@ def _open(encoded: bytes, where: str) -> Any:
 
 def _in_colours(image: Any, where: str, channels: int = 3) -> Any:
     if image.has_transparency_data:
-        if image.convert("RGBA").getextrema()[3][0] < 255:
-            raise BadImageError(f"{where} has transparent pixels; put it on a background")
         image = image.convert("RGBA")
+        if image.getextrema()[3][0] < 255:
+            raise BadImageError(f"{where} has transparent pixels; put it on a background")
     return image.convert("L" if channels == 1 else "RGB")
 
 
@@ -142,4 +168,5 @@ def _as_bad_image(where: str) -> Iterator[None]:
         raise
     except (OSError, SyntaxError, ValueError, EOFError, struct.error, zlib.error) as error:
         reason = str(error).split(" <_io")[0].removesuffix("cannot identify image file")
-        raise BadImageError(f"{where} is no JPEG, PNG or WebP image{f': {reason}' if reason else ''}") from error
+        said = f": {reason}" if reason else ""
+        raise BadImageError(f"{where} cannot be read as a JPEG, PNG or WebP image{said}") from error

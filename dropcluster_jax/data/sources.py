@@ -15,7 +15,7 @@ import numpy as np
 from jaxtyping import Float32, Int, Int32, UInt8
 
 from dropcluster_jax.data.cache import cached
-from dropcluster_jax.data.examples import ArrayExamples, RecordExamples, decode_all
+from dropcluster_jax.data.examples import ArrayExamples, RecordExamples, decode_all, unequal
 from dropcluster_jax.data.extras import train_extra
 
 
@@ -87,13 +87,13 @@ def load(
         test_split: the split to test on, likewise.
 
     Returns:
-        The examples as stored, in their order.
+        The examples as stored, in their order; arrays that were read from TFDS are read-only.
 
     Raises:
         FileNotFoundError: the data set is not prepared, or there is no folder `data_dir`.
         ImportError: scikit-learn or TFDS is not installed.
         ValueError: there is no such split; or the data set has no `"image"` and `"label"`, images of unequal
-            size, or labels that are no class.
+            size or of neither 1 nor 3 channels, an image that cannot be decoded, or labels that are no class.
 
     Example:
         >>> digits = load("digits", train_split="train[:100]")
@@ -156,11 +156,13 @@ def _load_tfds(name: str, data_dir: str | os.PathLike[str] | None, splits: dict[
         raise ValueError(f'{name!r} must have a feature "label", one class of several, but has {_describe(features)}')
 
     shape: Any = image.shape
-    classes, channels = tuple(label.names), shape[-1] or 3
+    channels = shape[-1] or 3
+    if channels not in (1, 3):
+        raise ValueError(f"the images of {name!r} must have 1 or 3 channels, got {channels}")
+    classes = tuple(label.names)
     parts = [_open_split(name, builder, argument, split, channels, len(classes)) for argument, split in splits.items()]
     if parts[0].shape != parts[1].shape:
-        found = ", ".join(map(str, sorted({part.shape for part in parts})))
-        raise ValueError(f"the images of {name!r} must be of one size, got {found} for training and test")
+        raise unequal(name, [part.shape for part in parts])
     train, test = parts
     return Dataset(name, train.images, train.labels, test.images, test.labels, classes)
 
@@ -212,7 +214,7 @@ def _open_split(name: str, builder: Any, argument: str, split: str, channels: in
         if info.num_examples < 1:
             raise ValueError("it is empty")
         source = builder.as_data_source(split=split, decoders={"image": tfds.decode.SkipDecoding()})
-    except NotImplementedError as error:
+    except NotImplementedError as error:  # what TFDS raises for formats that only TensorFlow reads
         raise ValueError(
             f"{name!r} is prepared as {builder.info.file_format.value}, which only TensorFlow reads: prepare "
             "it by `tfds build` with `--file_format array_record`"
@@ -220,15 +222,24 @@ def _open_split(name: str, builder: Any, argument: str, split: str, channels: in
     except ValueError as error:
         sizes = {part: info.num_examples for part, info in builder.info.splits.items()}
         raise _no_split(name, argument, split, sizes, str(error).splitlines()[0]) from error
-    stats = [(str(path), status.length, status.mtime) for path in info.filepaths for status in [path.stat()]]
-    examples = RecordExamples(f"{name}/{split}", source, np.arange(len(source)), stats)
+    stamps = [_stamp(path) for path in info.filepaths]
+    examples = RecordExamples(f"{name}/{split}", source)
 
     def decoded() -> dict[str, np.ndarray]:
-        arrays = decode_all(examples, channels, num_classes, skip_bad=False)[0]
+        arrays = decode_all(name, examples, channels, num_classes)[0]
         return {"images": arrays.images, "labels": arrays.labels}
 
-    key = [builder.info.full_name, split, channels, num_classes, examples.fingerprint()]
+    key = [builder.info.full_name, split, channels, num_classes, stamps]
     return ArrayExamples(**cached(builder.info.name, key, decoded))
+
+
+def _stamp(path: Any) -> tuple[str, int, int]:
+    """What changes when a file does: its path, its size and when it was written."""
+    if os.path.exists(path):
+        status = os.stat(path)  # in nanoseconds: epath gives seconds, in which a file can be written twice
+        return str(path), status.st_size, status.st_mtime_ns
+    status = path.stat()  # in a bucket
+    return str(path), status.length, status.mtime
 
 
 def _describe(features: Any) -> str:

@@ -9,7 +9,7 @@ import pytest
 from PIL import Image
 
 from dropcluster_jax.data.decoding import BadImageError, decode, decode_centre, decode_random_crop
-from dropcluster_jax.data.examples import FileExamples, decode_all, find_bad
+from dropcluster_jax.data.examples import FileExamples, decode_all
 
 RNG = np.random.default_rng(0)
 PHOTO = np.asarray(Image.fromarray(RNG.integers(0, 256, (12, 16, 3)).astype(np.uint8)).resize((400, 300)))
@@ -50,16 +50,16 @@ def test_other_ways_to_say_a_colour_become_red_green_and_blue():
 
 BAD = {
     "truncated": (encoded(PHOTO, "JPEG")[:2000], "truncated"),
-    "truncated_header": (encoded(PHOTO, "JPEG")[:12], "is no JPEG, PNG or WebP image"),
-    "text": (b"not a picture", "is no JPEG, PNG or WebP image"),
-    "empty": (b"", "is no JPEG, PNG or WebP image"),
-    "broken_png": (encoded(PHOTO)[:3000], "is no JPEG, PNG or WebP image"),
+    "truncated_header": (encoded(PHOTO, "JPEG")[:12], "cannot be read as a JPEG, PNG or WebP image"),
+    "text": (b"not a picture", "cannot be read as a JPEG, PNG or WebP image"),
+    "empty": (b"", "cannot be read as a JPEG, PNG or WebP image"),
+    "broken_png": (encoded(PHOTO)[:3000], "cannot be read as a JPEG, PNG or WebP image"),
     "one_pixel": (encoded(PHOTO[:1, :1]), "has 1x1 pixels, each side must have at least 2"),
     "transparent": (encoded(np.full((4, 4, 4), 100, np.uint8)), "has transparent pixels"),
     "sixteen_bits": (encoded(np.full((4, 4), 40000, np.uint16)), "has 16 bits a value"),
     "absurd": (claiming(9000, 9000), "claims 9000x9000 pixels, more than 67,108,864; it was not decoded"),
     "more_absurd": (claiming(100_000, 100_000), "claims more than 67,108,864 pixels; it was not decoded"),
-    "other_kind": (encoded(PHOTO, "GIF"), "is no JPEG, PNG or WebP image"),
+    "other_kind": (encoded(PHOTO, "GIF"), "cannot be read as a JPEG, PNG or WebP image"),
 }
 
 
@@ -110,20 +110,22 @@ def files(tmp_path):
 
 
 def test_a_bad_file_stops_the_reading_or_is_skipped_and_counted(files):
-    with pytest.raises(BadImageError, match=r"/b is no JPEG"):
-        decode_all(files, 3, 2, skip_bad=False)
-    examples, skipped = decode_all(files, 3, 2, skip_bad=True)
+    with pytest.raises(BadImageError, match=r"/b cannot be read as a JPEG"):
+        decode_all("some", files, 3, 2)
+    examples, skipped = decode_all("some", files, 3, 2, skip_bad=True)
     assert examples.labels.tolist() == [0, 1] and len(skipped) == 3
     np.testing.assert_array_equal(examples.images, [PHOTO, PHOTO[::-1]])
-    assert list(find_bad(files, 2)) == [1, 3, 4] and "has the label 5" in find_bad(files, 2)[4]
+    assert "/b cannot" in skipped[0] and "/d cannot" in skipped[1] and "/e has the label 5" in skipped[2]
 
 
 def test_files_that_are_gone_and_sizes_that_differ_are_said(files, tmp_path):
     (tmp_path / "a").unlink()
     with pytest.raises(BadImageError, match="/a cannot be read: No such file"):
-        decode_all(files.take(slice(0, 1)), 3, 2, skip_bad=False)
+        decode_all("some", files.take(slice(0, 1)), 3, 2)
     (tmp_path / "b").write_bytes(encoded(PHOTO[:100]))
-    with pytest.raises(ValueError, match=r"of one size.* got \(100, 400, 3\), \(300, 400, 3\); give a size"):
-        decode_all(files.take(slice(1, 3)), 3, 2, skip_bad=False)
-    with pytest.raises(ValueError, match="no image is left: 1 were skipped"):
-        decode_all(files.take(slice(3, 4)), 3, 2, skip_bad=True)
+    with pytest.raises(ValueError, match=r"of one size.* got \(100, 400, 3\), \(300, 400, 3\)"):
+        decode_all("some", files.take(slice(1, 3)), 3, 2)
+    with pytest.raises(ValueError, match="no image of 'some' is left: 1 were skipped"):
+        decode_all("some", files.take(slice(3, 4)), 3, 2, skip_bad=True)
+    with pytest.raises(ValueError, match="'some' holds no image"):
+        decode_all("some", files.take(slice(0)), 3, 2)

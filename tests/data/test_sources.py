@@ -5,6 +5,7 @@ import json
 import logging
 import pathlib
 import re
+import shutil
 import subprocess
 import sys
 
@@ -237,10 +238,38 @@ def test_a_split_that_is_not_there_is_refused(split, tmp_path):
 
 def test_images_of_unequal_size_are_refused(tmp_path):
     prepare(tmp_path, sizes=[(4, 5, 3), (4, 5, 3), (7, 5, 3)])
-    with pytest.raises(ValueError, match=r"images must be of one size.* got \(4, 5, 3\), \(7, 5, 3\)"):
+    with pytest.raises(ValueError, match=r"images of 'tiny' must be of one size, got \(4, 5, 3\), \(7, 5, 3\)"):
         load("tiny", tmp_path)
     with pytest.raises(ValueError, match=r"images of 'tiny' must be of one size, got \(4, 5, 3\), \(7, 5, 3\)"):
         load("tiny", tmp_path, train_split="train[:2]", test_split="test[2:]")
+
+
+def test_grey_images_keep_their_one_channel_and_other_channels_are_refused(tmp_path):
+    import tensorflow_datasets as tfds
+
+    label = tfds.features.ClassLabel(names=["cat", "dog"])
+    grey = {"image": tfds.features.Image(shape=(4, 5, 1)), "label": label}
+    data = load("grey", prepare(tmp_path, name="grey", sizes=[(4, 5)] * 3, features=grey))
+    assert data.train_images.shape == (3, 4, 5, 1) and data.train_images[:, 1, 2, 0].tolist() == [0, 1, 2]
+    four = {"image": tfds.features.Image(shape=(4, 5, 4)), "label": label}
+    with pytest.raises(ValueError, match="images of 'four' must have 1 or 3 channels, got 4"):
+        load("four", prepare(tmp_path, name="four", sizes=[(4, 5, 4)], features=four))
+
+
+def test_what_was_read_once_is_read_from_the_cache_until_the_files_change(tmp_path, monkeypatch):
+    from dropcluster_jax.data import sources
+
+    prepare(tmp_path)
+    first = load("tiny", tmp_path)
+    monkeypatch.setattr(sources, "decode_all", lambda *_: pytest.fail("decoded again"))
+    again = load("tiny", tmp_path)
+    for name in ("train_images", "train_labels", "test_images", "test_labels"):
+        np.testing.assert_array_equal(getattr(again, name), getattr(first, name))
+        assert not getattr(first, name).flags.writeable and not getattr(again, name).flags.writeable
+    monkeypatch.undo()
+    shutil.rmtree(tmp_path / "tiny")
+    prepare(tmp_path, labels=[1] * 6)
+    assert load("tiny", tmp_path).train_labels.tolist() == [1] * 6
 
 
 def test_labels_that_are_no_class_are_refused(tmp_path):
