@@ -47,6 +47,7 @@ def main(arguments: list[str] | None = None) -> None:
 
 
 def _train(config: "TrainConfig") -> None:
+    from dropcluster_jax.data import BadImageError
     from dropcluster_jax.training import progress, run
 
     try:
@@ -57,8 +58,11 @@ def _train(config: "TrainConfig") -> None:
         prepared = run.prepare(config)
     except (ValueError, TypeError, OSError, ImportError) as error:
         _refuse(str(error))
-    with progress.Progress(prepared.num_steps) as show:
-        summary = run.execute(prepared, show)
+    try:
+        with progress.Progress(prepared.num_steps) as show:
+            summary = run.execute(prepared, show)
+    except BadImageError as error:  # met on the way, in a stream
+        _refuse(f"{error}; --data.skip-bad leaves such images out")
     print(progress.summary(summary, prepared.folder))
 
 

@@ -74,7 +74,7 @@ def corrupt(
         images: uint8, values 0 to 255, with 1 or 3 channels; 1 channel is brightness, 3 are red, green and blue.
 
     Returns:
-        A NumPy array like `images`, rounded, as data sets hold and `evaluation_batches` takes.
+        A NumPy array like `images`, rounded, as data sets hold.
 
     Raises:
         ImportError: Pillow, which `jpeg_compression` needs, is not installed.
@@ -93,7 +93,8 @@ def corrupt(
         >>> brighter.shape, brighter[0, 0, 0].tolist()
         ((2, 4, 4, 3), [138, 138, 138])
     """
-    _check(name, severity, images)
+    check_corruption(name, severity)
+    _check_images(name, images)
     images = np.asarray(images)
     if name == "jpeg_compression":
         return _jpeg_compression(images, *_PARAMETERS[name][severity - 1])
@@ -124,7 +125,13 @@ def _corrupt_chunk(
     return jnp.round(jnp.clip(corrupted, 0, 1) * 255).astype(jnp.uint8)
 
 
-def _check(name: str, severity: int, images: Any) -> None:
+def check_corruption(name: str, severity: int) -> None:
+    """Refuse what is no corruption, or no severity.
+
+    Raises:
+        TypeError: `severity` is no integer.
+        ValueError: there is no such corruption or severity.
+    """
     if name not in _PARAMETERS:
         closest = difflib.get_close_matches(str(name), _PARAMETERS, n=1, cutoff=0)[0]
         raise ValueError(f"name must be one of {', '.join(_PARAMETERS)}; got {name!r}, closest to {closest!r}")
@@ -132,6 +139,9 @@ def _check(name: str, severity: int, images: Any) -> None:
         raise TypeError(f"severity must be an integer from 1 to 5, got {severity!r}")
     if not 1 <= severity <= 5:
         raise ValueError(f"severity must be from 1 to 5, got {severity}")
+
+
+def _check_images(name: str, images: Any) -> None:
     if images.dtype != jnp.uint8:
         raise TypeError(f"images must be uint8, values 0 to 255, got {images.dtype}")
     if images.ndim != 4:

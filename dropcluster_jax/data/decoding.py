@@ -82,7 +82,7 @@ def decode_centre(encoded: bytes, where: str, size: int) -> Pixels:
 
 
 def decode_random_crop(encoded: bytes, where: str, size: int, rng: np.random.Generator) -> Pixels:
-    """A random part of an image, resized to `(size, size, 3)`, mirrored half of the time.
+    """A random part of an image, resized to `(size, size, 3)`.
 
     Its area is uniform in [0.08, 1] of the image's, the logarithm of its proportions in those of [3/4, 4/3]; ten tries
     without one that fits end in the middle, as in torchvision. A JPEG is decoded at the smallest scale that has the
@@ -114,8 +114,7 @@ def decode_random_crop(encoded: bytes, where: str, size: int, rng: np.random.Gen
     else:
         wide, high = min(width, round(height * 4 / 3)), min(height, round(width * 4 / 3))
         left, top = (width - wide) // 2, (height - high) // 2
-    pixels = _crop(image, where, (left, top, left + wide, top + high), size)
-    return pixels[:, ::-1] if rng.integers(2) else pixels
+    return _crop(image, where, (left, top, left + wide, top + high), size)
 
 
 def _open(encoded: bytes, where: str) -> Any:

@@ -1,17 +1,19 @@
 """Labelled images, in memory or still encoded: what sources hand out and batches are cut from."""
 
 import dataclasses
+import functools
 import itertools
 import os
 import pathlib
-from collections.abc import Iterable, Sequence
+from collections.abc import Callable, Iterable, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from typing import Any
 
 import numpy as np
 from jaxtyping import Int, Int32, UInt8
 
-from dropcluster_jax.data.decoding import BadImageError, decode
+from dropcluster_jax.data.cache import cached
+from dropcluster_jax.data.decoding import BadImageError, Pixels, decode
 
 _BLOCK = 256  # examples read at once: one by one, reading takes longer than decoding
 
@@ -73,8 +75,8 @@ class FileExamples:
         """What to call an example in an error."""
         return self.paths[index]
 
-    def read(self, indices: Sequence[int]) -> list[tuple[bytes, int]]:
-        """Encoded images and their labels."""
+    def read(self, indices: Sequence[int]) -> list[tuple[bytes | BadImageError, int]]:
+        """Encoded images, or why one cannot be read, and their labels."""
         return [(_read_file(self.paths[index]), int(self.labels[index])) for index in indices]
 
 
@@ -85,24 +87,82 @@ class RecordExamples:
     Attributes:
         name: of the data set and its split, as errors call it.
         source: a TFDS data source whose images are left encoded.
+        key: all that tells whether the records are still the same, as JSON takes it.
+        chosen: the records that these examples are; None for all.
     """
 
     name: str
     source: Any = dataclasses.field(repr=False)
+    key: Any = dataclasses.field(repr=False)
+    chosen: Int[np.ndarray, " examples"] | None = dataclasses.field(repr=False, default=None)
 
     def __len__(self) -> int:
-        return len(self.source)
+        return len(self.source) if self.chosen is None else len(self.chosen)
+
+    @functools.cached_property
+    def labels(self) -> Int32[np.ndarray, " examples"]:
+        """int32 `(examples,)`; reads all records once, later from the cache."""
+
+        def read_block(block: Sequence[int]) -> list[int]:
+            return [int(record["label"]) for record in self.source.__getitems__(list(block))]
+
+        def read() -> dict[str, np.ndarray]:
+            return {"labels": np.array(_over_blocks(read_block, len(self.source)), np.int32)}
+
+        labels = cached("labels", self.key, read)["labels"]
+        return labels if self.chosen is None else labels[self.chosen]
+
+    def take(self, indices: Int[np.ndarray, " _"] | slice) -> "RecordExamples":
+        """The examples of these indices."""
+        whole = np.arange(len(self.source)) if self.chosen is None else self.chosen
+        return RecordExamples(self.name, self.source, self.key, whole[indices])
 
     def where(self, index: int) -> str:
         """What to call an example in an error."""
-        return f"{self.name}, example {index},"
+        return f"{self.name}, example {self._record(index)},"
 
-    def read(self, indices: Sequence[int]) -> list[tuple[bytes, int]]:
+    def read(self, indices: Sequence[int]) -> list[tuple[bytes | BadImageError, int]]:
         """Encoded images and their labels."""
-        return [(example["image"], int(example["label"])) for example in self.source.__getitems__(list(indices))]
+        records = self.source.__getitems__([self._record(index) for index in indices])
+        return [(record["image"], int(record["label"])) for record in records]
+
+    def _record(self, index: int) -> int:
+        return int(index if self.chosen is None else self.chosen[index])
 
 
 EncodedExamples = FileExamples | RecordExamples
+Examples = ArrayExamples | EncodedExamples
+
+
+def decode_block(
+    examples: EncodedExamples,
+    indices: Sequence[int],
+    num_classes: int,
+    decode_one: Callable[[int, bytes, str], Pixels],
+) -> list[tuple[Pixels, int] | BadImageError]:
+    """Some examples, decoded; what is wrong with one stands in its place.
+
+    Args:
+        examples: encoded images and their labels.
+        indices: which.
+        num_classes: labels must be from 0 to below it.
+        decode_one: gives the pixels, from an example's index, its encoded image, and what errors call it.
+
+    Returns:
+        For each index the pixels and the label, or the error.
+    """
+    decoded: list[tuple[Pixels, int] | BadImageError] = []
+    for index, (encoded, label) in zip(indices, examples.read(indices), strict=True):
+        where = examples.where(index)
+        try:
+            if isinstance(encoded, BadImageError):
+                raise encoded
+            if not 0 <= label < num_classes:
+                raise BadImageError(f"{where} has the label {label}, labels must be from 0 to {num_classes - 1}")
+            decoded.append((decode_one(index, encoded, where), label))
+        except BadImageError as error:
+            decoded.append(error)
+    return decoded
 
 
 def decode_all(
@@ -125,29 +185,21 @@ def decode_all(
         ValueError: the images are of unequal size, or there is none.
     """
 
-    def read_block(block: Sequence[int]) -> tuple[list[np.ndarray], list[int], list[str]]:
-        images, labels, skipped = [], [], []
-        for index, (encoded, label) in zip(block, examples.read(block), strict=True):
-            where = examples.where(index)
-            try:
-                if not 0 <= label < num_classes:
-                    raise BadImageError(f"{where} has the label {label}, labels must be from 0 to {num_classes - 1}")
-                images.append(decode(encoded, where, channels))
-                labels.append(label)
-            except BadImageError as error:
-                if not skip_bad:
-                    raise
-                skipped.append(str(error))
-        return images, labels, skipped
+    def read_block(block: Sequence[int]) -> list[tuple[Pixels, int] | BadImageError]:
+        decoded = decode_block(examples, block, num_classes, lambda _, encoded, where: decode(encoded, where, channels))
+        bad = [one for one in decoded if isinstance(one, BadImageError)]
+        if bad and not skip_bad:
+            raise bad[0]
+        return decoded
 
     if not len(examples):
         raise ValueError(f"{name!r} holds no image")
-    blocks = [range(start, min(start + _BLOCK, len(examples))) for start in range(0, len(examples), _BLOCK)]
-    with ThreadPoolExecutor(min(32, os.cpu_count() or 1)) as pool:
-        parts = list(pool.map(read_block, blocks))
-    images, labels, skipped = (list(itertools.chain.from_iterable(part)) for part in zip(*parts, strict=True))
-    if not images:
+    decoded = _over_blocks(read_block, len(examples))
+    skipped = [str(one) for one in decoded if isinstance(one, BadImageError)]
+    sound = [one for one in decoded if not isinstance(one, BadImageError)]
+    if not sound:
         raise ValueError(f"no image of {name!r} is left: {len(skipped)} were skipped, the first: {skipped[0]}")
+    images, labels = zip(*sound, strict=True)
     if len(shapes := {image.shape for image in images}) > 1:
         raise unequal(name, shapes)
     return ArrayExamples(np.stack(images), np.array(labels, np.int32)), skipped
@@ -156,11 +208,18 @@ def decode_all(
 def unequal(name: str, shapes: Iterable[tuple[int, ...]]) -> ValueError:
     """The error for images that do not fit into one array."""
     found = ", ".join(map(str, sorted(set(shapes))[:4]))
-    return ValueError(f"the images of {name!r} must be of one size, got {found}")
+    return ValueError(f"the images of {name!r} must be of one size, got {found}; a `size` crops encoded images to one")
 
 
-def _read_file(path: str) -> bytes:
+def _over_blocks(read_block: Callable[[Sequence[int]], list[Any]], number: int) -> list[Any]:
+    """What `read_block` gives of all examples, by several threads, in their order."""
+    blocks = [range(start, min(start + _BLOCK, number)) for start in range(0, number, _BLOCK)]
+    with ThreadPoolExecutor(min(32, os.cpu_count() or 1)) as pool:
+        return list(itertools.chain.from_iterable(pool.map(read_block, blocks)))
+
+
+def _read_file(path: str) -> bytes | BadImageError:
     try:
         return pathlib.Path(path).read_bytes()
     except OSError as error:
-        raise BadImageError(f"{path} cannot be read: {error.strerror}") from error
+        return BadImageError(f"{path} cannot be read: {error.strerror}")

@@ -6,6 +6,7 @@ import math
 import pathlib
 from typing import Any, Literal
 
+from dropcluster_jax.data.roads import RoadName
 from dropcluster_jax.models import ModelName
 
 Method = Literal["none", "dropout", "spatial", "block", "cluster"]
@@ -17,13 +18,49 @@ class DataConfig:
     """What is learned from."""
 
     name: str = "digits"
-    """"digits", which is embedded, or a data set of images that TFDS has prepared."""
+    """"digits", which is embedded; a data set of images that TFDS has prepared; folder:PATH; or npz:PATH."""
     dir: pathlib.Path | None = None
     """Where TFDS has prepared it; else the environment variable TFDS_DATA_DIR, else TFDS's own place."""
+    download: bool = False
+    """Let TFDS download and prepare what is not there; without this nothing is."""
+    train_split: str | None = None
+    """The split to train on, or a part of it: "train[:45000]"."""
+    test_split: str | None = None
+    """The split to test on, or a part of it."""
+    test_share: float | None = None
+    """The share to test on, of a folder or archive that comes undivided; else 0.2."""
+    fraction: float | None = None
+    """Train on this share of each class only."""
+    per_class: int | None = None
+    """Train on so many images of each class only."""
+    seed: int = 0
+    """Chooses them; the smaller share lies inside the larger."""
+    size: int | None = None
+    """The side in pixels to which encoded images are cropped each time they are read; else they are decoded once."""
+    skip_bad: bool = False
+    """Leave out and count images that are damaged or of another kind, instead of stopping."""
+    road: RoadName = "auto"
+    """How images get to the device: all at once, streamed, or whichever fits."""
+    workers: int = 0
+    """Processes that read for the stream; else threads do."""
+
+
+@dataclasses.dataclass(frozen=True)
+class AugmentConfig:
+    """How training images are varied."""
+
     shift: int = 1
-    """Each training image is moved at random by up to so many pixels."""
+    """Each is moved at random by up to so many pixels."""
     flip: bool = False
-    """Half of the training images are mirrored left to right; never with digits."""
+    """Half of them are mirrored left to right; never with digits."""
+    resized_crop: bool = False
+    """A random part of each, of 8 % of the area or more, is taken and resized, instead of a shift."""
+    cutout: int = 0
+    """A square of this side in pixels is set to 0."""
+    mixup: float = 0.0
+    """Pairs are mixed by shares from Beta(mixup, mixup); 0 is never."""
+    cutmix: float = 0.0
+    """Boxes are put from one image into another, by shares from Beta(cutmix, cutmix); with mixup one of the two."""
 
 
 @dataclasses.dataclass(frozen=True)
@@ -80,6 +117,7 @@ class TrainConfig:
     """The run folder; else a new one under runs/."""
     drop: DropConfig = dataclasses.field(default_factory=DropConfig)
     data: DataConfig = dataclasses.field(default_factory=DataConfig)
+    augment: AugmentConfig = dataclasses.field(default_factory=AugmentConfig)
 
     def __post_init__(self) -> None:
         _in_range("epochs", self.epochs, 0, math.inf, least_excluded=True)
@@ -95,9 +133,10 @@ class TrainConfig:
         _in_range("drop.full", self.drop.full, self.drop.begin, 1)
         _in_range("drop.update_every", self.drop.update_every, 1, math.inf)
         _in_range("drop.probe_size", self.drop.probe_size, 1, math.inf)
-        _in_range("data.shift", self.data.shift, 0, math.inf)
-        if self.data.name == "digits" and self.data.flip:
-            raise ValueError("data.flip must be False for digits, which mean something else mirrored, got True")
+        for option in ("shift", "cutout", "mixup", "cutmix"):
+            _in_range(f"augment.{option}", getattr(self.augment, option), 0, math.inf)
+        if self.data.name == "digits" and self.augment.flip:
+            raise ValueError("augment.flip must be False for digits, which mean something else mirrored, got True")
 
     def to_json(self) -> dict[str, Any]:
         """As it is written to `config.json`: nested dicts, without `out`, which a run may move from."""
@@ -113,18 +152,38 @@ def _in_range(name: str, value: float, least: float, most: float, least_excluded
         raise ValueError(f"{name} must be {above}{upto}, got {value}")
 
 
+_CIFAR10 = TrainConfig(
+    epochs=100,
+    batch_size=128,
+    drop=DropConfig(places=("stage2", "stage3"), cluster_size=16.0, block_size=7, update_every=200),
+    data=DataConfig(name="cifar10"),
+    augment=AugmentConfig(shift=4, flip=True),
+)
+
+
+def _like_cifar10(name: str, **augment: Any) -> TrainConfig:
+    return dataclasses.replace(
+        _CIFAR10, data=DataConfig(name=name), augment=dataclasses.replace(_CIFAR10.augment, **augment)
+    )
+
+
 PRESETS: dict[str, tuple[str, TrainConfig]] = {
     "digits": (
         "ResNet-20 on handwritten digits, 1,797 real images of 8x8 pixels, from scikit-learn: a minute or two.",
         TrainConfig(),
     ),
-    "cifar10": (
-        "ResNet-20 on CIFAR-10, as TFDS has prepared it.",
+    "cifar10": ("ResNet-20 on CIFAR-10, as TFDS has prepared it.", _CIFAR10),
+    "cifar100": ("ResNet-20 on CIFAR-100, as TFDS has prepared it.", _like_cifar10("cifar100")),
+    "svhn_cropped": ("ResNet-20 on street view house numbers.", _like_cifar10("svhn_cropped", flip=False)),
+    "fashion_mnist": ("ResNet-20 on Fashion-MNIST.", _like_cifar10("fashion_mnist", shift=2)),
+    "imagenette": (
+        "ResNet-18 on ten classes of ImageNet, 224 pixels, streamed.",
         TrainConfig(
+            model="resnet18",
             epochs=100,
-            batch_size=128,
             drop=DropConfig(places=("stage2", "stage3"), cluster_size=16.0, block_size=7, update_every=200),
-            data=DataConfig(name="cifar10", shift=4, flip=True),
+            data=DataConfig(name="imagenette"),
+            augment=AugmentConfig(resized_crop=True, flip=True),
         ),
     ),
 }

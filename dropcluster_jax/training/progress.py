@@ -79,5 +79,7 @@ def summary(results: Mapping[str, Any], folder: pathlib.Path) -> str:
             f"{layer}: clusters updated {clusters['updates']} times{refused}; they explain "
             f"{clusters['explained']:.0%} of the variance"
         )
+    if results["skipped"]:
+        lines.append(f"{len(results['skipped'])} images were skipped, the first: {results['skipped'][0]}")
     lines.append(f"results: {', '.join(str(path) for path in sorted(folder.glob('*')))}")
     return "\n".join(lines)

@@ -4,12 +4,14 @@ The folder holds `config.json`, `metrics.jsonl` (a record a line, as `fit` repor
 `clusters.png`.
 """
 
+import contextlib
 import datetime
+import functools
 import importlib.util
 import json
 import pathlib
 import time
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Mapping
 from typing import Any, NamedTuple
 
 import flax.linen as nn
@@ -22,17 +24,20 @@ from dropcluster_jax import __version__
 from dropcluster_jax.clustering import Clusterer, Grid, KMeans, ReNA
 from dropcluster_jax.data import (
     Dataset,
-    evaluation_batches,
+    Road,
+    cutmix,
     load,
+    mixup,
     normalize,
-    probe_batch,
+    open_road,
+    random_cutout,
     random_flip,
+    random_resized_crop,
     random_shift,
-    training_batches,
 )
 from dropcluster_jax.linen import DropBlock, DropCluster, Dropout, SpatialDropout, cluster_states
 from dropcluster_jax.models import MODELS, ResNet
-from dropcluster_jax.training.config import DataConfig, DropConfig, TrainConfig
+from dropcluster_jax.training.config import AugmentConfig, DropConfig, TrainConfig
 from dropcluster_jax.training.loop import Record, agreement_of, fit
 from dropcluster_jax.training.schedules import every, ramp
 from dropcluster_jax.training.steps import Batch, Steps, TrainState, make_steps
@@ -48,18 +53,18 @@ class Run(NamedTuple):
         folder: where results go.
         num_steps: the number of the last optimiser step.
         dataset: the images.
+        road: how they get to the device.
         model: the network.
         steps: the pure steps.
-        batches: the training batches, without end.
     """
 
     config: TrainConfig
     folder: pathlib.Path
     num_steps: int
     dataset: Dataset
+    road: Road
     model: ResNet
     steps: Steps
-    batches: Iterator[Batch]
 
 
 def prepare(config: TrainConfig) -> Run:
@@ -73,26 +78,57 @@ def prepare(config: TrainConfig) -> Run:
     """
     folder = config.out or new_folder(config)
     finished_run(folder, config)
-    dataset = load(config.data.name, config.data.dir)
-    images, labels = dataset.train_images, dataset.train_labels
-    batches = training_batches(images, labels, config.batch_size, config.seed)
-    per_epoch = len(images) // config.batch_size
+    dataset, road = open_data(config)
+    per_epoch = len(dataset.train) // config.batch_size
     num_steps = config.steps or max(1, round(config.epochs * per_epoch))
-    model = make_model(config, dataset.num_classes, images.shape[1:])
+    model = make_model(config, dataset.num_classes, dataset.shape)
     steps = make_steps(
         model,
         optimizer(config, num_steps),
         rate=ramp(config.drop.rate, round(config.drop.begin * num_steps), round(config.drop.full * num_steps)),
-        augment=augmentation(config.data),
+        augment=augmentation(config.augment, dataset),
         preprocess=lambda images: normalize(images, dataset.mean, dataset.std),
+        mix=mixing(config.augment, dataset.num_classes),
     )
-    example = {"image": jax.ShapeDtypeStruct((2, *images.shape[1:]), images.dtype), "label": labels[:2]}
+    example = {
+        "image": jax.ShapeDtypeStruct((2, *dataset.shape), jnp.uint8),
+        "label": jax.ShapeDtypeStruct((2,), jnp.int32),
+    }
     state = jax.eval_shape(steps.init, jax.random.key(0), example)
     # Only now do the layers meet their maps: a block larger than one shows here.
     jax.eval_shape(steps.train, state, example)
     folder.mkdir(parents=True, exist_ok=True)
     _write_json(folder / "config.json", {"version": __version__, **config.to_json()})
-    return Run(config, folder, num_steps, dataset, model, steps, batches)
+    return Run(config, folder, num_steps, dataset, road, model, steps)
+
+
+def open_data(config: TrainConfig) -> tuple[Dataset, Road]:
+    """The images, and the road by which they get to the device."""
+    data, augment = config.data, config.augment
+    dataset = load(
+        data.name,
+        data.dir,
+        train_split=data.train_split,
+        test_split=data.test_split,
+        test_share=data.test_share,
+        size=data.size,
+        fraction=data.fraction,
+        per_class=data.per_class,
+        seed=data.seed,
+        skip_bad=data.skip_bad,
+        download=data.download,
+    )
+    road = open_road(
+        dataset,
+        config.batch_size,
+        config.seed,
+        road=data.road,
+        random_crop=augment.resized_crop,
+        flip=augment.flip,
+        workers=data.workers,
+        skip_bad=data.skip_bad,
+    )
+    return dataset, road
 
 
 def execute(run: Run, show: Callable[[Record], None] = lambda record: None) -> dict[str, Any]:
@@ -107,12 +143,12 @@ def execute(run: Run, show: Callable[[Record], None] = lambda record: None) -> d
     """
     config, dataset = run.config, run.dataset
     begin = time.perf_counter()
-    probe = probe_of(run)
+    probe = functools.partial(run.road.probe, config.drop.probe_size)
     state = jax.jit(run.steps.init)(jax.random.key(config.seed), probe(0))
     grid = jax.device_get(state.clusters)
     last: dict[str, Record] = {}
 
-    with (run.folder / "metrics.jsonl").open("w") as metrics:
+    with (run.folder / "metrics.jsonl").open("w") as metrics, contextlib.closing(run.road.train()) as batches:
 
         def report(record: Record) -> None:
             metrics.write(json.dumps(record) + "\n")
@@ -123,14 +159,14 @@ def execute(run: Run, show: Callable[[Record], None] = lambda record: None) -> d
         state = fit(
             run.steps,
             state,
-            run.batches,
+            batches,
             num_steps=run.num_steps,
             probe=probe,
             cluster_when=every(
                 config.drop.update_every if state.clusters else 0, round(config.drop.begin * run.num_steps)
             ),
-            test=lambda: evaluation_batches(dataset.test_images, dataset.test_labels, config.batch_size),
-            evaluate_every=max(1, len(dataset.train_images) // config.batch_size),
+            test=run.road.test,
+            evaluate_every=max(1, len(dataset.train) // config.batch_size),
             report=report,
         )
 
@@ -140,18 +176,13 @@ def execute(run: Run, show: Callable[[Record], None] = lambda record: None) -> d
         "steps": run.num_steps,
         "parameters": sum(leaf.size for leaf in jax.tree.leaves(state.params)),
         "seconds": round(time.perf_counter() - begin, 1),
+        "skipped": [*dataset.skipped, *run.road.skipped],
         "clusters": _summarise_clusters(run, grid, state),
     }
     if state.clusters and importlib.util.find_spec("matplotlib"):
         _draw_clusters(run, state, probe(0))
     _write_json(run.folder / "summary.json", summary)
     return summary
-
-
-def probe_of(run: Run) -> Callable[[int], Batch]:
-    """The probe batch of the n-th update: training images, another draw each time."""
-    images, labels, config = run.dataset.train_images, run.dataset.train_labels, run.config
-    return lambda update: probe_batch(images, labels, config.drop.probe_size, config.seed, update)
 
 
 def make_model(config: TrainConfig, num_classes: int, image_shape: tuple[int, ...]) -> ResNet:
@@ -188,15 +219,42 @@ def optimizer(config: TrainConfig, num_steps: int) -> optax.GradientTransformati
     return optax.chain(decay, optax.sgd(schedule, momentum=0.9, nesterov=True))
 
 
-def augmentation(data: DataConfig) -> Callable[[jax.Array, jax.Array], jax.Array]:
-    """Shifts, and flips where they make sense."""
+def augmentation(augment: AugmentConfig, dataset: Dataset) -> Callable[[jax.Array, jax.Array], jax.Array]:
+    """Crops or shifts, flips and cutout; crops and flips not where the host does them while decoding."""
+    on_host = dataset.size is not None
+    grey = np.rint(255 * dataset.mean).astype(np.uint8)
 
-    def augment(key: jax.Array, images: jax.Array) -> jax.Array:
-        shift_key, flip_key = jax.random.split(key)
-        images = random_shift(shift_key, images, data.shift)
-        return random_flip(flip_key, images) if data.flip else images
+    def vary(key: jax.Array, images: jax.Array) -> jax.Array:
+        place_key, flip_key, cutout_key = jax.random.split(key, 3)
+        if not augment.resized_crop:
+            images = random_shift(place_key, images, augment.shift)
+        elif not on_host:
+            images = random_resized_crop(place_key, images)
+        if augment.flip and not on_host:
+            images = random_flip(flip_key, images)
+        return random_cutout(cutout_key, images, augment.cutout, grey)
 
-    return augment
+    return vary
+
+
+def mixing(
+    augment: AugmentConfig, num_classes: int
+) -> Callable[[jax.Array, jax.Array, jax.Array], tuple[jax.Array, jax.Array]] | None:
+    """Mixup, cutmix, one of the two for each batch at even odds, or None."""
+    ways = [
+        functools.partial(function, alpha=alpha)
+        for function, alpha in ((mixup, augment.mixup), (cutmix, augment.cutmix))
+        if alpha
+    ]
+    if not ways:
+        return None
+
+    def mix(key: jax.Array, images: jax.Array, labels: jax.Array) -> tuple[jax.Array, jax.Array]:
+        way_key, mix_key = jax.random.split(key)
+        way = jax.random.randint(way_key, (), 0, len(ways))
+        return jax.lax.switch(way, ways, mix_key, images, jax.nn.one_hot(labels, num_classes))
+
+    return mix
 
 
 def new_folder(config: TrainConfig) -> pathlib.Path:

@@ -63,14 +63,22 @@ class Steps(NamedTuple):
 
 
 def softmax_cross_entropy(
-    logits: Float[Array, "batch classes"], labels: Int[Array, " batch"]
+    logits: Float[Array, "batch classes"], labels: Int[Array, " batch"] | Float[Array, "batch classes"]
 ) -> Float[Array, " batch"]:
-    """The cross-entropy of each example, in nats; see `optax.softmax_cross_entropy_with_integer_labels`.
+    """The cross-entropy of each example, in nats; see `optax.softmax_cross_entropy`.
+
+    Args:
+        logits: `(batch, classes)`.
+        labels: integers `(batch,)`, or probabilities `(batch, classes)`, as `mixup` gives.
 
     Example:
         >>> round(float(softmax_cross_entropy(jnp.zeros((1, 4)), jnp.array([2]))[0]), 4)
         1.3863
+        >>> round(float(softmax_cross_entropy(jnp.zeros((1, 4)), jnp.array([[0, 0.5, 0.5, 0]]))[0]), 4)
+        1.3863
     """
+    if labels.ndim == 2:
+        return optax.softmax_cross_entropy(logits, labels)
     return optax.softmax_cross_entropy_with_integer_labels(logits, labels)
 
 
@@ -82,6 +90,7 @@ def make_steps(
     loss: Callable[[Array, Array], Array] = softmax_cross_entropy,
     augment: Callable[[Array, Array], Array] | None = None,
     preprocess: Callable[[Array], Array] | None = None,
+    mix: Callable[[Array, Array, Array], tuple[Array, Array]] | None = None,
     axis_name: str | None = None,
 ) -> Steps:
     """The pure steps that train `model` with `tx`.
@@ -95,6 +104,8 @@ def make_steps(
         loss: `(logits, labels) -> (batch,)`.
         augment: `(key, images) -> images`, in training only.
         preprocess: `images -> images`, always, after `augment`; normalisation, say.
+        mix: `(key, images, labels) -> (images, labels)`, in training only, after `preprocess`; `mixup`, say. It may
+            make probabilities `(batch, classes)` of the labels, which `loss` then takes.
         axis_name: the mapped axis over which the batch is split under `shard_map` or `pmap`: gradients, statistics
             and metrics are averaged over it, and each replica draws masks of its own. Give the same name to the
             `DropCluster` layers, and to BatchNorm where its batch statistics are to be averaged too. None under `jit`,
@@ -145,9 +156,11 @@ def make_steps(
         key = jax.random.fold_in(state.key, state.step)
         if axis_name is not None:
             key = jax.random.fold_in(key, jax.lax.axis_index(axis_name))
-        augment_key, drop_key = jax.random.split(key)
+        augment_key, mix_key, drop_key = jax.random.split(key, 3)
         images = batch["image"] if augment is None else augment(augment_key, batch["image"])
-        images = prepare(images)
+        images, labels = prepare(images), batch["label"]
+        if mix is not None:
+            images, labels = mix(mix_key, images, labels)
         rate_now = rate(state.step) if callable(rate) else rate
 
         def objective(params: PyTree) -> tuple[Array, tuple[Array, PyTree]]:
@@ -159,12 +172,12 @@ def make_steps(
                 rngs={"dropout": drop_key},
                 mutable=["batch_stats"],
             )
-            return jnp.mean(loss(logits, batch["label"])), (logits, changed.get("batch_stats", {}))
+            return jnp.mean(loss(logits, labels)), (logits, changed.get("batch_stats", {}))
 
         # Under shard_map gradients of replicated parameters arrive summed; those of a replica's own do not.
         params = state.params if axis_name is None else jax.lax.pcast(state.params, axis_name, to="varying")
         (value, (logits, batch_stats)), grads = jax.value_and_grad(objective, has_aux=True)(params)
-        accuracy = jnp.mean(_correct(logits, batch["label"]))
+        accuracy = jnp.mean(_correct(logits, labels))
         grads, batch_stats, value, accuracy = over_replicas(jax.lax.pmean, (grads, batch_stats, value, accuracy))
         updates, opt_state = tx.update(grads, state.opt_state, state.params)
         state = state._replace(
@@ -200,5 +213,9 @@ def make_steps(
     return Steps(init, train, cluster, evaluate)
 
 
-def _correct(logits: Float[Array, "batch classes"], labels: Int[Array, " batch"]) -> Float[Array, " batch"]:
+def _correct(
+    logits: Float[Array, "batch classes"], labels: Int[Array, " batch"] | Float[Array, "batch classes"]
+) -> Float[Array, " batch"]:
+    if labels.ndim == 2:  # of what was mixed, the class that most of it is
+        labels = jnp.argmax(labels, axis=-1)
     return (jnp.argmax(logits, axis=-1) == labels).astype(jnp.float32)

@@ -1,0 +1,86 @@
+"""The road of data sets that fit: all images lie on the device, as uint8, and batches are gathered there."""
+
+import itertools
+from collections.abc import Iterator
+
+import jax
+import numpy as np
+from jax.sharding import NamedSharding, PartitionSpec
+from jaxtyping import Array, Int, UInt8
+
+from dropcluster_jax.data.dataset import Dataset
+from dropcluster_jax.data.examples import ArrayExamples
+from dropcluster_jax.data.order import Order, evaluation_indices, probe_indices
+from dropcluster_jax.data.roads.road import Batch, Batches, check_divisible, parts_of, put
+
+
+class DeviceRoad:
+    """Batches from arrays that lie on the device; see `Road`.
+
+    Only the numbers of a batch's examples are sent there. Where batches are divided over devices, each device holds
+    all images, so that none is sent from one to another.
+
+    Args:
+        dataset: of arrays.
+        batch_size: examples in a batch, of all processes together.
+        seed: decides the order and the probe batches.
+        sharding: how batches are divided over devices, along their first axis; None is one device.
+
+    Raises:
+        TypeError: the examples are no arrays, or a number is no integer.
+        ValueError: a number is out of range, or `batch_size` no multiple of the devices.
+    """
+
+    def __init__(
+        self, dataset: Dataset, batch_size: int, seed: int = 0, *, sharding: NamedSharding | None = None
+    ) -> None:
+        train, test = dataset.train, dataset.test
+        if not (isinstance(train, ArrayExamples) and isinstance(test, ArrayExamples)):
+            raise TypeError(f"the examples of {dataset.name!r} must be arrays, got {type(dataset.train).__name__}")
+        self._order = Order(len(train), batch_size, seed)
+        check_divisible(batch_size, sharding)
+        self._sharding = sharding
+        self._train, self._test = _on_device(train, sharding), _on_device(test, sharding)
+        self._take = jax.jit(_take, out_shardings=sharding)
+        self.skipped: list[str] = []
+
+    def train(self) -> Batches:
+        """See `Road`."""
+
+        def start(first: int) -> Iterator[Batch]:
+            return (self._take(*self._train, self._order.indices(number)) for number in itertools.count(first))
+
+        return Batches(self._order, start)
+
+    def test(self) -> Iterator[Batch]:
+        """See `Road`."""
+        parts = parts_of(self._sharding)
+        size = -(-self._order.batch_size // parts) * parts
+        for indices, weight in evaluation_indices(len(self._test[1]), size):
+            yield {**self._take(*self._test, indices), **self._divided({"weight": weight})}
+
+    def probe(self, size: int, update: int) -> Batch:
+        """See `Road`."""
+        indices = probe_indices(len(self._train[1]), size, self._order.seed, update)
+        return self._take(*self._train, indices[: len(indices) // parts_of(self._sharding) * parts_of(self._sharding)])
+
+    def _divided(self, batch: Batch) -> Batch:
+        if self._sharding is None:
+            return put(batch, None)
+        return jax.device_put(batch, self._sharding)
+
+
+def _on_device(
+    examples: ArrayExamples, sharding: NamedSharding | None
+) -> tuple[UInt8[Array, "examples height width channels"], Int[Array, " examples"]]:
+    everywhere = None if sharding is None else NamedSharding(sharding.mesh, PartitionSpec())
+    images, labels = jax.device_put((examples.images, examples.labels), everywhere)
+    return images, labels
+
+
+def _take(
+    images: UInt8[Array, "examples height width channels"],
+    labels: Int[Array, " examples"],
+    indices: Int[Array | np.ndarray, " batch"],
+) -> Batch:
+    return {"image": images[indices], "label": labels[indices]}

@@ -1,0 +1,139 @@
+"""The face that both roads show: training batches that know where they are, test batches, probe batches."""
+
+from collections.abc import Callable, Iterator
+from typing import Any, Protocol, runtime_checkable
+
+import jax
+from jax.sharding import NamedSharding
+
+from dropcluster_jax.data.order import Order
+
+Batch = dict[str, Any]
+
+
+class Batches:
+    """Training batches without end; an iterator that says where it is, and goes there.
+
+    Each batch is a dict of `"image"`, uint8 `(batch_size, height, width, channels)`, and `"label"`, int32
+    `(batch_size,)`.
+
+    Args:
+        order: which examples are in which batch.
+        start: gives an iterator that begins at a batch of this number.
+
+    Example:
+        >>> order = Order(examples=10, batch_size=5, seed=0)
+        >>> batches = Batches(order, lambda first: iter({"number": i} for i in range(first, 100)))
+        >>> [next(batches)["number"] for _ in range(3)]
+        [0, 1, 2]
+        >>> state = batches.state()
+        >>> state
+        {'epoch': 1, 'batch': 1, 'examples': 10, 'batch_size': 5, 'seed': 0}
+        >>> _ = next(batches), batches.restore(state)
+        >>> next(batches)["number"]
+        3
+    """
+
+    def __init__(self, order: Order, start: Callable[[int], Iterator[Batch]]) -> None:
+        self._order, self._start = order, start
+        self._number = 0
+        self._iterator: Iterator[Batch] | None = None
+
+    def __iter__(self) -> "Batches":
+        return self
+
+    def __next__(self) -> Batch:
+        if self._iterator is None:
+            self._iterator = self._start(self._number)
+        batch = next(self._iterator)
+        self._number += 1
+        return batch
+
+    def state(self) -> dict[str, int]:
+        """Where it is, as JSON takes it: how many epochs are over, how many batches of this one were given."""
+        epoch, batch = divmod(self._number, self._order.batches_per_epoch)
+        return {"epoch": epoch, "batch": batch, **self._identity()}
+
+    def restore(self, state: dict[str, int]) -> None:
+        """Go where `state` says.
+
+        Raises:
+            ValueError: it is the state of another number of examples, batch size or seed, or is none.
+        """
+        here = self._identity()
+        if set(state) != {"epoch", "batch", *here}:
+            raise ValueError(f"state must hold epoch, batch, {', '.join(here)}, got {state}")
+        for name, value in here.items():
+            if state[name] != value:
+                raise ValueError(f"state is of batches of another {name}: {state[name]} there and {value} here")
+        self.close()
+        self._number = state["epoch"] * self._order.batches_per_epoch + state["batch"]
+
+    def close(self) -> None:
+        """End what reads ahead; the next batch begins it anew."""
+        close = getattr(self._iterator, "close", None)
+        if close is not None:
+            close()
+        self._iterator = None
+
+    def _identity(self) -> dict[str, int]:
+        return {"examples": self._order.examples, "batch_size": self._order.batch_size, "seed": self._order.seed}
+
+
+@runtime_checkable
+class Road(Protocol):
+    """How the examples of a data set get to the device.
+
+    Attributes:
+        skipped: for each image that was left out on the way, where it lies and why.
+    """
+
+    skipped: list[str]
+
+    def train(self) -> Batches:
+        """Shuffled training batches without end, from the first on."""
+        ...
+
+    def test(self) -> Iterator[Batch]:
+        """Every test example once, in order, in batches of one size.
+
+        The batches also hold `"weight"`, float32 `(batch_size,)`: 1 for an example, 0 for what only fills the last
+        batch. Where they are divided over devices, the size is the next one that can be.
+        """
+        ...
+
+    def probe(self, size: int, update: int) -> Batch:
+        """The training images that the `update`-th update of the clusters learns from.
+
+        So many of them, or all where there are fewer; where they are divided over devices, the next smaller number
+        that can be.
+        """
+        ...
+
+
+def parts_of(sharding: NamedSharding | None) -> int:
+    """Into how many parts a batch is divided along its first axis."""
+    if sharding is None:
+        return 1
+    devices = sharding.num_devices
+    return devices // sharding.shard_shape((devices,))[0]
+
+
+def check_divisible(batch_size: int, sharding: NamedSharding | None) -> None:
+    """Refuse a batch that cannot be divided over the devices.
+
+    Raises:
+        ValueError: with the number of devices.
+    """
+    if batch_size % parts_of(sharding):
+        raise ValueError(
+            f"batch_size must be a multiple of the {parts_of(sharding)} devices that a batch is divided over, "
+            f"got {batch_size}"
+        )
+
+
+def put(batch: Batch, sharding: NamedSharding | None) -> Batch:
+    """A batch (of several processes: each one's part of it) on its devices."""
+    if sharding is None:
+        return jax.device_put(batch)
+    return jax.tree.map(lambda part: jax.make_array_from_process_local_data(sharding, part), batch)

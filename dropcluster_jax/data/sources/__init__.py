@@ -1,0 +1,111 @@
+"""Where labelled images come from: digits, which are embedded; what TFDS has prepared; folders; NumPy archives."""
+
+import dataclasses
+import os
+import pathlib
+from typing import Any
+
+from dropcluster_jax.data.dataset import Dataset
+from dropcluster_jax.data.shares import balanced_share
+from dropcluster_jax.data.sources.arrays import load_npz
+from dropcluster_jax.data.sources.digits import load_digits
+from dropcluster_jax.data.sources.folder import load_folder
+from dropcluster_jax.data.sources.prepared import load_tfds
+
+__all__ = ["load"]
+
+
+def load(
+    name: str,
+    data_dir: str | os.PathLike[str] | None = None,
+    *,
+    train_split: str | None = None,
+    test_split: str | None = None,
+    test_share: float | None = None,
+    size: int | None = None,
+    fraction: float | None = None,
+    per_class: int | None = None,
+    seed: int = 0,
+    skip_bad: bool = False,
+    download: bool = False,
+) -> Dataset:
+    """Open a data set: read it into memory, or, where a `size` says to what its images are cropped, leave it encoded.
+
+    Args:
+        name: one of
+
+            - `"digits"`, scikit-learn's 1,797 images of 8x8 pixels, values 0 to 16 scaled to 0 to 255, a fixed fifth
+              of each class for test;
+            - `NAME[/CONFIG][:VERSION]`, an image classification data set that TFDS has prepared in `data_dir`,
+              without a version the newest there. Of `KNOWN` ones mean, deviation, splits and size are known;
+            - `folder:PATH`, JPEG, PNG or WebP files in a folder for each class, those in `PATH/train` and `PATH/test`
+              (or `val`, `validation`), or in `PATH` itself. Classes go by the alphabet, hidden files do not count;
+            - `npz:PATH`, a file of `numpy.savez` with uint8 `train_images` `(examples, height, width[, channels])`,
+              `train_labels`, `test_images`, `test_labels`, or `images` and `labels`; and, if wanted, `classes`, their
+              names. Read without pickle.
+        data_dir: TFDS' folder; by default what the environment variable TFDS_DATA_DIR names, else
+            `~/tensorflow_datasets`.
+        train_split: the split to train on, or a part of it in TFDS' words: `"train[:512]"`, `"train[:10%]"`; for
+            digits and TFDS.
+        test_split: the split to test on, likewise.
+        test_share: the share of each class to test on, where a folder or an archive comes undivided; 0.2 if not given.
+        size: the side in pixels to which images that are encoded are cropped, each time they are read; for TFDS and
+            folders. Without, all are decoded once and must be of one size.
+        fraction: train on this share of each class only; see `balanced_share`.
+        per_class: train on so many examples of each class only.
+        seed: chooses them.
+        skip_bad: leave out images that are damaged, of another kind or without a class, and say so in
+            `Dataset.skipped`; encoded ones when they are met. Else they are errors.
+        download: let TFDS download and prepare what is not there.
+
+    Returns:
+        The examples as stored, in their order; arrays that were read from TFDS or a folder are read-only.
+
+    Raises:
+        BadImageError: an image that cannot be trained on, with its place; a ValueError.
+        FileNotFoundError: the data set is not there.
+        ImportError: scikit-learn, TFDS or Pillow is not installed.
+        OSError: it could not be downloaded.
+        ValueError: an option that the source does not take, or is out of range; there is no such split; no
+            `"image"` or `"label"`; images of unequal size or of neither 1 nor 3 channels; labels that are no class.
+
+    Example:
+        >>> digits = load("digits", train_split="train[:100]")
+        >>> len(digits.train), len(digits.test), digits.shape, digits.num_classes
+        (100, 360, (8, 8, 1), 10)
+        >>> len(load("digits", per_class=5).train)
+        50
+    """
+    if size is not None and size < 1:
+        raise ValueError(f"size, in pixels, must be at least 1, got {size}")
+    kind, _, path = name.partition(":")
+    splits = {"train_split": train_split, "test_split": test_split}
+    if kind == "folder":
+        _not_for(name, {**splits, "data_dir": data_dir, "download": download})
+        dataset = load_folder(name, _path(path), test_share=test_share, size=size, skip_bad=skip_bad)
+    elif kind == "npz":
+        _not_for(name, {**splits, "data_dir": data_dir, "download": download, "size": size, "skip_bad": skip_bad})
+        dataset = load_npz(name, _path(path), test_share)
+    elif name == "digits":
+        _not_for(name, {"test_share": test_share, "size": size})
+        dataset = load_digits(
+            "train" if train_split is None else train_split, "test" if test_split is None else test_split
+        )
+    else:
+        _not_for(name, {"test_share": test_share})
+        dataset = load_tfds(name, data_dir, **splits, size=size, skip_bad=skip_bad, download=download)
+    if fraction is None and per_class is None:
+        return dataset
+    share = balanced_share(dataset.train.labels, fraction=fraction, per_class=per_class, seed=seed)
+    return dataclasses.replace(dataset, train=dataset.train.take(share))
+
+
+def _path(path: str) -> pathlib.Path:
+    return pathlib.Path(path).expanduser()
+
+
+def _not_for(name: str, options: dict[str, Any]) -> None:
+    """Refuse options that the source would ignore."""
+    for option, value in options.items():
+        if value is not None and value is not False:
+            raise ValueError(f"{option} is not for {name!r}, got {value!r}")

@@ -1,0 +1,13 @@
+"""What tells whether a file is still the one that was read."""
+
+import os
+from typing import Any
+
+
+def stamp(path: Any) -> tuple[str, int, int]:
+    """What changes when a file does: its path, its size and when it was written."""
+    if os.path.exists(path):
+        status = os.stat(path)  # in nanoseconds: epath gives seconds, in which a file can be written twice
+        return str(path), status.st_size, status.st_mtime_ns
+    status = path.stat()  # in a bucket
+    return str(path), status.length, status.mtime
