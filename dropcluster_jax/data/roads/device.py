@@ -11,7 +11,7 @@ from jaxtyping import Array, Int, UInt8
 from dropcluster_jax.data.dataset import Dataset
 from dropcluster_jax.data.examples import ArrayExamples
 from dropcluster_jax.data.order import Order, evaluation_indices, probe_indices
-from dropcluster_jax.data.roads.road import Batch, Batches, check_divisible, parts_of, put
+from dropcluster_jax.data.roads.road import Batch, Batches, check_divisible, divisible, parts_of, put
 
 
 class DeviceRoad:
@@ -52,10 +52,9 @@ class DeviceRoad:
 
         return Batches(self._order, start)
 
-    def test(self) -> Iterator[Batch]:
+    def test(self, batch_size: int | None = None) -> Iterator[Batch]:
         """See `Road`."""
-        parts = parts_of(self._sharding)
-        size = -(-self._order.batch_size // parts) * parts
+        size = divisible(batch_size or self._order.batch_size, parts_of(self._sharding))
         for indices, weight in evaluation_indices(len(self._test[1]), size):
             yield {**self._take(*self._test, indices), **self._divided({"weight": weight})}
 

@@ -94,11 +94,11 @@ class Road(Protocol):
         """Shuffled training batches without end, from the first on."""
         ...
 
-    def test(self) -> Iterator[Batch]:
-        """Every test example once, in order, in batches of one size.
+    def test(self, batch_size: int | None = None) -> Iterator[Batch]:
+        """Every test example once, in order, in batches of one size; the training batches', if none is given.
 
         The batches also hold `"weight"`, float32 `(batch_size,)`: 1 for an example, 0 for what only fills the last
-        batch. Where they are divided over devices, the size is the next one that can be.
+        batch. Where they are divided over devices, the size is the next larger one that can be.
         """
         ...
 
@@ -130,6 +130,11 @@ def check_divisible(batch_size: int, sharding: NamedSharding | None) -> None:
             f"batch_size must be a multiple of the {parts_of(sharding)} devices that a batch is divided over, "
             f"got {batch_size}"
         )
+
+
+def divisible(size: int, parts: int) -> int:
+    """The least multiple of `parts` that is at least `size`."""
+    return -(-size // parts) * parts
 
 
 def put(batch: Batch, sharding: NamedSharding | None) -> Batch:

@@ -1,6 +1,7 @@
 """The road of data sets that do not fit: read, decoded and cropped on the host ahead of time, by Grain."""
 
 import dataclasses
+import math
 import os
 import sys
 from collections.abc import Iterator
@@ -16,7 +17,7 @@ from dropcluster_jax.data.decoding import BadImageError, Pixels, decode_centre, 
 from dropcluster_jax.data.examples import ArrayExamples, Examples, decode_block
 from dropcluster_jax.data.extras import train_extra
 from dropcluster_jax.data.order import CROP_STREAM, Order, check_integer, evaluation_indices, probe_indices
-from dropcluster_jax.data.roads.road import Batch, Batches, check_divisible, parts_of, put
+from dropcluster_jax.data.roads.road import Batch, Batches, check_divisible, divisible, parts_of, put
 
 _AHEAD = 2  # batches that wait on the device, and at each worker
 
@@ -69,6 +70,7 @@ class StreamRoad:
         self._order = Order(len(dataset.train), batch_size, seed, process, processes)
         check_divisible(batch_size, sharding)
         check_integer("workers", workers, 0)
+        self._parts = math.lcm(parts_of(sharding), processes)
         self._dataset, self._sharding, self._workers = dataset, sharding, workers
         reader = _Reader(dataset.train, dataset.size, dataset.num_classes, skip_bad)
         self._train = _TrainingBatches(reader, self._order, random_crop, flip)
@@ -79,18 +81,18 @@ class StreamRoad:
         """See `Road`."""
         return Batches(self._order, lambda first: self._read(dataclasses.replace(self._train, first=first)))
 
-    def test(self) -> Iterator[Batch]:
+    def test(self, batch_size: int | None = None) -> Iterator[Batch]:
         """See `Road`."""
-        order, parts = self._order, np.lcm(parts_of(self._sharding), self._order.processes)
-        size = int(-(-order.batch_size // parts) * parts)
+        order = self._order
+        size = divisible(batch_size or order.batch_size, self._parts)
         batches = list(evaluation_indices(len(self._test.examples), size, order.process, order.processes))
         return self._read(_TestBatches(self._test, batches))
 
     def probe(self, size: int, update: int) -> Batch:
         """See `Road`."""
-        order, parts = self._order, int(np.lcm(parts_of(self._sharding), self._order.processes))
+        order = self._order
         indices = probe_indices(order.examples, size, order.seed, update)
-        part = len(indices) // parts * parts // order.processes
+        part = len(indices) // self._parts * self._parts // order.processes
         batch, skipped = self._train.reader.read(indices[order.process * part :][:part])
         self._note(skipped)
         return put(batch, self._sharding)
