@@ -1,11 +1,13 @@
 """The command `dropcluster`: reads arguments, calls the library, says what happened. No logic of its own."""
 
+import dataclasses
 import os
+import pathlib
 import sys
 from typing import TYPE_CHECKING, Annotated, Any, NoReturn
 
 if TYPE_CHECKING:
-    from dropcluster_jax.training.config import TrainConfig
+    from dropcluster_jax.training.config import DataConfig, TrainConfig
 
 # XLA's notes on the machine are for its developers.
 os.environ.setdefault("TF_CPP_MIN_LOG_LEVEL", "2")
@@ -16,6 +18,8 @@ Examples:
   dropcluster train digits
   dropcluster train digits --drop.method none --seed 1
   dropcluster train cifar10 --data.dir ~/tensorflow_datasets --model resnet20 --steps 100
+  dropcluster train cifar10 --data.name folder:photos --data.size 64
+  dropcluster data check cifar10
 """
 
 
@@ -24,7 +28,7 @@ def main(arguments: list[str] | None = None) -> None:
     try:
         import tyro
 
-        from dropcluster_jax.training.config import PRESETS
+        from dropcluster_jax.training.config import PRESETS, DataConfig
     except ImportError as error:
         _refuse(f'{error}; the command needs an extra: pip install "dropcluster-jax[train]"')
 
@@ -38,10 +42,31 @@ def main(arguments: list[str] | None = None) -> None:
         """Train a network from a preset; every value of the preset is an option."""
         _train(config)
 
+    def check(
+        name: tyro.conf.Positional[str],
+        data: DataConfig = DataConfig(name=""),  # noqa: B008 - immutable
+        batch_size: int = 128,
+        seed: int = 0,
+        out: pathlib.Path | None = None,
+    ) -> None:
+        """Show what a data set holds, what it looks like, and how fast it gets to the device.
+
+        Args:
+            name: digits, a data set that TFDS has prepared, folder:PATH or npz:PATH.
+            data: How it is opened.
+            batch_size: Images in a batch.
+            seed: Decides the order, and the images on the sheets.
+            out: The folder for check.json and the pictures; else one under runs/.
+        """
+        _check(name, data, batch_size, seed, out)
+
+    data_commands = tyro.extras.SubcommandApp()
+    data_commands.command(check)
+    commands = tyro.extras.SubcommandApp()
+    commands.command(train)
+    commands.command(data_commands, name="data")
     try:
-        tyro.extras.subcommand_cli_from_dict(
-            {"train": train}, prog="dropcluster", description=_DESCRIPTION, args=arguments
-        )
+        commands.cli(prog="dropcluster", description=_DESCRIPTION, args=arguments)
     except KeyboardInterrupt:
         sys.exit(130)
 
@@ -57,13 +82,41 @@ def _train(config: "TrainConfig") -> None:
             return
         prepared = run.prepare(config)
     except (ValueError, TypeError, OSError, ImportError) as error:
-        _refuse(str(error))
+        _refuse(_reason(error))
     try:
         with progress.Progress(prepared.num_steps) as show:
             summary = run.execute(prepared, show)
     except BadImageError as error:  # met on the way, in a stream
-        _refuse(f"{error}; --data.skip-bad leaves such images out")
+        _refuse(_reason(error))
     print(progress.summary(summary, prepared.folder))
+
+
+def _check(name: str, data: "DataConfig", batch_size: int, seed: int, out: pathlib.Path | None) -> None:
+    from rich.console import Console
+
+    from dropcluster_jax.training import check, run
+    from dropcluster_jax.training.config import PRESETS, AugmentConfig, TrainConfig
+
+    if data.name:
+        _refuse(f"data.name must not be given beside NAME, {name!r}, got {data.name!r}")
+    folder = out or pathlib.Path("runs", f"check-{run.slug(name)}")
+    preset = PRESETS[name][1] if name in PRESETS else TrainConfig()
+    augment = AugmentConfig(resized_crop=True, flip=True) if data.size and name not in PRESETS else preset.augment
+    try:
+        config = dataclasses.replace(
+            preset, data=dataclasses.replace(data, name=name), augment=augment, batch_size=batch_size, seed=seed
+        )
+        with Console(stderr=True).status("") as status:
+            found = check.check(config, folder, status.update)
+    except (ValueError, TypeError, OSError, ImportError) as error:
+        _refuse(_reason(error))
+    print(check.describe(found, folder))
+
+
+def _reason(error: Exception) -> str:
+    from dropcluster_jax.data import BadImageError
+
+    return f"{error}; --data.skip-bad leaves such images out" if isinstance(error, BadImageError) else str(error)
 
 
 def _refuse(message: str) -> NoReturn:

@@ -7,7 +7,9 @@ import subprocess
 import sys
 from typing import get_args
 
+import numpy as np
 import pytest
+from image_files import encoded
 
 import dropcluster_jax as dc
 from dropcluster_jax.cli import main
@@ -210,3 +212,76 @@ def test_a_run_on_real_cifar10_learns(tfds_dir, tmp_path):
     assert command("train", "cifar10", *options, "--drop.probe-size", "64", "--out", out) == 0
     losses = [record["loss"] for record in records(tmp_path / "cifar10", "train")]
     assert losses[-1] < losses[0]
+
+
+@pytest.fixture
+def photos(tmp_path):
+    """A folder of images of unequal size, one of them no image."""
+    for label, name in enumerate(("cat", "dog")):
+        (tmp_path / "photos" / name).mkdir(parents=True)
+        for i in range(20):
+            pixels = np.full((20 + i, 30, 3), 100 * label + i, np.uint8)
+            (tmp_path / "photos" / name / f"{i}.png").write_bytes(encoded(pixels))
+    (tmp_path / "photos" / "cat" / "text.jpg").write_bytes(b"not a picture")
+    return f"folder:{tmp_path / 'photos'}"
+
+
+def test_check_says_what_a_data_set_holds_and_draws_it(tmp_path, capsys, photos, monkeypatch):
+    """Of a few corruptions: each is compiled five times."""
+    from dropcluster_jax.training import check
+
+    monkeypatch.setattr(check, "CORRUPTIONS", ("contrast", "jpeg_compression"))
+    monkeypatch.setattr(check, "EXTRA_CORRUPTIONS", ("saturate",))
+    monkeypatch.setattr(check, "_SECONDS", 0.05)
+    out = tmp_path / "out"
+    options = ["--data.size", "24", "--batch-size", "8", "--out", str(out)]
+    assert command("data", "check", photos, *options) == 2
+    error = capsys.readouterr().err
+    assert "text.jpg cannot be read as a JPEG" in error and "--data.skip-bad leaves such images out" in error
+    assert command("data", "check", photos, *options, "--data.skip-bad") == 0
+    said = capsys.readouterr().out
+    assert "33 training and 8 test images, 24x24x3, 2 classes" in said
+    assert re.search(r"cat +17 +4\n +dog +16 +4", said) and "road: stream; first batch of 8 after" in said
+    assert "1 images were skipped, the first: " in said and "text.jpg cannot be read" in said
+    found = json.loads((out / "check.json").read_text())
+    assert found["classes"]["dog"] == {"train": 16, "test": 4} and found["images_per_second"] > 0
+    for picture in ("images.png", "corruptions.png"):
+        assert (out / picture).read_bytes().startswith(b"\x89PNG")
+    assert command("data", "check", "digits", "--out", str(out)) == 0
+    said = capsys.readouterr().out
+    assert "1,437 training and 360 test images, 8x8x1, 10 classes" in said and "road: device" in said
+
+
+@pytest.mark.bad_input
+@pytest.mark.parametrize(
+    ("arguments", "message"),
+    [
+        (["folder:nowhere"], "'folder:nowhere' is not there: nowhere is no folder"),
+        (["npz:nowhere.npz"], r"'npz:nowhere\.npz' is not there"),
+        (["cifar10", "--data.dir", "."], r"`tfds build cifar10 --data_dir \. --file_format array_record`"),
+        (["digits", "--data.fraction", "2"], "fraction must be above 0 and at most 1, got 2"),
+        (["digits", "--data.per-class", "5", "--data.fraction", "0.1"], "one of fraction and per_class"),
+        (["digits", "--data.name", "cifar10"], "data.name must not be given beside NAME"),
+        (["digits", "--data.road", "rail"], "'auto', 'device'"),
+    ],
+)
+def test_check_refuses_in_one_short_message(arguments, message, capfd, tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.setenv("COLUMNS", "300")
+    assert command("data", "check", *arguments) == 2
+    said = capfd.readouterr()
+    assert re.search(message, said.err) and "Traceback" not in said.err and len(said.err.splitlines()) < 12
+    assert not list(tmp_path.iterdir())
+
+
+def test_a_run_streams_a_folder_and_stops_at_what_is_no_image_or_counts_it(photos, tmp_path, capsys):
+    options = ["train", "digits", "--data.name", photos, "--data.size", "8", "--steps", "6", "--batch-size", "8"]
+    options += ["--augment.resized-crop", "--augment.cutout", "3", "--augment.mixup", "0.2", "--augment.cutmix", "1"]
+    options += ["--drop.probe-size", "8", "--data.fraction", "0.9", "--data.seed", "1"]
+    assert command(*options, "--out", str(tmp_path / "stopped")) == 2
+    assert "text.jpg cannot be read" in capsys.readouterr().err
+    assert command(*options, "--data.skip-bad", "--out", str(tmp_path / "run")) == 0
+    assert "1 images were skipped" in capsys.readouterr().out
+    summary = json.loads((tmp_path / "run" / "summary.json").read_text())
+    assert len(summary["skipped"]) == 1 and summary["test_accuracy"] >= 0
+    assert all(np.isfinite(record["loss"]) for record in records(tmp_path / "run", "train"))

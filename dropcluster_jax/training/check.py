@@ -1,72 +1,148 @@
 """A look at a data set before training: what it holds, what it looks like, and how fast it gets to the device.
 
-That is what `dropcluster data check` does. The folder holds `check.json`, `images.png` and `corruptions.png`.
+That is what `dropcluster data check` does. The folder holds `check.json` and, where Matplotlib is installed,
+`images.png` and `corruptions.png`.
 """
 
 import contextlib
+import importlib.util
 import json
 import pathlib
 import time
+from collections.abc import Callable, Mapping
 from typing import Any
 
 import jax
 import numpy as np
 
-from dropcluster_jax.data import (
-    CORRUPTIONS,
-    EXTRA_CORRUPTIONS,
-    ArrayExamples,
-    BadImageError,
-    Road,
-    corrupt,
-    normalize,
-)
-from dropcluster_jax.data.examples import Examples, decode_block
+from dropcluster_jax.data import CORRUPTIONS, EXTRA_CORRUPTIONS, Dataset, Road, corrupt, normalize
 from dropcluster_jax.training.config import TrainConfig
 from dropcluster_jax.training.run import augmentation, open_data
 
-_SHEET = 48  # images on the contact sheet
-_SECONDS = 2.0  # how long the road's speed is measured
+_SHEET = 48  # images to look at
+_SECONDS = 2.0  # how long the speed is measured
+_WARM_UP = 8  # batches before that: what was read ahead does not count
 
 
-def check(config: TrainConfig, folder: pathlib.Path) -> dict[str, Any]:
+def check(config: TrainConfig, folder: pathlib.Path, say: Callable[[str], None] = lambda what: None) -> dict[str, Any]:
     """Look at the data of a run.
 
     Args:
         config: of the run.
-        folder: where the pictures and `check.json` go.
+        folder: where `check.json` and the pictures go.
+        say: called with what is going on, before each part that takes long.
 
     Returns:
-        What `check.json` holds: `name`, `train` and `test` (the numbers of examples), `classes` (for each its numbers
-        of `train` and `test` examples), `shape`, `mean`, `std`, `skipped`, `road`, `batch_size`, `augment`,
-        `first_batch_seconds` and `images_per_second`, augmented and normalised.
+        What `check.json` holds: `name`; `train` and `test`, the numbers of examples; `classes`, the numbers of each;
+        `shape` of an image; `mean` and `std`; `road`; `batch_size`; `first_batch_seconds` and `images_per_second`,
+        augmented and normalised; and `skipped`, for each image that was left out where it lies and why.
 
     Raises:
-        ValueError, FileNotFoundError, ImportError: as of `run.prepare`.
+        ValueError, OSError, ImportError: as of `run.prepare`.
     """
+    say("opening")
     begin = time.perf_counter()
     dataset, road = open_data(config)
-    seconds, speed = _measure(config, road, augmentation(config.augment, dataset), dataset.mean, dataset.std, begin)
-    counts = [np.bincount(_sound(part.labels), minlength=dataset.num_classes) for part in (dataset.train, dataset.test)]
+    say("measuring the speed")
+    speed = _measure(config, dataset, road, begin)
+    say("looking at labels")
+    counts = {
+        part: np.bincount(examples.labels[_is_class(examples.labels, dataset)], minlength=dataset.num_classes)
+        for part, examples in (("train", dataset.train), ("test", dataset.test))
+    }
     found = {
         "name": dataset.name,
         "train": len(dataset.train),
         "test": len(dataset.test),
         "classes": {
-            name: {"train": int(train), "test": int(test)}
-            for name, train, test in zip(dataset.classes, *counts, strict=True)
+            name: {part: int(counts[part][label]) for part in counts} for label, name in enumerate(dataset.classes)
         },
         "shape": list(dataset.shape),
         "mean": [round(float(value), 4) for value in dataset.mean],
         "std": [round(float(value), 4) for value in dataset.std],
         "road": type(road).__name__.removesuffix("Road").lower(),
         "batch_size": config.batch_size,
-        "first_batch_seconds": round(seconds, 2),
-        "images_per_second": round(speed),
+        **speed,
     }
     folder.mkdir(parents=True, exist_ok=True)
-    probe = jax.device_get(road.probe(_SHEET, 0))
-    _draw(folder, dataset.name, dataset.classes, probe["image"], probe["label"], config.seed)
+    if importlib.util.find_spec("matplotlib"):
+        say("drawing, every corruption at every severity")
+        _draw(dataset, jax.device_get(road.probe(_SHEET, 0)), folder)
     found["skipped"] = [*dataset.skipped, *road.skipped]
     (folder / "check.json").write_text(json.dumps(found, indent=2) + "\n")
     return found
+
+
+def describe(found: Mapping[str, Any], folder: pathlib.Path, classes: int = 10) -> str:
+    """What `check` found, in lines; so many classes, then how many more there are."""
+    shape = "x".join(map(str, found["shape"]))
+    names = list(found["classes"])
+    width = max(map(len, names[:classes]))
+    lines = [
+        f"{found['name']}: {found['train']:,} training and {found['test']:,} test images, {shape}, "
+        f"{len(names)} classes",
+        *(
+            f"  {name:{width}} {found['classes'][name]['train']:8,} {found['classes'][name]['test']:8,}"
+            for name in names[:classes]
+        ),
+    ]
+    if len(names) > classes:
+        lines.append(f"  and {len(names) - classes} more")
+    lines += [
+        f"mean {_numbers(found['mean'])}, deviation {_numbers(found['std'])}, of values in [0, 1]",
+        f"road: {found['road']}; first batch of {found['batch_size']} after {found['first_batch_seconds']:.1f} s, then "
+        f"{found['images_per_second']:,} images/s, augmented and normalised",
+    ]
+    if found["skipped"]:
+        lines.append(f"{len(found['skipped'])} images were skipped, the first: {found['skipped'][0]}")
+    lines.append(f"results: {', '.join(str(path) for path in sorted(folder.glob('*')))}")
+    return "\n".join(lines)
+
+
+def _measure(config: TrainConfig, dataset: Dataset, road: Road, begin: float) -> dict[str, float]:
+    """How long the first batch took since `begin`, and how many images a second come then, ready for the network."""
+    augment = augmentation(config.augment, dataset)
+
+    @jax.jit
+    def ready(key: jax.Array, images: jax.Array) -> jax.Array:
+        return normalize(augment(key, images), dataset.mean, dataset.std)
+
+    with contextlib.closing(road.train()) as batches:
+        jax.block_until_ready(next(batches))
+        first = time.perf_counter() - begin
+        for step in range(_WARM_UP):
+            jax.block_until_ready(ready(jax.random.key(step), next(batches)["image"]))
+        count, since = 0, time.perf_counter()
+        while time.perf_counter() - since < _SECONDS or not count:
+            # As in training: the host runs ahead, by a few batches here.
+            images = [ready(jax.random.key(count + step), next(batches)["image"]) for step in range(8)]
+            jax.block_until_ready(images)
+            count += len(images)
+        seconds = time.perf_counter() - since
+    return {
+        "first_batch_seconds": round(first, 2),
+        "images_per_second": round(count * config.batch_size / seconds),
+    }
+
+
+def _is_class(labels: np.ndarray, dataset: Dataset) -> np.ndarray:
+    """Encoded examples may have labels that are none; they are skipped, or refused, when they are met."""
+    return (labels >= 0) & (labels < dataset.num_classes)
+
+
+def _draw(dataset: Dataset, batch: Mapping[str, np.ndarray], folder: pathlib.Path) -> None:
+    from dropcluster_jax.viz import corruption_figure, image_figure
+
+    images = np.asarray(batch["image"])
+    titles = [dataset.classes[label] for label in batch["label"]]
+    image_figure(images, titles, title=f"{dataset.name}: training images").savefig(folder / "images.png", dpi=110)
+    names = [name for name in (*CORRUPTIONS, *EXTRA_CORRUPTIONS) if name != "saturate" or images.shape[-1] == 3]
+    corrupted = {
+        name: [corrupt(name, severity, jax.random.key(0), images[:1])[0] for severity in range(1, 6)] for name in names
+    }
+    figure = corruption_figure(images[0], corrupted, title=f"{dataset.name}: corruptions; frost is a stand-in")
+    figure.savefig(folder / "corruptions.png", dpi=110)
+
+
+def _numbers(values: list[float]) -> str:
+    return ", ".join(f"{value:.4f}" for value in values)

@@ -10,6 +10,7 @@ import functools
 import importlib.util
 import json
 import pathlib
+import re
 import time
 from collections.abc import Callable, Mapping
 from typing import Any, NamedTuple
@@ -260,9 +261,14 @@ def mixing(
 def new_folder(config: TrainConfig) -> pathlib.Path:
     """A folder under `runs/` that does not exist yet, named by what is run and when."""
     now = datetime.datetime.now().strftime("%Y%m%d-%H%M%S")
-    name = f"{config.data.name}-{config.model}-{config.drop.method}-{now}"
+    name = f"{slug(config.data.name)}-{config.model}-{config.drop.method}-{now}"
     candidates = [pathlib.Path("runs", name), *(pathlib.Path("runs", f"{name}-{i}") for i in range(2, 100))]
     return next(folder for folder in candidates if not folder.exists())
+
+
+def slug(name: str) -> str:
+    """A data set's name as part of a folder's."""
+    return re.sub(r"[^0-9A-Za-z_.-]+", "-", name)
 
 
 def finished_run(folder: pathlib.Path, config: TrainConfig) -> dict[str, Any] | None:
