@@ -8,7 +8,7 @@ train: .venv/.train  ## train ResNet-20 with DropCluster on handwritten digits; 
 	$(BIN)/dropcluster train digits --out runs/digits
 
 test: .venv/.dev  ## all tests and doctests
-	$(BIN)/python -m pytest -n 2
+	$(BIN)/python -m pytest -n 2 --dist loadgroup
 
 lint: .venv/.dev  ## style and types
 	$(BIN)/ruff check .

@@ -32,6 +32,10 @@ SHORT = [
 ]
 
 
+# What looks at the run of the fixture `finished` goes to one worker, so that it is made once.
+one_run = pytest.mark.xdist_group("finished run")
+
+
 def command(*arguments: str) -> int:
     """Its exit status."""
     try:
@@ -60,6 +64,7 @@ def records(folder, event):
     return [record for record in map(json.loads, lines) if record["event"] == event]
 
 
+@one_run
 def test_a_run_folder_holds_what_is_promised(finished):
     folder, _ = finished
     assert {path.name for path in folder.iterdir()} == {
@@ -75,6 +80,7 @@ def test_a_run_folder_holds_what_is_promised(finished):
     assert (folder / "clusters.png").read_bytes().startswith(b"\x89PNG")
 
 
+@one_run
 def test_clusters_were_updated_and_left_the_grid(finished):
     folder, _ = finished
     updates = records(folder, "clusters")
@@ -83,12 +89,14 @@ def test_clusters_were_updated_and_left_the_grid(finished):
         assert layer["updates"] == 6 and layer["skipped"] == 0 and layer["agreement_with_grid"] < 0.9
 
 
+@one_run
 def test_the_rate_ramps_up_to_what_was_asked_for(finished):
     folder, _ = finished
     rates = [record["rate"] for record in records(folder, "train")]
     assert rates[0] == 0 and rates[-1] == pytest.approx(0.1) and sorted(rates) == rates
 
 
+@one_run
 def test_it_ends_with_a_summary_and_no_noise(finished):
     folder, printed = finished
     lines = printed.stdout.splitlines()
@@ -100,6 +108,7 @@ def test_it_ends_with_a_summary_and_no_noise(finished):
     assert printed.stderr == ""
 
 
+@one_run
 def test_the_same_run_again_only_says_so(finished, capsys):
     folder, _ = finished
     before = {path: path.read_bytes() for path in folder.iterdir()}
@@ -108,6 +117,7 @@ def test_the_same_run_again_only_says_so(finished, capsys):
     assert {path: path.read_bytes() for path in folder.iterdir()} == before
 
 
+@one_run
 def test_a_folder_with_another_configurations_run_is_refused_and_kept(finished, capsys):
     folder, _ = finished
     before = {path: path.read_bytes() for path in folder.iterdir()}

@@ -157,6 +157,26 @@ def test_the_rate_follows_its_schedule_without_recompiling(batch):
     assert np.allclose(rates, [0, 0, 0, 0.125, 0.25, 0.375, 0.5, 0.5]) and len(traces) == 1
 
 
+def test_what_mixes_has_a_key_of_its_own_each_step_and_gives_the_labels_of_the_loss(batch):
+    """One-hot labels change nothing; others are what the loss meets; evaluation is left alone."""
+
+    def one_hot(key, images, labels):
+        return images, jax.nn.one_hot(labels, 4)
+
+    def scramble(key, images, labels):
+        return images, jax.nn.softmax(jax.random.normal(key, (len(labels), 4)))
+
+    plain, same, mixed = (make_steps(Small(), optax.sgd(0.0), mix=mix) for mix in (None, one_hot, scramble))
+    state = jax.jit(plain.init)(jax.random.key(0), batch)
+    before, after = (jax.jit(steps.train)(state, batch)[1] for steps in (plain, same))
+    assert float(before["loss"]) == pytest.approx(float(after["loss"]), rel=1e-6)
+    assert float(before["accuracy"]) == float(after["accuracy"])
+    train = jax.jit(mixed.train)
+    losses = {float(train(state._replace(step=jnp.int32(i)), batch)[1]["loss"]) for i in range(3)}
+    assert len(losses) == 3 and float(train(state, batch)[1]["loss"]) in losses
+    assert equal(jax.jit(plain.evaluate)(state, batch), jax.jit(mixed.evaluate)(state, batch))
+
+
 def test_augmentation_has_a_key_of_its_own_each_step_and_evaluation_none(batch):
     def augment(key, images):
         return images + jax.random.normal(key, ())

@@ -39,14 +39,13 @@ def load_folder(
         train, test = (whole.take(part) for part in split_by_share(whole.labels, test_share or 0.2))
     if size is not None:
         return Dataset(name, train, test, classes, size, skipped=tuple(skipped))
-    arrays = []
-    for part, examples in (("train", train), ("test", test)):
-        decoded, bad = _decode(f"{name}, {part}", examples, len(classes), skip_bad)
-        arrays.append(decoded)
-        skipped += bad
-    if arrays[0].shape != arrays[1].shape:
-        raise unequal(name, [part.shape for part in arrays])
-    return Dataset(name, *arrays, classes, skipped=tuple(skipped))
+    (train, bad), (test, also_bad) = (
+        _decode(f"{name}, {part}", examples, len(classes), skip_bad)
+        for part, examples in (("train", train), ("test", test))
+    )
+    if train.shape != test.shape:
+        raise unequal(name, [train.shape, test.shape])
+    return Dataset(name, train, test, classes, skipped=(*skipped, *bad, *also_bad))
 
 
 def _list_classes(folder: pathlib.Path, skip_bad: bool, skipped: list[str]) -> dict[str, list[str]]:
