@@ -139,9 +139,8 @@ def seconds(call: Callable[[], Any]) -> float:
 
 def training(dataset: Dataset, options: argparse.Namespace) -> None:
     """A training step fed by the device road, against the same on one batch that stays."""
-    model = MODELS[options.training](
-        10, stem="cifar", drop={"stage3": DropCluster(KMeans(cluster_size=16.0))}, dtype=jax.numpy.bfloat16
-    )
+    drop = {"stage3": DropCluster(KMeans(cluster_size=16.0))}
+    model = MODELS[options.training](10, drop=drop, dtype=jax.numpy.bfloat16).clone(stem="cifar")
     steps = make_steps(
         model,
         optax.sgd(0.1, momentum=0.9),

@@ -14,7 +14,7 @@ README = (pathlib.Path(__file__).parents[1] / "README.md").read_text()
 
 def test_the_code_runs_from_top_to_bottom():
     blocks = re.findall(r"```python\n(.*?)```", README, re.DOTALL)
-    assert len(blocks) == 5
+    assert len(blocks) == 6
     names: dict[str, object] = {"__name__": "readme"}
     for block in blocks:
         exec(compile(block, "README.md", "exec"), names)
@@ -22,7 +22,7 @@ def test_the_code_runs_from_top_to_bottom():
 
 @pytest.mark.parametrize("line", re.findall(r"^dropcluster train (.*)$", README, re.MULTILINE))
 def test_its_commands_are_understood(line):
-    preset, *options = shlex.split(line)
+    preset, *options = shlex.split(line, comments=True)
     if "--help" not in options:
         assert isinstance(tyro.cli(TrainConfig, default=PRESETS[preset][1], args=options), TrainConfig)
 

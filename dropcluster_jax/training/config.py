@@ -182,7 +182,7 @@ PRESETS: dict[str, tuple[str, TrainConfig]] = {
             model="resnet18",
             epochs=100,
             drop=DropConfig(places=("stage2", "stage3"), cluster_size=16.0, block_size=7, update_every=200),
-            data=DataConfig(name="imagenette"),
+            data=DataConfig(name="imagenette", size=224),
             augment=AugmentConfig(resized_crop=True, flip=True),
         ),
     ),
