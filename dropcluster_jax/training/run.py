@@ -289,7 +289,8 @@ def finished_run(folder: pathlib.Path, config: TrainConfig) -> dict[str, Any] | 
     there, here = json.loads(written.read_text()), config.to_json()
     there.pop("version", None)
     for each in (there, here):
-        each["data"].pop("dir", None)  # the same data may lie elsewhere
+        for option in ("dir", "download", "road", "workers"):  # the same images may lie elsewhere, and come otherwise
+            each["data"].pop(option, None)
     differences = [
         f"{name} is {there_value!r} there and {here_value!r} here"
         for name, there_value, here_value in _compare(there, here)

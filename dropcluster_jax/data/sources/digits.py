@@ -15,10 +15,10 @@ from dropcluster_jax.data.sources.splits import no_split
 def load_digits(train_split: str, test_split: str) -> Dataset:
     """1,797 images of 8x8 pixels, values 0 to 16 scaled to 0 to 255, a fixed fifth of each class for test."""
     with train_extra("scikit-learn"):
-        from sklearn import datasets
+        from sklearn.datasets import load_digits as load_bunch
         from sklearn.model_selection import train_test_split
 
-    bunch: Any = datasets.load_digits()
+    bunch: Any = load_bunch()
     images = np.rint(bunch.images * (255 / 16)).astype(np.uint8)[..., None]
     labels = bunch.target.astype(np.int32)
     # Fixed: no run trains on what another is tested on. Shuffled: train[:100] is a sample of all classes.
