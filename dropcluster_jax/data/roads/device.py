@@ -54,7 +54,7 @@ class DeviceRoad:
 
     def test(self, batch_size: int | None = None) -> Iterator[Batch]:
         """See `Road`."""
-        size = divisible(batch_size or self._order.batch_size, parts_of(self._sharding))
+        size = divisible(self._order.batch_size if batch_size is None else batch_size, parts_of(self._sharding))
         for indices, weight in evaluation_indices(len(self._test[1]), size):
             yield {**self._take(*self._test, indices), **self._divided({"weight": weight})}
 

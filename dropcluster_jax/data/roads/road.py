@@ -6,7 +6,7 @@ from typing import Any, Protocol, runtime_checkable
 import jax
 from jax.sharding import NamedSharding
 
-from dropcluster_jax.data.order import Order
+from dropcluster_jax.data.order import Order, check_integer
 
 Batch = dict[str, Any]
 
@@ -132,9 +132,14 @@ def check_divisible(batch_size: int, sharding: NamedSharding | None) -> None:
         )
 
 
-def divisible(size: int, parts: int) -> int:
-    """The least multiple of `parts` that is at least `size`."""
-    return -(-size // parts) * parts
+def divisible(batch_size: int, parts: int) -> int:
+    """The least multiple of `parts` that is at least `batch_size`.
+
+    Raises:
+        TypeError, ValueError: `batch_size` is no integer, or less than 1.
+    """
+    check_integer("batch_size", batch_size, 1)
+    return -(-batch_size // parts) * parts
 
 
 def put(batch: Batch, sharding: NamedSharding | None) -> Batch:

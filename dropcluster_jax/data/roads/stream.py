@@ -84,7 +84,7 @@ class StreamRoad:
     def test(self, batch_size: int | None = None) -> Iterator[Batch]:
         """See `Road`."""
         order = self._order
-        size = divisible(batch_size or order.batch_size, self._parts)
+        size = divisible(order.batch_size if batch_size is None else batch_size, self._parts)
         batches = list(evaluation_indices(len(self._test.examples), size, order.process, order.processes))
         return self._read(_TestBatches(self._test, batches))
 

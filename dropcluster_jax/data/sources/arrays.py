@@ -36,7 +36,9 @@ def load_npz(name: str, path: pathlib.Path, test_share: float | None) -> Dataset
         train, test = (_examples(path, arrays, f"{part}_", len(classes)) for part in ("train", "test"))
     else:
         whole = _examples(path, arrays, "", len(classes))
-        train, test = (whole.take(part) for part in split_by_share(whole.labels, test_share or 0.2))
+        train, test = (
+            whole.take(part) for part in split_by_share(whole.labels, 0.2 if test_share is None else test_share)
+        )
     if train.shape != test.shape:
         raise ValueError(f"train_images and test_images of {path} must be of one size, got {train.shape}, {test.shape}")
     return Dataset(name, train, test, classes)

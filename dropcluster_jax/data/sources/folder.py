@@ -36,7 +36,9 @@ def load_folder(
         files = _list_classes(root, skip_bad, skipped)
         classes = tuple(sorted(files))
         whole = _examples(files, classes)
-        train, test = (whole.take(part) for part in split_by_share(whole.labels, test_share or 0.2))
+        train, test = (
+            whole.take(part) for part in split_by_share(whole.labels, 0.2 if test_share is None else test_share)
+        )
     if size is not None:
         return Dataset(name, train, test, classes, size, skipped=tuple(skipped))
     (train, bad), (test, also_bad) = (

@@ -288,6 +288,9 @@ def test_what_a_road_cannot_take_is_refused(files):
         DeviceRoad(ARRAYS, 12, sharding=sharding(8))
     with pytest.raises(ValueError, match=r"batch_size must be a multiple of the 8 devices .* got 12"):
         StreamRoad(ARRAYS, 12, sharding=sharding(8))
+    for road in (DeviceRoad(ARRAYS, 4), StreamRoad(ARRAYS, 4)):
+        with pytest.raises(ValueError, match="batch_size must be at least 1, got 0"):
+            next(road.test(0))
     with pytest.raises(TypeError, match="must be arrays, got FileExamples"):
         DeviceRoad(files, 4)
     with pytest.raises(ValueError, match="workers must be at least 0, got -1"):

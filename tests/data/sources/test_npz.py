@@ -28,6 +28,8 @@ def test_what_is_undivided_is_divided_and_grey_images_get_their_channel(tmp_path
     assert data.shape == (4, 5, 1) and data.classes == tuple("abcd")
     assert np.bincount(data.train.labels).tolist() == [3] * 4 and np.bincount(data.test.labels).tolist() == [2] * 4
     assert len(load(name, fraction=0.5).train) == 8 and len(load(name).test) == 4
+    with pytest.raises(ValueError, match="test_share must be above 0 and below 1, got 0"):
+        load(name, test_share=0.0)
 
 
 @pytest.mark.parametrize(
