@@ -9,6 +9,7 @@ from dropcluster_jax.data.corruptions import check_corruption, corrupt
 from dropcluster_jax.data.dataset import Dataset
 from dropcluster_jax.data.examples import ArrayExamples
 from dropcluster_jax.data.sources import load
+from dropcluster_jax.data.sources.prepared import is_prepared
 
 # TFDS calls two of the corruptions otherwise.
 _NAMES = {"glass_blur": "frosted_glass_blur", "elastic_transform": "elastic"}
@@ -41,6 +42,7 @@ def corrupted_test(
         seed: decides what is random about the corruption.
 
     Raises:
+        FileNotFoundError: `data_dir` is given, and no folder.
         TypeError: the examples are no arrays.
         ValueError: there is no such corruption or severity; see `corrupt`.
 
@@ -53,14 +55,11 @@ def corrupted_test(
     if not isinstance(dataset.test, ArrayExamples):
         raise TypeError(f"the examples of {dataset.name!r} must be arrays, got {type(dataset.test).__name__}")
     check_corruption(name, severity)
-    if dataset.name.partition(":")[0] == "cifar10" and len(dataset.test) == 10_000:
+    if dataset.name.partition(":")[0] == "cifar10" and dataset.test_split == "test":  # not what is held out of train
         published = f"cifar10_corrupted/{_NAMES.get(name, name)}_{severity}"
-        try:
+        if is_prepared(published, data_dir):
             # The set has no training images, and a split is read once.
             examples = load(published, data_dir, train_split="test").test
-        except FileNotFoundError:
-            pass
-        else:
             assert isinstance(examples, ArrayExamples)
             return CorruptedTest(examples, "cifar10_corrupted")
     images = corrupt(name, severity, jax.random.key(seed), dataset.test.images)

@@ -54,6 +54,7 @@ class Dataset:
         train: the examples to train on: arrays, or images that are still encoded.
         test: the examples to test on, of the same kind and shape.
         classes: the names of the classes; a label is an index among them.
+        test_split: of a data set of TFDS, the split that `test` is.
         size: the side to which encoded images are cropped, in pixels; None for arrays.
         known: what is known of it beforehand, if anything.
         skipped: for each image that was left out as it was loaded, where it lies and why.
@@ -64,6 +65,7 @@ class Dataset:
     test: Examples
     classes: tuple[str, ...]
     size: int | None = None
+    test_split: str | None = None
     known: Known | None = dataclasses.field(repr=False, default=None)
     skipped: tuple[str, ...] = dataclasses.field(repr=False, default=())
 
@@ -115,7 +117,8 @@ def split_by_share(
 ) -> tuple[Int[np.ndarray, " train"], Int[np.ndarray, " test"]]:
     """The indices to train and to test on, where the examples come undivided.
 
-    A share of each class, the same one always: no run trains on what another is tested on.
+    A share of each class, the same one for the same labels: no run trains on what another is tested on, as long as no
+    example is added or removed.
 
     Args:
         labels: of all examples.

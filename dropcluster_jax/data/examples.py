@@ -101,13 +101,14 @@ class RecordExamples:
 
     @functools.cached_property
     def labels(self) -> Int32[np.ndarray, " examples"]:
-        """int32 `(examples,)`; reads all records once, later from the cache."""
+        """int32 `(examples,)`, -1 where a record cannot be read; reads all once, later from the cache."""
+        whole = RecordExamples(self.name, self.source, self.key)
 
         def read_block(block: Sequence[int]) -> list[int]:
-            return [int(record["label"]) for record in self.source.__getitems__(list(block))]
+            return [label for _, label in whole.read(block)]
 
         def read() -> dict[str, np.ndarray]:
-            return {"labels": np.array(_over_blocks(read_block, len(self.source)), np.int32)}
+            return {"labels": np.array(_over_blocks(read_block, len(whole)), np.int32)}
 
         labels = cached("labels", self.key, read)["labels"]
         return labels if self.chosen is None else labels[self.chosen]
@@ -123,8 +124,14 @@ class RecordExamples:
 
     def read(self, indices: Sequence[int]) -> list[tuple[bytes | BadImageError, int]]:
         """Encoded images and their labels."""
-        records = self.source.__getitems__([self._record(index) for index in indices])
-        return [(record["image"], int(record["label"])) for record in records]
+        try:
+            records = self.source.__getitems__([self._record(index) for index in indices])
+            return [(record["image"], int(record["label"])) for record in records]
+        except Exception as error:  # whatever a damaged file raises; one of several is looked for
+            if len(indices) > 1:
+                return [example for index in indices for example in self.read([index])]
+            reason = (str(error).strip().splitlines() or [""])[0]
+            return [(BadImageError(f"{self.where(indices[0])} cannot be read: {reason}"), -1)]
 
     def _record(self, index: int) -> int:
         return int(index if self.chosen is None else self.chosen[index])

@@ -35,7 +35,8 @@ def check(config: TrainConfig, folder: pathlib.Path, say: Callable[[str], None] 
     Returns:
         What `check.json` holds: `name`; `train` and `test`, the numbers of examples; `classes`, the numbers of each;
         `shape` of an image; `mean` and `std`; `road`; `batch_size`; `first_batch_seconds` and `images_per_second`,
-        augmented and normalised; and `skipped`, for each image that was left out where it lies and why.
+        augmented and normalised; and `skipped`, for each image that was left out where it lies and why. Of
+        encoded images, which are decoded when they are met, only those that were met.
 
     Raises:
         ValueError, OSError, ImportError: as of `run.prepare`.
@@ -93,6 +94,8 @@ def describe(found: Mapping[str, Any], folder: pathlib.Path, classes: int = 10) 
         f"road: {found['road']}; first batch of {found['batch_size']} after {found['first_batch_seconds']:.1f} s, then "
         f"{found['images_per_second']:,} images/s, augmented and normalised",
     ]
+    if found["road"] == "stream":
+        lines.append("encoded images are decoded as they are met: not every one was looked at")
     if found["skipped"]:
         lines.append(f"{len(found['skipped'])} images were skipped, the first: {found['skipped'][0]}")
     lines.append(f"results: {', '.join(str(path) for path in sorted(folder.glob('*')))}")

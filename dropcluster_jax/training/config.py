@@ -56,7 +56,7 @@ class AugmentConfig:
     resized_crop: bool = False
     """A random part of each, of 8 % of the area or more, is taken and resized, instead of a shift."""
     cutout: int = 0
-    """A square of this side in pixels is set to 0."""
+    """A square of this side in pixels is filled with the mean colour."""
     mixup: float = 0.0
     """Pairs are mixed by shares from Beta(mixup, mixup); 0 is never."""
     cutmix: float = 0.0

@@ -1,5 +1,6 @@
 """Corrupted test sets say where they come from, and the published one takes precedence."""
 
+import dataclasses
 import json
 
 import jax
@@ -30,7 +31,8 @@ def test_the_published_set_takes_precedence_when_present(tmp_path, name, publish
     from tfds_folders import prepare
 
     zeros = ArrayExamples(np.zeros((10_000, 2, 2, 3), np.uint8), np.zeros(10_000, np.int32))
-    cifar10 = Dataset("cifar10", zeros, zeros, tuple(map(str, range(10))))
+    cifar10 = Dataset("cifar10", zeros, zeros, tuple(map(str, range(10))), test_split="test")
+    held_out = dataclasses.replace(cifar10, test_split="train[40000:]", test=zeros.take(slice(0, 4)))
     features = {"image": tfds.features.Image(shape=(2, 2, 3)), "label": tfds.features.ClassLabel(num_classes=10)}
     prepare(tmp_path, name="cifar10_corrupted", config=published, features=features, sizes=[(2, 2, 3)] * 5)
     info = next(tmp_path.rglob("dataset_info.json"))
@@ -42,6 +44,9 @@ def test_the_published_set_takes_precedence_when_present(tmp_path, name, publish
     if name == "fog":  # of another severity, and of another data set, there is none
         few = Dataset("fashion", zeros.take(slice(0, 4)), zeros.take(slice(0, 4)), cifar10.classes)
         assert corrupted_test(few, name, 2, data_dir=tmp_path).origin == "made"
+        assert corrupted_test(held_out, name, 2, data_dir=tmp_path).origin == "made"
+        with pytest.raises(FileNotFoundError, match=r"data_dir must be a folder .*nowhere is none"):
+            corrupted_test(cifar10, name, 2, data_dir=tmp_path / "nowhere")
         assert corrupted_test(cifar10, "contrast", 3, data_dir=tmp_path).origin == "made"
 
 

@@ -77,7 +77,11 @@ class Batches:
         self._iterator = None
 
     def _identity(self) -> dict[str, int]:
-        return {"examples": self._order.examples, "batch_size": self._order.batch_size, "seed": self._order.seed}
+        return {
+            "examples": int(self._order.examples),
+            "batch_size": int(self._order.batch_size),
+            "seed": int(self._order.seed),
+        }
 
 
 @runtime_checkable

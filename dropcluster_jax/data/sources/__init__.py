@@ -5,7 +5,10 @@ import os
 import pathlib
 from typing import Any
 
+import numpy as np
+
 from dropcluster_jax.data.dataset import Dataset
+from dropcluster_jax.data.decoding import BadImageError
 from dropcluster_jax.data.shares import balanced_share
 from dropcluster_jax.data.sources.arrays import load_npz
 from dropcluster_jax.data.sources.digits import load_digits
@@ -80,12 +83,14 @@ def load(
         raise ValueError(f"size, in pixels, must be at least 1, got {size}")
     kind, _, path = name.partition(":")
     splits = {"train_split": train_split, "test_split": test_split}
+    if kind in ("folder", "npz") and not path:
+        raise ValueError(f"name must say which: {kind}:PATH, got {name!r}")
     if kind == "folder":
         _not_for(name, {**splits, "data_dir": data_dir, "download": download})
-        dataset = load_folder(name, _path(path), test_share=test_share, size=size, skip_bad=skip_bad)
+        dataset = load_folder(name, _path(name, path), test_share=test_share, size=size, skip_bad=skip_bad)
     elif kind == "npz":
         _not_for(name, {**splits, "data_dir": data_dir, "download": download, "size": size, "skip_bad": skip_bad})
-        dataset = load_npz(name, _path(path), test_share)
+        dataset = load_npz(name, _path(name, path), test_share)
     elif name == "digits":
         _not_for(name, {"test_share": test_share, "size": size})
         dataset = load_digits(
@@ -96,16 +101,25 @@ def load(
         dataset = load_tfds(name, data_dir, **splits, size=size, skip_bad=skip_bad, download=download)
     if fraction is None and per_class is None:
         return dataset
-    share = balanced_share(dataset.train.labels, fraction=fraction, per_class=per_class, seed=seed)
-    return dataclasses.replace(dataset, train=dataset.train.take(share))
+    train = dataset.train
+    sound = np.flatnonzero((train.labels >= 0) & (train.labels < dataset.num_classes))
+    if len(sound) < len(train) and not skip_bad:
+        bad = int(np.setdiff1d(np.arange(len(train)), sound)[0])
+        raise BadImageError(f"example {bad} of {name!r} has a label that is no class: {train.labels[bad]}")
+    train = train.take(sound)
+    share = balanced_share(train.labels, fraction=fraction, per_class=per_class, seed=seed)
+    return dataclasses.replace(dataset, train=train.take(share))
 
 
-def _path(path: str) -> pathlib.Path:
-    return pathlib.Path(path).expanduser()
+def _path(name: str, path: str) -> pathlib.Path:
+    try:
+        return pathlib.Path(path).expanduser()
+    except RuntimeError as error:  # the home folder of nobody
+        raise FileNotFoundError(f"{name!r} is not there: {error}") from error
 
 
 def _not_for(name: str, options: dict[str, Any]) -> None:
-    """Refuse options that the source would ignore."""
+    """Refuse options that would be expected to change what is read, and do not."""
     for option, value in options.items():
         if value is not None and value is not False:
             raise ValueError(f"{option} is not for {name!r}, got {value!r}")

@@ -1,7 +1,6 @@
 """Images from a NumPy archive, `.npz`."""
 
 import pathlib
-import zipfile
 
 import numpy as np
 
@@ -19,7 +18,9 @@ def load_npz(name: str, path: pathlib.Path, test_share: float | None) -> Dataset
     try:
         with path.open("rb") as stream, np.load(stream, allow_pickle=False) as file:
             arrays = {key: file[key] for key in file.files}
-    except (OSError, ValueError, EOFError, KeyError, AttributeError, TypeError, zipfile.BadZipFile) as error:
+        if foreign := [key for key, value in arrays.items() if not isinstance(value, np.ndarray)]:
+            raise ValueError(f"{foreign[0]} is no array")
+    except Exception as error:  # whatever NumPy, zipfile and zlib raise of a damaged or encrypted file
         raise ValueError(f"{path} cannot be read as an .npz file of arrays: {error}") from error
 
     names = arrays.pop("classes", None)
@@ -68,7 +69,15 @@ def _classes(path: pathlib.Path, names: np.ndarray | None, labels: list[np.ndarr
         if not np.issubdtype(array.dtype, np.integer):
             raise ValueError(f"labels of {path} must be integers, got {array.dtype}")
     if names is None:
-        return tuple(map(str, range(1 + max(int(array.max(initial=0)) for array in labels))))
+        found = np.unique(np.concatenate([array.ravel() for array in labels]))
+        if len(found) and (found[0] != 0 or found[-1] != len(found) - 1):
+            raise ValueError(
+                f"labels of {path} must be 0, 1, 2, ... without a gap where it holds no classes, "
+                f"got {len(found)} different ones from {found[0]} to {found[-1]}"
+            )
+        return tuple(map(str, range(len(found))))
     if names.ndim != 1 or names.dtype.kind != "U":
         raise ValueError(f"classes of {path} must be a list of names, got {names.dtype} of {names.shape}")
+    if len(set(names.tolist())) < len(names):
+        raise ValueError(f"classes of {path} must differ from one another, got {', '.join(names)}")
     return tuple(names.tolist())

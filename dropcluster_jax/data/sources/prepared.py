@@ -37,7 +37,11 @@ def load_tfds(
     known = KNOWN.get(dataset)
     # From the files alone: `tfds.data_source(name)` goes by the code of the data set, wants the version that
     # stands there, and would download it.
-    builder = tfds.builder_from_directory(_find_prepared(name, data_dir, download))
+    folder = _find_prepared(name, data_dir, download)
+    try:
+        builder = tfds.builder_from_directory(folder)
+    except Exception as error:  # whatever a damaged description raises
+        raise ValueError(f"{folder} cannot be read as a data set of TFDS: {error}") from error
     features: Any = builder.info.features
     image, label = (dict(features).get(key) for key in ("image", "label"))
     if not (isinstance(image, tfds.features.Image) and image.np_dtype == np.uint8):
@@ -56,14 +60,15 @@ def load_tfds(
         size = known.size if size is None else size
         train_split = known.train_split if train_split is None else train_split
         test_split = known.test_split if test_split is None else test_split
+    test_split = "test" if test_split is None else test_split
     train = _open_split(name, builder, "train_split", "train" if train_split is None else train_split)
-    test = _open_split(name, builder, "test_split", "test" if test_split is None else test_split)
+    test = _open_split(name, builder, "test_split", test_split)
     if size is not None:
-        return Dataset(name, train, test, classes, size, known)
+        return Dataset(name, train, test, classes, size, test_split, known)
     (train, bad), (test, also_bad) = (_decode(part, channels, len(classes), skip_bad) for part in (train, test))
     if train.shape != test.shape:
         raise unequal(name, [train.shape, test.shape])
-    return Dataset(name, train, test, classes, known=known, skipped=(*bad, *also_bad))
+    return Dataset(name, train, test, classes, None, test_split, known, (*bad, *also_bad))
 
 
 def _parse(name: str) -> tuple[str, str | None, str | None]:
@@ -77,8 +82,20 @@ def _parse(name: str) -> tuple[str, str | None, str | None]:
     return dataset, config, version
 
 
-def _find_prepared(name: str, data_dir: str | os.PathLike[str] | None, download: bool) -> Any:
-    """The folder `data_dir/NAME[/CONFIG]/VERSION` that holds the data set."""
+def is_prepared(name: str, data_dir: str | os.PathLike[str] | None) -> bool:
+    """Whether TFDS has prepared a data set in a folder, or where `load` would look without one.
+
+    Raises:
+        FileNotFoundError: `data_dir` is given, and no folder.
+    """
+    root, found_by = _root(data_dir)
+    if data_dir is not None and not root.is_dir():
+        raise FileNotFoundError(f"{found_by} must be a folder that holds data sets, and {root} is none")
+    return _newest(root, name) is not None
+
+
+def _root(data_dir: str | os.PathLike[str] | None) -> tuple[Any, str]:
+    """Where data sets are looked for, and what says so."""
     from etils import epath  # comes with TFDS; also reads gs://
 
     if data_dir is not None:
@@ -87,7 +104,12 @@ def _find_prepared(name: str, data_dir: str | os.PathLike[str] | None, download:
         data_dir, found_by = os.environ["TFDS_DATA_DIR"], "the environment variable TFDS_DATA_DIR"
     else:
         data_dir, found_by = "~/tensorflow_datasets", "the default of data_dir"
-    root = epath.Path(data_dir).expanduser()
+    return epath.Path(data_dir).expanduser(), found_by
+
+
+def _find_prepared(name: str, data_dir: str | os.PathLike[str] | None, download: bool) -> Any:
+    """The folder `data_dir/NAME[/CONFIG]/VERSION` that holds the data set."""
+    root, found_by = _root(data_dir)
     if found_by != "the default of data_dir" and not root.is_dir() and not download:
         raise FileNotFoundError(f"{found_by} must be a folder that holds data sets, and {root} is none")
 

@@ -111,3 +111,11 @@ def test_what_is_not_there_is_said(tmp_path):
         load(f"folder:{tmp_path / 'void'}")
     with pytest.raises(ValueError, match="data_dir is not for 'folder:"):
         load(f"folder:{tmp_path}", data_dir=tmp_path)
+
+
+def test_a_link_that_leads_nowhere_is_a_bad_image(tmp_path):
+    name = undivided(tmp_path)
+    (tmp_path / "a" / "link.png").symlink_to(tmp_path / "gone.png")
+    with pytest.raises(BadImageError, match=r"/a/link\.png cannot be read: No such file"):
+        load(name)
+    assert "link.png" in load(name, skip_bad=True).skipped[0]

@@ -1,5 +1,7 @@
 """Archives of arrays: read without pickle, checked to the last label."""
 
+import zipfile
+
 import numpy as np
 import pytest
 
@@ -41,7 +43,10 @@ def test_what_is_undivided_is_divided_and_grey_images_get_their_channel(tmp_path
         ({"images": IMAGES[:0], "labels": LABELS[:0]}, r"got uint8 of \(0, 4, 5, 3\)"),
         ({"images": IMAGES, "labels": LABELS[1:]}, r"labels of .* must have the shape \(20,\), got \(19,\)"),
         ({"images": IMAGES, "labels": LABELS / 2}, "labels of .* must be integers, got float64"),
-        ({"images": IMAGES, "labels": LABELS - 1}, "labels of .* must be from 0 to 2, number 0 is -1"),
+        ({"images": IMAGES, "labels": LABELS - 1}, "without a gap .* got 4 different ones from -1 to 2"),
+        ({"images": IMAGES, "labels": LABELS * 85}, "without a gap .* got 4 different ones from 0 to 255"),
+        ({"images": IMAGES, "labels": LABELS - 1, "classes": np.array(list("abcd"))}, "from 0 to 3, number 0 is -1"),
+        ({"images": IMAGES, "labels": LABELS, "classes": np.array(list("abca"))}, "must differ from one another"),
         ({"images": IMAGES, "labels": LABELS, "classes": np.array(["a", "b", "c"])}, "from 0 to 2, number 3 is 3"),
         ({"images": IMAGES, "labels": LABELS, "classes": np.arange(4)}, "classes of .* must be a list of names"),
         ({"images": IMAGES, "labels": LABELS.astype(object)}, "cannot be read as an .npz file of arrays: .*pickle"),
@@ -78,3 +83,22 @@ def test_what_is_not_there_and_options_of_other_sources_are_refused(tmp_path):
     divided = saved(tmp_path, train_images=IMAGES, train_labels=LABELS, test_images=IMAGES, test_labels=LABELS)
     with pytest.raises(ValueError, match="test_share is for examples that come undivided"):
         load(divided, test_share=0.1)
+
+
+def test_damage_within_compressed_arrays_and_foreign_members_are_said_to_be(tmp_path):
+    path = tmp_path / "data.npz"
+    np.savez_compressed(path, images=np.random.default_rng(0).integers(0, 256, IMAGES.shape, np.uint8), labels=LABELS)
+    content = bytearray(path.read_bytes())
+    content[200:260] = bytes(60)
+    path.write_bytes(content)
+    with pytest.raises(ValueError, match=r"data\.npz cannot be read as an \.npz file"):
+        load(f"npz:{path}")
+    with zipfile.ZipFile(path, "w") as archive:
+        archive.writestr("images", b"no array")
+    with pytest.raises(ValueError, match=r"data\.npz cannot be read as an \.npz file of arrays: images is no array"):
+        load(f"npz:{path}")
+    for name in ("npz", "folder:", "folder"):
+        with pytest.raises(ValueError, match="name must say which: "):
+            load(name)
+    with pytest.raises(FileNotFoundError, match="is not there: Could not determine home"):
+        load("folder:~nobody-of-this-name/photos")

@@ -13,7 +13,7 @@ import pytest
 from image_files import encoded
 from tfds_folders import prepare
 
-from dropcluster_jax.data import load
+from dropcluster_jax.data import BadImageError, load
 
 
 def test_cifar10_is_what_tfds_reads(tfds_dir):
@@ -295,3 +295,25 @@ def test_nothing_is_downloaded_unless_it_is_said_and_then_tfds_prepares_it(tmp_p
     monkeypatch.setattr(tfds, "builder", fail)
     with pytest.raises(OSError, match=r"'other' could not be prepared in .*: RuntimeError: the host is gone"):
         load("other", tmp_path, download=True)
+
+
+def test_damaged_records_and_descriptions_are_named(tmp_path):
+    prepare(tmp_path, sizes=[(40, 50, 3)] * 8)
+    (shard,) = tmp_path.glob("tiny/1.0.0/tiny-train*")
+    content = bytearray(shard.read_bytes())
+    content[len(content) // 2 : len(content) // 2 + 8] = b"damaged!"
+    shard.write_bytes(content)
+    with pytest.raises(BadImageError, match=r"tiny/train, example \d, cannot be read"):
+        load("tiny", tmp_path)
+    with pytest.raises(ValueError, match=r"no image of 'tiny/train' is left: 8 were skipped, the first: .* Corrupted"):
+        load("tiny", tmp_path, skip_bad=True)  # so small a file is damaged as a whole
+    (tmp_path / "tiny" / "1.0.0" / "dataset_info.json").write_text("{")
+    with pytest.raises(ValueError, match=r"tiny/1\.0\.0 cannot be read as a data set of TFDS"):
+        load("tiny", tmp_path)
+
+
+def test_a_share_knows_no_label_that_is_no_class(tmp_path):
+    prepare(tmp_path, labels=[0, 1, 0, -1, 0, 1])
+    with pytest.raises(BadImageError, match="example 3 of 'tiny' has a label that is no class: -1"):
+        load("tiny", tmp_path, size=4, per_class=1)
+    assert load("tiny", tmp_path, size=4, per_class=2, skip_bad=True).train.labels.tolist().count(1) == 2
