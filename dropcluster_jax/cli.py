@@ -1,13 +1,17 @@
 """The command `dropcluster`: reads arguments, calls the library, says what happened. No logic of its own."""
 
 import dataclasses
+import functools
 import os
 import pathlib
 import sys
-from typing import TYPE_CHECKING, Annotated, Any, NoReturn
+from collections.abc import Callable
+from typing import TYPE_CHECKING, Annotated, NoReturn
 
 if TYPE_CHECKING:
     from dropcluster_jax.training.config import DataConfig, TrainConfig
+
+Action = Callable[[], None]  # what a command does, once all its arguments are known to be right
 
 # XLA's notes on the machine are for its developers.
 os.environ.setdefault("TF_CPP_MIN_LOG_LEVEL", "2")
@@ -28,19 +32,22 @@ def main(arguments: list[str] | None = None) -> None:
     try:
         import tyro
 
-        from dropcluster_jax.training.config import PRESETS, DataConfig
+        from dropcluster_jax.training.config import PRESETS, DataConfig, TrainConfig
     except ImportError as error:
         _refuse(f'{error}; the command needs an extra: pip install "dropcluster-jax[train]"')
 
-    preset: Any = tyro.extras.subcommand_type_from_defaults(
-        {name: config for name, (_, config) in PRESETS.items()},
-        {name: description for name, (description, _) in PRESETS.items()},
-        prefix_names=False,
-    )
+    arguments = sys.argv[1:] if arguments is None else arguments
+    # What else is said of a misspelt option is said of the preset that was named, not of each.
+    first, second = (*arguments[:2], "", "")[:2]
+    named = [name for name in PRESETS if first == "train" and second.replace("-", "_") == name]
+    train_commands = tyro.extras.SubcommandApp()
+    for name in named or PRESETS:
+        description, preset = PRESETS[name]
 
-    def train(config: Annotated[preset, tyro.conf.arg(name="")]) -> None:  # pyright: ignore[reportInvalidTypeForm]
-        """Train a network from a preset; every value of the preset is an option."""
-        _train(config)
+        def train(config: Annotated[TrainConfig, tyro.conf.arg(name="")] = preset) -> Action:
+            return functools.partial(_train, config)
+
+        train_commands.command(name=name, help=description)(train)
 
     def check(
         name: tyro.conf.Positional[str],
@@ -48,7 +55,7 @@ def main(arguments: list[str] | None = None) -> None:
         batch_size: int = 128,
         seed: int = 0,
         out: pathlib.Path | None = None,
-    ) -> None:
+    ) -> Action:
         """Show what a data set holds, what it looks like, and how fast it gets to the device.
 
         Args:
@@ -58,15 +65,19 @@ def main(arguments: list[str] | None = None) -> None:
             seed: Decides the order, and the images on the sheets.
             out: The folder for check.json and the pictures; else one under runs/.
         """
-        _check(name, data, batch_size, seed, out)
+        return functools.partial(_check, name, data, batch_size, seed, out)
 
     data_commands = tyro.extras.SubcommandApp()
     data_commands.command(check)
     commands = tyro.extras.SubcommandApp()
-    commands.command(train)
-    commands.command(data_commands, name="data")
+    commands.command(train_commands, name="train", help="Train a network from a preset; every value is an option.")
+    commands.command(data_commands, name="data", help="Look at a data set.")
     try:
-        commands.cli(prog="dropcluster", description=_DESCRIPTION, args=arguments)
+        action: Action = commands.cli(prog="dropcluster", description=_DESCRIPTION, args=arguments)
+    except ValueError as error:  # from a configuration that cannot be
+        _refuse(str(error))
+    try:
+        action()
     except KeyboardInterrupt:
         sys.exit(130)
 

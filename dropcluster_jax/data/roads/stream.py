@@ -86,7 +86,7 @@ class StreamRoad:
         order = self._order
         size = divisible(order.batch_size if batch_size is None else batch_size, self._parts)
         batches = list(evaluation_indices(len(self._test.examples), size, order.process, order.processes))
-        return self._read(_TestBatches(self._test, batches))
+        return self._read(_TestBatches(self._test, batches), len(self._test.examples))
 
     def probe(self, size: int, update: int) -> Batch:
         """See `Road`."""
@@ -97,8 +97,8 @@ class StreamRoad:
         self._note(skipped)
         return put(batch, self._sharding)
 
-    def _read(self, source: Any) -> Iterator[Batch]:
-        """The batches of a source, read ahead and put on the device by Grain."""
+    def _read(self, source: Any, examples: int = 0) -> Iterator[Batch]:
+        """The batches of a source, read ahead and put on the device by Grain; at least one of `examples` is sound."""
         grain = self._grain
         threads = 1 if self._workers else os.cpu_count() or 1
         options = grain.ReadOptions(num_threads=threads, prefetch_buffer_size=threads + 1)
@@ -114,9 +114,13 @@ class StreamRoad:
             batches = grain.experimental.WithOptionsIterDataset(batches.mp_prefetch(workers), pipes)
         batches = batches.map(lambda read: (put(read[0], self._sharding), read[1]))
         ahead = iter(grain.experimental.ThreadPrefetchIterDataset(batches, prefetch_buffer_size=_AHEAD))
+        met: dict[str, None] = {}  # in order, each once
         try:
             for batch, skipped in ahead:
                 self._note(skipped)
+                met |= dict.fromkeys(skipped)
+                if met and len(met) == examples:
+                    raise BadImageError(f"no test image is left: all were skipped, the first: {next(iter(met))}")
                 yield batch
         finally:
             ahead.close()

@@ -1,5 +1,6 @@
 """Laws of both roads: each example once, resumable to the bit, the same on any number of devices and processes."""
 
+import dataclasses
 import itertools
 import subprocess
 import sys
@@ -258,6 +259,9 @@ def test_bad_images_in_a_stream_stop_it_or_are_replaced_and_counted(with_bad_one
         if weight
     ]
     assert seen == [0, 3, 4, 5] and len(road.skipped) == 4 and "/test/01/image.png" in "".join(road.skipped)
+    alone = dataclasses.replace(with_bad_ones, test=with_bad_ones.test.take(slice(1, 3)))
+    with pytest.raises(BadImageError, match=r"no test image is left: all were skipped, the first: .*/test/01/image"):
+        list(StreamRoad(alone, 2, skip_bad=True).test())
 
 
 def test_the_road_is_chosen_by_what_fits(files, monkeypatch):
