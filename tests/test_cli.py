@@ -18,18 +18,8 @@ from dropcluster_jax.models import MODELS, ModelName
 from dropcluster_jax.training import run
 from dropcluster_jax.training.config import PRESETS, AugmentConfig, DataConfig, DropConfig, Method, TrainConfig
 
-SHORT = [
-    "train",
-    "digits",
-    "--steps",
-    "24",
-    "--batch-size",
-    "32",
-    "--drop.update-every",
-    "4",
-    "--drop.probe-size",
-    "64",
-]
+SHORT = ["train", "digits", "--model", "resnet8", "--steps", "24", "--batch-size", "32"]
+SHORT += ["--drop.update-every", "4", "--drop.probe-size", "64"]
 
 
 # What looks at the run of the fixture `finished` goes to one worker, so that it is made once.
@@ -217,7 +207,8 @@ def test_presets_train_on_real_maps_with_room_for_their_clusters():
 def test_a_run_on_real_cifar10_learns(tfds_dir, tmp_path):
     """A small share of the images; the loss falls."""
     out = str(tmp_path / "cifar10")
-    options = ["--steps", "30", "--batch-size", "32", "--data.dir", tfds_dir, "--drop.update-every", "10"]
+    options = ["--model", "resnet8", "--steps", "30", "--batch-size", "32"]
+    options += ["--data.dir", tfds_dir, "--drop.update-every", "10"]
     options += ["--data.train-split", "train[:512]", "--data.test-split", "test[:64]"]
     assert command("train", "cifar10", *options, "--drop.probe-size", "64", "--out", out) == 0
     losses = [record["loss"] for record in records(tmp_path / "cifar10", "train")]
@@ -286,6 +277,7 @@ def test_check_refuses_in_one_short_message(arguments, message, capfd, tmp_path,
 
 def test_a_run_streams_a_folder_and_stops_at_what_is_no_image_or_counts_it(photos, tmp_path, capsys):
     options = ["train", "digits", "--data.name", photos, "--data.size", "8", "--steps", "6", "--batch-size", "8"]
+    options += ["--model", "resnet8"]
     options += ["--augment.resized-crop", "--augment.cutout", "3", "--augment.mixup", "0.2", "--augment.cutmix", "1"]
     options += ["--drop.probe-size", "8", "--data.fraction", "0.9", "--data.seed", "1"]
     assert command(*options, "--out", str(tmp_path / "stopped")) == 2

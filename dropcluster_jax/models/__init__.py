@@ -4,6 +4,7 @@ from typing import Literal, get_args
 
 from dropcluster_jax.models.resnet import (
     ResNet,
+    resnet8,
     resnet18,
     resnet20,
     resnet32,
@@ -16,6 +17,7 @@ from dropcluster_jax.models.resnet import (
 )
 
 ModelName = Literal[
+    "resnet8",
     "resnet18",
     "resnet20",
     "resnet32",
@@ -34,6 +36,7 @@ __all__ = [
     "MODELS",
     "ModelName",
     "ResNet",
+    "resnet8",
     "resnet18",
     "resnet20",
     "resnet32",

@@ -228,6 +228,11 @@ def _small(blocks: int, num_classes: int, **options: Any) -> ResNet:
     return ResNet((blocks,) * 3, BasicBlock, num_classes, width=16, stem="cifar", shortcut="identity", **options)
 
 
+def resnet8(num_classes: int = 10, **options: Any) -> ResNet:
+    """ResNet-8 for small images: 75,290 parameters with 10 classes. Options: `drop`, `dtype`, `axis_name`."""
+    return _small(1, num_classes, **options)
+
+
 def resnet20(num_classes: int = 10, **options: Any) -> ResNet:
     """ResNet-20 for small images: 269,722 parameters with 10 classes. Options: `drop`, `dtype`, `axis_name`."""
     return _small(3, num_classes, **options)

@@ -19,6 +19,7 @@ PARAMETERS = {
     "resnet50": 25_557_032,
     "resnet101": 44_549_160,
     "resnet152": 60_192_808,
+    "resnet8": 75_290,  # ResNet-20 less two blocks in each stage, of 4,672, 18,560 and 73,984
     "resnet20": 269_722,
     "resnet32": 464_154,
     "resnet44": 658_586,
