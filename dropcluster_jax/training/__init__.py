@@ -5,10 +5,12 @@
 """
 
 from dropcluster_jax.training.loop import evaluate, fit
+from dropcluster_jax.training.parallel import Parallel
 from dropcluster_jax.training.schedules import every, every_epochs, ramp
 from dropcluster_jax.training.steps import Steps, TrainState, make_steps, softmax_cross_entropy
 
 __all__ = [
+    "Parallel",
     "Steps",
     "TrainState",
     "evaluate",

@@ -20,6 +20,8 @@ class Small(nn.Module):
     clusterer: dc.Clusterer = dc.KMeans(num_clusters=6)
     axis_name: str | None = None
     batch_norm: bool = True
+    norm_axis_name: str | None = None
+    classes: int = 4
 
     @nn.compact
     def __call__(self, x, train: bool = False, rate: Rate = 0.0, update_clusters: bool = False):
@@ -29,8 +31,8 @@ class Small(nn.Module):
         )
         x = nn.Conv(8, (3, 3), name="conv2")(x)
         if self.batch_norm:
-            x = nn.BatchNorm(use_running_average=not train, name="norm")(x)
-        return nn.Dense(4, name="head")(jnp.mean(nn.relu(x), axis=(1, 2)))
+            x = nn.BatchNorm(use_running_average=not train, axis_name=self.norm_axis_name, name="norm")(x)
+        return nn.Dense(self.classes, name="head")(jnp.mean(nn.relu(x), axis=(1, 2)))
 
 
 def separable(key, number=32):

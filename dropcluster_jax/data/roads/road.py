@@ -4,7 +4,7 @@ from collections.abc import Callable, Iterator
 from typing import Any, Protocol, runtime_checkable
 
 import jax
-from jax.sharding import NamedSharding
+from jax.sharding import AbstractMesh, AxisType, Mesh, NamedSharding
 
 from dropcluster_jax.data.order import Order, check_integer
 
@@ -123,12 +123,27 @@ def parts_of(sharding: NamedSharding | None) -> int:
     return devices // sharding.shard_shape((devices,))[0]
 
 
+def check_automatic(mesh: Mesh | AbstractMesh) -> None:
+    """Refuse a mesh along whose axes XLA does not divide the work by itself.
+
+    Raises:
+        ValueError: with the remedy.
+    """
+    if any(kind != AxisType.Auto for kind in mesh.axis_types):
+        raise ValueError(
+            "mesh must have automatic axes, jax.make_mesh(shape, names, axis_types=(jax.sharding.AxisType.Auto,)), "
+            f"got {', '.join(kind.name for kind in mesh.axis_types)}"
+        )
+
+
 def check_divisible(batch_size: int, sharding: NamedSharding | None) -> None:
     """Refuse a batch that cannot be divided over the devices.
 
     Raises:
-        ValueError: with the number of devices.
+        ValueError: with the number of devices; or the mesh's axes are not automatic.
     """
+    if sharding is not None:
+        check_automatic(sharding.mesh)
     if batch_size % parts_of(sharding):
         raise ValueError(
             f"batch_size must be a multiple of the {parts_of(sharding)} devices that a batch is divided over, "

@@ -1,0 +1,178 @@
+"""The pure steps on many devices: `jit` over a mesh, `shard_map` or `pmap`. Three ways, one face.
+
+The state is the same under all three, replicated and not stacked, so one may go on where another stopped.
+"""
+
+import dataclasses
+from collections.abc import Callable
+from typing import Any, Literal, get_args
+
+import jax
+from jax.sharding import AxisType, Mesh, NamedSharding, PartitionSpec
+from jaxtyping import Array, PyTree
+
+from dropcluster_jax.data.roads.road import check_automatic, put
+from dropcluster_jax.training.steps import Batch, Metrics, Steps, TrainState
+
+Way = Literal["jit", "shard_map", "pmap"]
+
+_AXIS = "batch"
+
+
+@dataclasses.dataclass(frozen=True)
+class Parallel:
+    """How steps run on many devices: the batch is divided over them, each holds the parameters.
+
+    Under `"jit"` XLA divides the work: a step is the step of one device on the whole batch, up to rounding, with
+    BatchNorm over the whole batch. Under `"shard_map"` and `"pmap"` each replica takes its part of the batch, draws
+    masks of its own, and BatchNorm averages over it alone, or over all if the network has the axis's name; make the
+    steps and the network with `axis_name`.
+
+    Attributes:
+        way: `"jit"`, `"shard_map"` or `"pmap"`.
+        mesh: the devices, along one axis; None is all of them, those of other processes too.
+        shard_optimizer: whether each device holds a part of the optimiser's state only; under `"jit"`.
+
+    Raises:
+        ValueError: an unknown way; a mesh of several axes, or one that is not automatic; `shard_optimizer` with
+            another way.
+
+    Example:
+        >>> import optax
+        >>> import jax.numpy as jnp
+        >>> from dropcluster_jax import KMeans
+        >>> from dropcluster_jax.linen import DropCluster
+        >>> from dropcluster_jax.models import resnet8
+        >>> from dropcluster_jax.training import make_steps
+        >>> parallel = Parallel("shard_map")
+        >>> drop = DropCluster(KMeans(cluster_size=4), axis_name=parallel.axis_name)
+        >>> model = resnet8(drop={"stage1": drop}, axis_name=parallel.axis_name)
+        >>> steps = parallel.compile(make_steps(model, optax.sgd(0.1), rate=0.1, axis_name=parallel.axis_name))
+        >>> batch = parallel.put({"image": jnp.ones((8, 8, 8, 1)), "label": jnp.zeros(8, jnp.int32)})
+        >>> state = steps.init(jax.random.key(0), batch)
+        >>> state, metrics = steps.train(state, batch)
+        >>> int(state.step)
+        1
+    """
+
+    way: Way = "jit"
+    mesh: Mesh = None  # pyright: ignore[reportAssignmentType] - is set below
+    shard_optimizer: bool = False
+
+    def __post_init__(self) -> None:
+        if self.way not in get_args(Way):
+            raise ValueError(f"way must be one of {', '.join(get_args(Way))}, got {self.way!r}")
+        if self.mesh is None:
+            mesh = jax.make_mesh((jax.device_count(),), (_AXIS,), axis_types=(AxisType.Auto,))
+            object.__setattr__(self, "mesh", mesh)
+        if len(self.mesh.axis_names) != 1:
+            raise ValueError(f"mesh must have one axis, over which the batch is divided, got {self.mesh.axis_names}")
+        check_automatic(self.mesh)
+        if self.shard_optimizer and self.way != "jit":
+            raise ValueError(f"shard_optimizer needs the way 'jit', got {self.way!r}")
+
+    @property
+    def axis_name(self) -> str | None:
+        """What `make_steps`, `DropCluster` and BatchNorm take as `axis_name`: None under `"jit"`."""
+        return None if self.way == "jit" else self.mesh.axis_names[0]
+
+    @property
+    def batch_sharding(self) -> NamedSharding:
+        """Divides arrays over the devices along their first axis."""
+        return NamedSharding(self.mesh, PartitionSpec(self.mesh.axis_names[0]))
+
+    @property
+    def replicated(self) -> NamedSharding:
+        """Gives each device the whole of an array."""
+        return NamedSharding(self.mesh, PartitionSpec())
+
+    def put(self, batch: Batch) -> Batch:
+        """A batch from the host (of several processes: each one's part of it) on the devices.
+
+        Args:
+            batch: arrays whose first axis the devices divide.
+        """
+        return put(dict(batch), self.batch_sharding)
+
+    def compile(self, steps: Steps) -> Steps:
+        """The steps, compiled, for states and batches on these devices.
+
+        Args:
+            steps: made with this `axis_name`.
+
+        Returns:
+            Steps that take batches as `put` gives them, and states as their `init` does. `train` gives the buffers of
+            its state away.
+        """
+        compile_ = {"jit": self._under_jit, "shard_map": self._under_shard_map, "pmap": self._under_pmap}[self.way]
+
+        def init(key: Array, batch: Batch) -> TrainState:
+            return self._divided(steps.init(key, batch))
+
+        def train(state: TrainState, batch: Batch) -> tuple[TrainState, Metrics]:
+            state, metrics = steps.train(state, batch)
+            return self._divided(state), metrics
+
+        def clusters(state: TrainState, batch: Batch) -> PyTree:
+            return steps.cluster(state, batch).clusters
+
+        learn = compile_(clusters)
+
+        def cluster(state: TrainState, batch: Batch) -> TrainState:
+            return state._replace(clusters=learn(state, batch))  # all else stays where it is
+
+        return Steps(
+            jax.jit(init, out_shardings=self._state_sharding()),
+            compile_(train, donate=True, outputs=(self._state_sharding(), self.replicated)),
+            cluster,
+            compile_(steps.evaluate),
+        )
+
+    def _under_jit(self, function: Callable[..., Any], donate: bool = False, outputs: Any = None) -> Callable[..., Any]:
+        return jax.jit(
+            function,
+            in_shardings=(None, self.batch_sharding),
+            out_shardings=self.replicated if outputs is None else outputs,
+            donate_argnums=0 if donate else (),
+        )
+
+    def _under_shard_map(
+        self, function: Callable[..., Any], donate: bool = False, outputs: Any = None
+    ) -> Callable[..., Any]:
+        mapped = jax.shard_map(
+            function,
+            mesh=self.mesh,
+            in_specs=(PartitionSpec(), self.batch_sharding.spec),
+            out_specs=PartitionSpec(),
+        )
+        return self._under_jit(mapped, donate, outputs)
+
+    def _under_pmap(
+        self, function: Callable[..., Any], donate: bool = False, outputs: Any = None
+    ) -> Callable[..., Any]:
+        mapped = jax.pmap(
+            function,
+            axis_name=self.axis_name,
+            in_axes=(None, 0),
+            out_axes=None,  # pyright: ignore[reportArgumentType]
+            donate_argnums=0 if donate else (),
+            devices=list(self.mesh.devices.flat),
+        )
+        split = jax.jit(lambda batch: jax.tree.map(lambda x: x.reshape(self.mesh.size, -1, *x.shape[1:]), batch))
+        return lambda state, batch: mapped(state, split(batch))
+
+    def _state_sharding(self) -> Any:
+        shardings: dict[str, Any] = dict.fromkeys(TrainState._fields, self.replicated)
+        return TrainState(**{**shardings, "opt_state": None} if self.shard_optimizer else shardings)
+
+    def _divided(self, state: TrainState) -> TrainState:
+        """With the optimiser's state divided over the devices, each array along the first axis that can be."""
+        if not self.shard_optimizer:
+            return state
+
+        def divide(leaf: Array) -> Array:
+            axis = next((i for i, length in enumerate(leaf.shape) if length and length % self.mesh.size == 0), None)
+            spec = PartitionSpec() if axis is None else PartitionSpec(*[None] * axis, self.mesh.axis_names[0])
+            return jax.lax.with_sharding_constraint(leaf, NamedSharding(self.mesh, spec))
+
+        return state._replace(opt_state=jax.tree.map(divide, state.opt_state))
