@@ -4,7 +4,8 @@
 
 On CIFAR-10, augmented (shift, flip) and normalised by a compiled step; from made JPEG files of ImageNet's size, random
 crops of 224 pixels, mirrored; all corruptions of 10,000 images. `--training MODEL` compares that network's training
-step on the device road with the same on one batch that stays: turn by turn, in one run.
+step on the device road with the same on one batch that stays: turn by turn, in one run; `--data npz:PATH` takes it
+where TFDS is not.
 """
 
 import argparse
@@ -46,6 +47,7 @@ PIXELS = (375, 500)  # of a JPEG: ImageNet's usual
 def main() -> None:
     """Print the tables."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--data", default="cifar10", help="what --training trains on: cifar10, or npz:PATH")
     parser.add_argument("--data-dir", help="where TFDS has prepared cifar10")
     parser.add_argument("--batch", type=int, default=128)
     parser.add_argument("--seconds", type=float, default=5.0, help="how long each speed is measured")
@@ -53,13 +55,12 @@ def main() -> None:
     parser.add_argument("--no-corruptions", action="store_true")
     parser.add_argument("--training", metavar="MODEL", help="such as resnet50")
     options = parser.parse_args()
-    names = ", ".join(f"{name} {version(name)}" for name in ("jax", "grain", "pillow"))
-    print(f"{platform.machine()}, {os.cpu_count()} CPU cores, {jax.devices()[0].device_kind}; {names}\n")
-
-    cifar10 = load("cifar10", options.data_dir)
+    print(f"{platform.machine()}, {os.cpu_count()} CPU cores, {jax.devices()[0].device_kind}; jax {version('jax')}")
     if options.training:
-        training(cifar10, options)
+        training(load(options.data, options.data_dir), options)
         return
+    print(", ".join(f"{name} {version(name)}" for name in ("grain", "pillow")), end="\n\n")
+    cifar10 = load("cifar10", options.data_dir)
     ready = jax.jit(lambda key, images: normalize(vary(key, images), cifar10.mean, cifar10.std))
     encoded = load("cifar10", options.data_dir, size=32)
     roads: dict[str, Any] = {
@@ -140,7 +141,7 @@ def seconds(call: Callable[[], Any]) -> float:
 def training(dataset: Dataset, options: argparse.Namespace) -> None:
     """A training step fed by the device road, against the same on one batch that stays."""
     drop = {"stage3": DropCluster(KMeans(cluster_size=16.0))}
-    model = MODELS[options.training](10, drop=drop, dtype=jax.numpy.bfloat16).clone(stem="cifar")
+    model = MODELS[options.training](dataset.num_classes, drop=drop, dtype=jax.numpy.bfloat16).clone(stem="cifar")
     steps = make_steps(
         model,
         optax.sgd(0.1, momentum=0.9),

@@ -38,8 +38,8 @@ def main(arguments: list[str] | None = None) -> None:
 
     arguments = sys.argv[1:] if arguments is None else arguments
     # What else is said of a misspelt option is said of the preset that was named, not of each.
-    first, second = (*arguments[:2], "", "")[:2]
-    named = [name for name in PRESETS if first == "train" and second.replace("-", "_") == name]
+    begin = [word.replace("-", "_") for word in arguments[:2]]
+    named = [name for name in PRESETS if begin == ["train", name]]
     train_commands = tyro.extras.SubcommandApp()
     for name in named or PRESETS:
         description, preset = PRESETS[name]

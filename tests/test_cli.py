@@ -141,6 +141,8 @@ def test_a_folder_with_another_configurations_run_is_refused_and_kept(finished, 
         (["train", "digits", "--augment.flip"], "augment.flip must be False for digits"),
         (["train", "digits", "--data.name", "svhn_croped", "--data.dir", "."], "svhn_croped"),
         (["train", "cifar10", "--data.dir", "nowhere"], "nowhere"),
+        (["train", "svhn_cropped", "--drop.rte", "0.1"], r"train svhn-cropped --help"),
+        (["train", "svhn-cropped", "--drop.rte", "0.1"], r"train svhn-cropped --help"),
     ],
     ids=lambda value: " ".join(value[1:]) if isinstance(value, list) else "",
 )

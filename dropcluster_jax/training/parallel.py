@@ -25,8 +25,8 @@ class Parallel:
 
     Under `"jit"` XLA divides the work: a step is the step of one device on the whole batch, up to rounding, with
     BatchNorm over the whole batch. Under `"shard_map"` and `"pmap"` each replica takes its part of the batch, draws
-    masks of its own, and BatchNorm averages over it alone, or over all if the network has the axis's name; make the
-    steps and the network with `axis_name`.
+    masks of its own, and BatchNorm averages over it alone, or over all if the network has the axis's name. Make the
+    steps, and `DropCluster` layers, with `axis_name`; `"shard_map"` says where a layer lacks it, `"pmap"` does not.
 
     Attributes:
         way: `"jit"`, `"shard_map"` or `"pmap"`.
@@ -36,6 +36,10 @@ class Parallel:
     Raises:
         ValueError: an unknown way; a mesh of several axes, or one that is not automatic; `shard_optimizer` with
             another way.
+
+    References:
+        Rajbhandari et al., "ZeRO: Memory Optimizations Toward Training Trillion Parameter Models", SC 2020: dividing
+        the optimiser's state is its first stage.
 
     Example:
         >>> import optax
@@ -90,7 +94,10 @@ class Parallel:
         """A batch from the host (of several processes: each one's part of it) on the devices.
 
         Args:
-            batch: arrays whose first axis the devices divide.
+            batch: arrays `(batch, ...)`, where `batch` is a multiple of the devices.
+
+        Raises:
+            ValueError: it is not.
         """
         return put(dict(batch), self.batch_sharding)
 
@@ -103,8 +110,15 @@ class Parallel:
         Returns:
             Steps that take batches as `put` gives them, and states as their `init` does. `train` gives the buffers of
             its state away.
+
+        Raises:
+            ValueError: the steps were made with another `axis_name`: their replicas would not know of each other.
         """
-        compile_ = {"jit": self._under_jit, "shard_map": self._under_shard_map, "pmap": self._under_pmap}[self.way]
+        if steps.axis_name != self.axis_name:
+            raise ValueError(
+                f"steps must be made with axis_name={self.axis_name!r} for the way {self.way!r}, "
+                f"got {steps.axis_name!r}"
+            )
 
         def init(key: Array, batch: Batch) -> TrainState:
             return self._divided(steps.init(key, batch))
@@ -116,50 +130,40 @@ class Parallel:
         def clusters(state: TrainState, batch: Batch) -> PyTree:
             return steps.cluster(state, batch).clusters
 
-        learn = compile_(clusters)
+        learn = self._compiled(clusters, self.replicated)
 
         def cluster(state: TrainState, batch: Batch) -> TrainState:
             return state._replace(clusters=learn(state, batch))  # all else stays where it is
 
         return Steps(
             jax.jit(init, out_shardings=self._state_sharding()),
-            compile_(train, donate=True, outputs=(self._state_sharding(), self.replicated)),
+            self._compiled(train, (self._state_sharding(), self.replicated), donate=True),
             cluster,
-            compile_(steps.evaluate),
+            self._compiled(steps.evaluate, self.replicated),
+            steps.axis_name,
         )
 
-    def _under_jit(self, function: Callable[..., Any], donate: bool = False, outputs: Any = None) -> Callable[..., Any]:
-        return jax.jit(
-            function,
-            in_shardings=(None, self.batch_sharding),
-            out_shardings=self.replicated if outputs is None else outputs,
-            donate_argnums=0 if donate else (),
-        )
-
-    def _under_shard_map(
-        self, function: Callable[..., Any], donate: bool = False, outputs: Any = None
-    ) -> Callable[..., Any]:
-        mapped = jax.shard_map(
-            function,
-            mesh=self.mesh,
-            in_specs=(PartitionSpec(), self.batch_sharding.spec),
-            out_specs=PartitionSpec(),
-        )
-        return self._under_jit(mapped, donate, outputs)
-
-    def _under_pmap(
-        self, function: Callable[..., Any], donate: bool = False, outputs: Any = None
-    ) -> Callable[..., Any]:
-        mapped = jax.pmap(
-            function,
-            axis_name=self.axis_name,
-            in_axes=(None, 0),
-            out_axes=None,  # pyright: ignore[reportArgumentType]
-            donate_argnums=0 if donate else (),
-            devices=list(self.mesh.devices.flat),
-        )
-        split = jax.jit(lambda batch: jax.tree.map(lambda x: x.reshape(self.mesh.size, -1, *x.shape[1:]), batch))
-        return lambda state, batch: mapped(state, split(batch))
+    def _compiled(self, function: Callable[..., Any], outputs: Any, donate: bool = False) -> Callable[..., Any]:
+        """A function of a state and a batch, with outputs so placed, this way."""
+        given_away = 0 if donate else ()
+        if self.way == "pmap":
+            mapped = jax.pmap(
+                function,
+                axis_name=self.axis_name,
+                in_axes=(None, 0),
+                out_axes=None,  # pyright: ignore[reportArgumentType]
+                donate_argnums=given_away,
+                devices=list(self.mesh.devices.flat),
+            )
+            split = jax.jit(lambda batch: jax.tree.map(lambda x: x.reshape(self.mesh.size, -1, *x.shape[1:]), batch))
+            return lambda state, batch: mapped(state, split(batch))
+        batches = self.batch_sharding
+        if self.way == "shard_map":
+            everywhere = PartitionSpec()
+            function = jax.shard_map(
+                function, mesh=self.mesh, in_specs=(everywhere, batches.spec), out_specs=everywhere
+            )
+        return jax.jit(function, in_shardings=(None, batches), out_shardings=outputs, donate_argnums=given_away)
 
     def _state_sharding(self) -> Any:
         shardings: dict[str, Any] = dict.fromkeys(TrainState._fields, self.replicated)

@@ -54,12 +54,14 @@ class Steps(NamedTuple):
             Leaves all else as it is.
         evaluate: `(state, batch) -> metrics`, the sums `loss` and `correct`, and `count`. An optional `"weight"`,
             `(batch,)`, weighs examples: 0 for those that only fill a batch.
+        axis_name: the mapped axis that they were made for; None without.
     """
 
     init: Callable[[Array, Batch], TrainState]
     train: Callable[[TrainState, Batch], tuple[TrainState, Metrics]]
     cluster: Callable[[TrainState, Batch], TrainState]
     evaluate: Callable[[TrainState, Batch], Metrics]
+    axis_name: str | None = None
 
 
 def softmax_cross_entropy(
@@ -210,7 +212,7 @@ def make_steps(
         }
         return over_replicas(jax.lax.psum, sums)
 
-    return Steps(init, train, cluster, evaluate)
+    return Steps(init, train, cluster, evaluate, axis_name)
 
 
 def _correct(

@@ -25,14 +25,13 @@ def digits():
     return load("digits")
 
 
-def small_steps(parallel, rate=0.3, batch_norm="synchronised", shift=1):
-    """Momentum on shifted digits; BatchNorm over the whole batch, over each replica's part, or none."""
+def small_steps(parallel, rate=0.3, synchronised=True, shift=1):
+    """Momentum on shifted digits; BatchNorm over the whole batch, or over each replica's part."""
     data = digits()
     model = Small(
         clusterer=dc.KMeans(num_clusters=8),
         axis_name=parallel.axis_name,
-        batch_norm=bool(batch_norm),
-        norm_axis_name=parallel.axis_name if batch_norm == "synchronised" else None,
+        norm_axis_name=parallel.axis_name if synchronised else None,
         classes=10,
     )
     return make_steps(
@@ -125,28 +124,21 @@ def test_gradients_and_clusters_of_replicas_are_those_of_one_device(way):
 
 def test_shard_map_and_pmap_repeat_themselves_and_agree():
     """Masks and BatchNorm of each replica's own: the same twice bit for bit, one way and the other to 1e-5 a step."""
-    each = batches(5)
-    states = {}
-    for way in ("shard_map", "pmap"):
-        parallel, steps = compiled(way, 4, batch_norm="own")
-        runs = []
-        for _ in range(2):
-            state = steps.init(jax.random.key(0), parallel.put(each[0]))
-            run = []
-            for batch in each:
-                host = on_host(state)
-                state, metrics = steps.train(state, parallel.put(batch))
-                run.append((host, on_host(state), float(metrics["loss"])))
-            runs.append(run)
-        assert all(equal(one[1], other[1]) and one[2] == other[2] for one, other in zip(*runs, strict=True))
-        states[way] = runs[0]
-        if way == "pmap":
-            for (host, _, _), batch, (_, after, loss) in zip(
-                states["shard_map"], each, states["shard_map"], strict=True
-            ):
-                there, metrics = steps.train(placed(parallel, host), parallel.put(batch))
-                assert float(metrics["loss"]) == pytest.approx(loss, rel=1e-5)
-                assert difference(update(host.params, there.params), update(host.params, after.params)) < 1e-5
+    each, runs = batches(5), []
+    for way in ("shard_map", "shard_map", "pmap", "pmap"):
+        parallel, steps = compiled(way, 4, synchronised=False)
+        state, run = steps.init(jax.random.key(0), parallel.put(each[0])), []
+        for batch in each:
+            host = on_host(state)
+            state, metrics = steps.train(state, parallel.put(batch))
+            run.append((host, on_host(state), float(metrics["loss"])))
+        runs.append(run)
+    for one, other in (runs[:2], runs[2:]):
+        assert all(equal(a[1], b[1]) and a[2] == b[2] for a, b in zip(one, other, strict=True))
+    for batch, (before, after, loss) in zip(each, runs[0], strict=True):  # by pmap, from the states of shard_map
+        there, metrics = steps.train(placed(parallel, before), parallel.put(batch))
+        assert float(metrics["loss"]) == pytest.approx(loss, rel=1e-5)
+        assert difference(update(before.params, there.params), update(before.params, after.params)) < 1e-5
 
 
 def test_whole_runs_agree_in_float64():
@@ -210,3 +202,14 @@ def test_meshes_and_ways_that_cannot_be_are_refused_with_the_remedy():
         Parallel("xmap")  # pyright: ignore[reportArgumentType]
     with pytest.raises(ValueError, match="shard_optimizer needs the way 'jit', got 'pmap'"):
         Parallel("pmap", shard_optimizer=True)
+
+
+@pytest.mark.bad_input
+@pytest.mark.parametrize("way", WAYS)
+def test_steps_made_for_another_way_are_refused(way):
+    made_for = Parallel("jit" if way != "jit" else "pmap", mesh(4))
+    parallel = Parallel(way, mesh(4))
+    with pytest.raises(ValueError, match=f"steps must be made with axis_name={parallel.axis_name!r} for the way"):
+        parallel.compile(small_steps(made_for))
+    with pytest.raises(ValueError, match="dimension size is 6"):
+        parallel.put({"image": np.zeros((6, 8, 8, 1))})

@@ -97,8 +97,8 @@ class StreamRoad:
         self._note(skipped)
         return put(batch, self._sharding)
 
-    def _read(self, source: Any, examples: int = 0) -> Iterator[Batch]:
-        """The batches of a source, read ahead and put on the device by Grain; at least one of `examples` is sound."""
+    def _read(self, source: Any, examples: int | None = None) -> Iterator[Batch]:
+        """The batches of a source, read ahead and put on the device by Grain; not all of its `examples` are bad."""
         grain = self._grain
         threads = 1 if self._workers else os.cpu_count() or 1
         options = grain.ReadOptions(num_threads=threads, prefetch_buffer_size=threads + 1)
@@ -119,7 +119,7 @@ class StreamRoad:
             for batch, skipped in ahead:
                 self._note(skipped)
                 met |= dict.fromkeys(skipped)
-                if met and len(met) == examples:
+                if len(met) == examples:
                     raise BadImageError(f"no test image is left: all were skipped, the first: {next(iter(met))}")
                 yield batch
         finally:
