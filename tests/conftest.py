@@ -49,6 +49,13 @@ def _cache_of_its_own(tmp_path_factory: pytest.TempPathFactory):
     os.environ["XDG_CACHE_HOME"] = str(tmp_path_factory.mktemp("cache"))
 
 
+@pytest.fixture(autouse=True, scope="module")
+def _programs_are_let_go():
+    """Each compiled program takes some of the mappings of memory that a process may have, 65,530 on Linux."""
+    yield
+    jax.clear_caches()
+
+
 @pytest.fixture(autouse=True)
 def _shapes_unchecked(request: pytest.FixtureRequest):
     """Tests marked `bad_input` meet the library's own errors, as users do who have no shape checker."""
