@@ -94,6 +94,7 @@ class ResNet(nn.Module):
             with a rate of its own keeps it; the others take the call's.
         dtype: the type of activations; parameters, statistics and logits are float32.
         axis_name: a mapped axis over which BatchNorm averages its statistics, if any.
+        remat: whether blocks are computed again in the backward pass instead of kept: less memory, more operations.
 
     Raises:
         ValueError: an unknown place, or an unknown stem.
@@ -120,6 +121,7 @@ class ResNet(nn.Module):
     drop: Mapping[str, nn.Module] = FrozenDict()
     dtype: Any = jnp.float32
     axis_name: str | None = None
+    remat: bool = False
 
     def __post_init__(self) -> None:
         if self.stem not in ("imagenet", "cifar"):
@@ -182,9 +184,10 @@ class ResNet(nn.Module):
         if self.stem == "imagenet":
             x = nn.max_pool(x, (3, 3), (2, 2), padding=((1, 1), (1, 1)))  # pyright: ignore[reportArgumentType]
 
+        block = nn.remat(self.block) if self.remat else self.block
         for i, size in enumerate(self.stage_sizes):
             for j in range(size):
-                x = self.block(
+                x = block(
                     features=self.width * 2**i,
                     strides=2 if i > 0 and j == 0 else 1,
                     norm=norm,

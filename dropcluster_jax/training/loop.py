@@ -1,20 +1,35 @@
 """The training loop: reads top to bottom as the story of a run. What it tells goes to a `report` function."""
 
+import pathlib
 import time
 from collections.abc import Callable, Iterable
-from typing import Any
+from typing import Any, Protocol
 
 import jax
 import numpy as np
 
 from dropcluster_jax.clustering import ClusterState, agreement
 from dropcluster_jax.linen import cluster_states
+from dropcluster_jax.training.parallel import Parallel
 from dropcluster_jax.training.schedules import Cadence, every
 from dropcluster_jax.training.steps import Batch, Steps, TrainState
 
 Record = dict[str, Any]
 
 _NEVER = every(0)
+_TRACED = range(5, 10)  # steps of a run that the profiler looks at: after compilation
+
+
+class NonFiniteError(FloatingPointError):
+    """The loss or a gradient was not finite at a step, once more than is allowed."""
+
+
+class Save(Protocol):
+    """Writes a checkpoint."""
+
+    def __call__(self, state: TrainState, *, accuracy: float | None, bad_steps: int) -> None:
+        """`accuracy` is that of an evaluation of this very state, if there was one."""
+        ...
 
 
 def fit(
@@ -29,8 +44,17 @@ def fit(
     evaluate_every: int = 0,
     log_every: int = 10,
     report: Callable[[Record], None] = lambda record: None,
+    parallel: Parallel | None = None,
+    save: Save | None = None,
+    save_every: int = 0,
+    stop: Callable[[int], bool] = lambda step: False,
+    max_bad_steps: int = 0,
+    bad_steps: int = 0,
+    profile: pathlib.Path | None = None,
 ) -> TrainState:
     """Train until step `num_steps`.
+
+    From a state and batches as they were at any step, the rest of the run is what it would have been.
 
     Args:
         steps: the pure steps; compiled here.
@@ -42,24 +66,51 @@ def fit(
             not given.
         test: gives the test batches anew for each evaluation.
         evaluate_every: evaluate after every so many steps, and after the last; 0 is never.
-        log_every: report training metrics every so many steps.
+        log_every: report training metrics, and look whether they are finite, every so many steps.
         report: called with each record, a dict with `"event"` and `"step"`:
-            `"train"` has `loss`, `accuracy`, `rate` and `images_per_second` (None in the first, which compiles);
+            `"train"` has `loss`, `accuracy`, `rate` and `images_per_second` (None where compilation counts in);
             `"clusters"` has `layers`, for each the variance `explained`, the `agreement` with the labels before (the
-            adjusted Rand index), `count` and `skipped`; `"test"` has `loss`, `accuracy` and `count`.
+            adjusted Rand index), `count` and `skipped`; `"test"` has `loss`, `accuracy`, of 100 classes or more
+            `accuracy_top5`, and `count`; `"bad"`, a step whose loss or gradients were not finite, has `bad_steps`, how
+            many there were so far.
+        parallel: the devices, and how the steps run on them; None is the default device. State and batches lie there.
+        save: called with the state after each evaluation, when stopped, and after the last step; never with a state
+            that came after a step that was not finite, unless steps made with `skip_nonfinite` left it as it was.
+        save_every: `save` is also called after every so many steps; 0 is never.
+        stop: asked after each step, with its number, whether to save and return.
+        max_bad_steps: so many steps may be not finite; for steps made with `skip_nonfinite`.
+        bad_steps: how many there were before.
+        profile: a folder into which JAX's profiler writes what happened in five steps.
 
     Returns:
         The last state.
 
     Raises:
         ValueError: the batches ended before the last step.
+        NonFiniteError: one step more than `max_bad_steps` was not finite.
     """
-    train, cluster = jax.jit(steps.train, donate_argnums=0), jax.jit(steps.cluster)
-    evaluate_step = jax.jit(steps.evaluate)
+    train, cluster, evaluate_step = _compiled(steps, parallel)
     iterator = iter(batches)
-    first = step = int(state.step)
-    updates = 0
+    first = step = int(jax.device_get(state.step))
+    updates = sum(map(cluster_when, range(first)))
     images, since = 0, None
+    unchecked: list[tuple[int, Any]] = []
+
+    def check() -> None:
+        """Were the steps since the last look finite?"""
+        nonlocal bad_steps
+        for number, finite in jax.device_get(unchecked):
+            if not finite:
+                bad_steps += 1
+                report({"event": "bad", "step": number, "bad_steps": bad_steps})
+                if bad_steps > max_bad_steps:
+                    raise NonFiniteError(_advice(number, max_bad_steps))
+        unchecked.clear()
+
+    def save_now(accuracy: float | None = None) -> None:
+        check()
+        if save is not None:
+            save(state, accuracy=accuracy, bad_steps=bad_steps)
 
     while step < num_steps:
         batch = next(iterator, None)
@@ -73,27 +124,48 @@ def fit(
             updates += 1
             report({"event": "clusters", "step": step, "layers": _describe(before, state.clusters)})
 
+        if profile is not None and step == min(first + _TRACED.start, num_steps - 1):
+            jax.block_until_ready(state)
+            jax.profiler.start_trace(str(profile))
         state, metrics = train(state, batch)
+        finite = metrics.pop("finite")
         step += 1
         images += len(batch["label"])
+        unchecked.append((step, finite))
+        if profile is not None and step == min(first + _TRACED.stop, num_steps):
+            jax.block_until_ready(state)
+            jax.profiler.stop_trace()
 
-        if step % log_every == 0 or step in (first + 1, num_steps):
+        if step % log_every == 0 or step in (1, num_steps):
             metrics = jax.tree.map(float, jax.device_get(metrics))  # waits for the step
+            check()
             now = time.perf_counter()
             speed = None if since is None or not images else images / (now - since)
             report({"event": "train", "step": step, **metrics, "images_per_second": speed})
             images, since = 0, now
+        elif step == first + 1:
+            jax.block_until_ready(metrics)
+            images, since = 0, time.perf_counter()  # compilation does not count as training
 
+        accuracy = None
         if test is not None and evaluate_every and (step % evaluate_every == 0 or step == num_steps):
-            report({"event": "test", "step": step, **evaluate(evaluate_step, state, test())})
-            images, since = 0, time.perf_counter()  # evaluation does not count as training
+            check()
+            results = evaluate(evaluate_step, state, test())
+            accuracy = results["accuracy"]
+            report({"event": "test", "step": step, **results})
+        stopped = stop(step)
+        if accuracy is not None or stopped or step == num_steps or (save_every and step % save_every == 0):
+            save_now(accuracy)
+            images, since = 0, time.perf_counter()  # nor do evaluation and saving
+        if stopped:
+            break
     return state
 
 
 def evaluate(
     evaluate_step: Callable[[TrainState, Batch], dict[str, Any]], state: TrainState, batches: Iterable[Batch]
 ) -> dict[str, float]:
-    """The mean `loss` and `accuracy` over all examples of the batches, and their `count`.
+    """The mean `loss` and `accuracy` (and `accuracy_top5`) over all examples of the batches, and their `count`.
 
     Args:
         evaluate_step: `Steps.evaluate`, compiled.
@@ -107,10 +179,27 @@ def evaluate(
     for batch in batches:
         one = evaluate_step(state, batch)
         sums = one if sums is None else jax.tree.map(lambda a, b: a + b, sums, one)
-    if sums is None or not float(sums["count"]):
+    totals = {} if sums is None else jax.tree.map(float, jax.device_get(sums))
+    count = totals.pop("count", 0)
+    if not count:
         raise ValueError("batches hold no example to evaluate")
-    loss, correct, count = (float(sums[name]) for name in ("loss", "correct", "count"))
-    return {"loss": loss / count, "accuracy": correct / count, "count": count}
+    names = {"correct": "accuracy", "correct_top5": "accuracy_top5"}
+    return {**{names.get(name, name): total / count for name, total in totals.items()}, "count": count}
+
+
+def _compiled(steps: Steps, parallel: Parallel | None) -> tuple[Callable[..., Any], ...]:
+    if parallel is None:
+        return jax.jit(steps.train, donate_argnums=0), jax.jit(steps.cluster), jax.jit(steps.evaluate)
+    compiled = parallel.compile(steps)
+    return compiled.train, compiled.cluster, compiled.evaluate
+
+
+def _advice(step: int, allowed: int) -> str:
+    more = f", once more than the {allowed} steps that may be skipped" if allowed else ""
+    return (
+        f"the loss or a gradient was not finite at step {step}{more}: try a lower learning rate, a longer warm-up, "
+        "gradient clipping, or float32 in place of bfloat16; a few bad batches may be skipped by max_bad_steps"
+    )
 
 
 def agreement_of(state: ClusterState, other: ClusterState) -> float:

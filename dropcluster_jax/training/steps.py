@@ -15,6 +15,8 @@ Batch = Mapping[str, Any]  # arrays of JAX or NumPy
 Metrics = dict[str, Any]
 Rates = Rate | Mapping[str, Rate]
 
+_TOP5_FROM = 100  # classes; with fewer the five best say little
+
 
 class TrainState(NamedTuple):
     """All that changes while a network trains: a pytree.
@@ -26,6 +28,7 @@ class TrainState(NamedTuple):
         opt_state: the optimiser's state.
         key: a PRNG key that is never consumed: each step folds in its number.
         step: int32 scalar, training steps so far.
+        average: moving averages of `params` and `batch_stats`, a dict of the two; empty without.
     """
 
     params: PyTree
@@ -34,10 +37,13 @@ class TrainState(NamedTuple):
     opt_state: PyTree
     key: Array
     step: Int[Array, ""]
+    average: PyTree = ()
 
-    def variables(self) -> dict[str, PyTree]:
-        """What the network's `apply` takes."""
+    def variables(self, average: bool = False) -> dict[str, PyTree]:
+        """What the network's `apply` takes; with the averages in place of what they are of, if asked and kept."""
         named = {"params": self.params, "batch_stats": self.batch_stats, "clusters": self.clusters}
+        if average and self.average:
+            named |= self.average
         return {name: value for name, value in named.items() if value}
 
 
@@ -49,11 +55,12 @@ class Steps(NamedTuple):
     Attributes:
         init: `(key, batch) -> TrainState`.
         train: `(state, batch) -> (state, metrics)`, one optimiser step; metrics are the means `loss` and `accuracy`,
-            and `rate`. Leaves the clusters as they are.
+            `rate`, and `finite`: whether the loss and all gradients are. Leaves the clusters as they are.
         cluster: `(state, batch) -> state`, one update of the clusters on the batch as probe batch, in evaluation mode.
             Leaves all else as it is.
-        evaluate: `(state, batch) -> metrics`, the sums `loss` and `correct`, and `count`. An optional `"weight"`,
-            `(batch,)`, weighs examples: 0 for those that only fill a batch.
+        evaluate: `(state, batch) -> metrics`, the sums `loss` and `correct`, of 100 classes or more also
+            `correct_top5`, and `count`, by the averages if the state has any. An optional `"weight"`, `(batch,)`,
+            weighs examples: 0 for those that only fill a batch.
         axis_name: the mapped axis that they were made for; None without.
     """
 
@@ -93,6 +100,10 @@ def make_steps(
     augment: Callable[[Array, Array], Array] | None = None,
     preprocess: Callable[[Array], Array] | None = None,
     mix: Callable[[Array, Array, Array], tuple[Array, Array]] | None = None,
+    label_smoothing: float = 0.0,
+    accumulate: int = 1,
+    average: float = 0.0,
+    skip_nonfinite: bool = False,
     axis_name: str | None = None,
 ) -> Steps:
     """The pure steps that train `model` with `tx`.
@@ -108,6 +119,13 @@ def make_steps(
         preprocess: `images -> images`, always, after `augment`; normalisation, say.
         mix: `(key, images, labels) -> (images, labels)`, in training only, after `preprocess`; `mixup`, say. It may
             make probabilities `(batch, classes)` of the labels, which `loss` then takes.
+        label_smoothing: in training only, so much of each label is spread evenly over all classes.
+        accumulate: a step goes over its batch in so many parts, one after the other, and takes the mean of their
+            gradients: so much less memory for activations. BatchNorm sees each part alone. Divides the batch (of
+            each replica).
+        average: keep moving averages `a <- d a + (1 - d) p` of parameters and BatchNorm statistics after each step,
+            where d is the smaller of this and `(1 + step) / (10 + step)`, and evaluate by them; 0 keeps none.
+        skip_nonfinite: leave all but the step number as it was where the loss or a gradient is not finite.
         axis_name: the mapped axis over which the batch is split under `shard_map` or `pmap`: gradients, statistics
             and metrics are averaged over it, and each replica draws masks of its own. Give the same name to the
             `DropCluster` layers, and to BatchNorm where its batch statistics are to be averaged too. None under `jit`,
@@ -117,8 +135,13 @@ def make_steps(
         The steps; equal states and batches give equal results.
 
     Raises:
-        ValueError: `rate` is a number outside [0, 1]; when initialising, the model has variables of a collection
-            other than `params`, `batch_stats` and `clusters`.
+        ValueError: `rate` is a number outside [0, 1], `label_smoothing` or `average` one outside [0, 1), `accumulate`
+            less than 1; when initialising, the model has variables of a collection other than `params`,
+            `batch_stats` and `clusters`; when training, `accumulate` does not divide the batch.
+
+    References:
+        Szegedy et al., "Rethinking the Inception Architecture for Computer Vision", CVPR 2016, section 7: smoothing.
+        Polyak and Juditsky, "Acceleration of Stochastic Approximation by Averaging", SIAM J. Control Optim. 1992.
 
     Example:
         >>> from dropcluster_jax import KMeans
@@ -130,11 +153,16 @@ def make_steps(
         >>> state = jax.jit(steps.init)(jax.random.key(0), batch)
         >>> state, metrics = jax.jit(steps.train)(state, batch)
         >>> int(state.step), sorted(metrics)
-        (1, ['accuracy', 'loss', 'rate'])
+        (1, ['accuracy', 'finite', 'loss', 'rate'])
     """
     if not callable(rate):
         for number in rate.values() if isinstance(rate, Mapping) else [rate]:
             check_rate(number)
+    for name, value in (("label_smoothing", label_smoothing), ("average", average)):
+        if not 0 <= value < 1:
+            raise ValueError(f"{name} must be at least 0 and below 1, got {value}")
+    if accumulate < 1:
+        raise ValueError(f"accumulate must be at least 1, got {accumulate}")
 
     def prepare(images: Array) -> Array:
         return images if preprocess is None else preprocess(images)
@@ -152,43 +180,79 @@ def make_steps(
                 f"model has variables of the collection {next(iter(variables))!r}; "
                 "steps keep 'params', 'batch_stats' and 'clusters' only"
             )
-        return TrainState(params, batch_stats, clusters, tx.init(params), key, jnp.zeros((), jnp.int32))
+        averages = jax.tree.map(jnp.copy, {"params": params, "batch_stats": batch_stats}) if average else ()
+        return TrainState(params, batch_stats, clusters, tx.init(params), key, jnp.zeros((), jnp.int32), averages)
 
-    def train(state: TrainState, batch: Batch) -> tuple[TrainState, Metrics]:
-        key = jax.random.fold_in(state.key, state.step)
-        if axis_name is not None:
-            key = jax.random.fold_in(key, jax.lax.axis_index(axis_name))
+    def gradients(
+        params: PyTree, batch_stats: PyTree, state: TrainState, batch: Batch, key: Array, rate_now: Rates
+    ) -> tuple[PyTree, PyTree, tuple[Array, Array]]:
+        """Of one part of a batch: the gradients, the new statistics, and the means `loss` and `accuracy`."""
         augment_key, mix_key, drop_key = jax.random.split(key, 3)
         images = batch["image"] if augment is None else augment(augment_key, batch["image"])
         images, labels = prepare(images), batch["label"]
         if mix is not None:
             images, labels = mix(mix_key, images, labels)
-        rate_now = rate(state.step) if callable(rate) else rate
 
         def objective(params: PyTree) -> tuple[Array, tuple[Array, PyTree]]:
             logits, changed = model.apply(
-                {**state.variables(), "params": params},
+                {**state.variables(), "params": params, **({"batch_stats": batch_stats} if batch_stats else {})},
                 images,
                 train=True,
                 rate=rate_now,
                 rngs={"dropout": drop_key},
                 mutable=["batch_stats"],
             )
-            return jnp.mean(loss(logits, labels)), (logits, changed.get("batch_stats", {}))
+            targets = _smooth(labels, logits.shape[-1], label_smoothing) if label_smoothing else labels
+            return jnp.mean(loss(logits, targets)), (logits, changed.get("batch_stats", {}))
 
-        # Under shard_map gradients of replicated parameters arrive summed; those of a replica's own do not.
-        params = state.params if axis_name is None else jax.lax.pcast(state.params, axis_name, to="varying")
         (value, (logits, batch_stats)), grads = jax.value_and_grad(objective, has_aux=True)(params)
-        accuracy = jnp.mean(_correct(logits, labels))
-        grads, batch_stats, value, accuracy = over_replicas(jax.lax.pmean, (grads, batch_stats, value, accuracy))
+        return grads, batch_stats, (value, jnp.mean(_correct(logits, labels)))
+
+    def train(state: TrainState, batch: Batch) -> tuple[TrainState, Metrics]:
+        key = jax.random.fold_in(state.key, state.step)
+        params, batch_stats = state.params, state.batch_stats
+        if axis_name is not None:
+            key = jax.random.fold_in(key, jax.lax.axis_index(axis_name))
+            # Under shard_map gradients of replicated parameters arrive summed; those of a replica's own do not.
+            params, batch_stats = jax.lax.pcast((params, batch_stats), axis_name, to="varying")
+        rate_now = rate(state.step) if callable(rate) else rate
+
+        if accumulate == 1:
+            grads, batch_stats, means = gradients(params, batch_stats, state, batch, key, rate_now)
+        else:
+
+            def part(carry: tuple[PyTree, PyTree, PyTree], numbered: tuple[Array, Batch]) -> tuple[Any, None]:
+                sums, batch_stats, totals = carry
+                number, batch = numbered
+                grads, batch_stats, means = gradients(
+                    params, batch_stats, state, batch, jax.random.fold_in(key, number), rate_now
+                )
+                return (_add(sums, grads), batch_stats, _add(totals, means)), None
+
+            zeros = jax.tree.map(jnp.zeros_like, params)
+            nothing = (jnp.zeros(()), jnp.zeros(()))
+            if axis_name is not None:
+                nothing = jax.lax.pcast(nothing, axis_name, to="varying")
+            parts = (jnp.arange(accumulate), _parts(batch, accumulate))
+            (grads, batch_stats, means), _ = jax.lax.scan(part, (zeros, batch_stats, nothing), parts)
+            grads, means = jax.tree.map(lambda total: total / accumulate, (grads, means))
+
+        grads, batch_stats, (value, accuracy) = over_replicas(jax.lax.pmean, (grads, batch_stats, means))
+        finite = jnp.all(jnp.array([jnp.all(jnp.isfinite(leaf)) for leaf in jax.tree.leaves((value, grads))]))
         updates, opt_state = tx.update(grads, state.opt_state, state.params)
-        state = state._replace(
-            params=optax.apply_updates(state.params, updates),
-            batch_stats=batch_stats,
-            opt_state=opt_state,
-            step=state.step + 1,
-        )
-        return state, {"loss": value, "accuracy": accuracy, "rate": jax.tree.map(jnp.float32, rate_now)}
+        after = state._replace(params=optax.apply_updates(state.params, updates), batch_stats=batch_stats)
+        after = after._replace(opt_state=opt_state)
+        if average:
+            decay = jnp.minimum(average, (1 + state.step) / (10 + state.step))
+            newest = {"params": after.params, "batch_stats": batch_stats}
+            after = after._replace(average=optax.incremental_update(newest, state.average, 1 - decay))
+        if skip_nonfinite:
+            kept = jax.tree.map(
+                lambda new, old: jnp.where(finite, new, old), after._replace(key=()), state._replace(key=())
+            )
+            after = kept._replace(key=state.key)
+        metrics = {"loss": value, "accuracy": accuracy, "rate": jax.tree.map(jnp.float32, rate_now), "finite": finite}
+        return after._replace(step=state.step + 1), metrics
 
     def cluster(state: TrainState, batch: Batch) -> TrainState:
         if not state.clusters:
@@ -203,13 +267,15 @@ def make_steps(
         return state._replace(clusters=changed["clusters"])
 
     def evaluate(state: TrainState, batch: Batch) -> Metrics:
-        logits: Any = model.apply(state.variables(), prepare(batch["image"]), train=False)
+        logits: Any = model.apply(state.variables(average=True), prepare(batch["image"]), train=False)
         weight = batch.get("weight", jnp.ones(len(logits)))
         sums = {
             "loss": jnp.sum(weight * loss(logits, batch["label"])),
             "correct": jnp.sum(weight * _correct(logits, batch["label"])),
             "count": jnp.sum(weight),
         }
+        if logits.shape[-1] >= _TOP5_FROM:
+            sums["correct_top5"] = jnp.sum(weight * _correct_top5(logits, batch["label"]))
         return over_replicas(jax.lax.psum, sums)
 
     return Steps(init, train, cluster, evaluate, axis_name)
@@ -221,3 +287,26 @@ def _correct(
     if labels.ndim == 2:  # of what was mixed, the class that most of it is
         labels = jnp.argmax(labels, axis=-1)
     return (jnp.argmax(logits, axis=-1) == labels).astype(jnp.float32)
+
+
+def _correct_top5(logits: Float[Array, "batch classes"], labels: Int[Array, " batch"]) -> Float[Array, " batch"]:
+    _, best = jax.lax.top_k(logits, 5)
+    return jnp.any(best == labels[:, None], axis=-1).astype(jnp.float32)
+
+
+def _smooth(
+    labels: Int[Array, " batch"] | Float[Array, "batch classes"], classes: int, share: float
+) -> Float[Array, "batch classes"]:
+    return optax.smooth_labels(labels if labels.ndim == 2 else jax.nn.one_hot(labels, classes), share)
+
+
+def _parts(batch: Batch, number: int) -> Batch:
+    """Arrays `(number, batch / number, ...)`: each part takes of what lies on every device, so that none moves."""
+    size = len(batch["label"])
+    if size % number:
+        raise ValueError(f"accumulate must divide the batch of {size}, got {number}")
+    return jax.tree.map(lambda leaf: jnp.moveaxis(leaf.reshape(-1, number, *leaf.shape[1:]), 1, 0), dict(batch))
+
+
+def _add(one: PyTree, other: PyTree) -> PyTree:
+    return jax.tree.map(jnp.add, one, other)

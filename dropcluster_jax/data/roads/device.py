@@ -2,15 +2,16 @@
 
 import itertools
 from collections.abc import Iterator
+from typing import Any
 
 import jax
 import numpy as np
 from jax.sharding import NamedSharding, PartitionSpec
-from jaxtyping import Array, Int, UInt8
+from jaxtyping import Array, Float32, Int, UInt8
 
 from dropcluster_jax.data.dataset import Dataset
 from dropcluster_jax.data.examples import ArrayExamples
-from dropcluster_jax.data.order import Order, evaluation_indices, probe_indices
+from dropcluster_jax.data.order import Indices, Order, evaluation_indices, probe_indices
 from dropcluster_jax.data.roads.road import Batch, Batches, check_divisible, divisible, parts_of, put
 
 
@@ -41,14 +42,14 @@ class DeviceRoad:
         check_divisible(batch_size, sharding)
         self._sharding = sharding
         self._train, self._test = _on_device(train, sharding), _on_device(test, sharding)
-        self._take = jax.jit(_take, out_shardings=sharding)
+        self._gather = jax.jit(_take, out_shardings=sharding)
         self.skipped: list[str] = []
 
     def train(self) -> Batches:
         """See `Road`."""
 
         def start(first: int) -> Iterator[Batch]:
-            return (self._take(*self._train, self._order.indices(number)) for number in itertools.count(first))
+            return (self._take(self._train, self._order.indices(number)) for number in itertools.count(first))
 
         return Batches(self._order, start)
 
@@ -56,25 +57,34 @@ class DeviceRoad:
         """See `Road`."""
         size = divisible(self._order.batch_size if batch_size is None else batch_size, parts_of(self._sharding))
         for indices, weight in evaluation_indices(len(self._test[1]), size):
-            yield {**self._take(*self._test, indices), **self._divided({"weight": weight})}
+            yield {**self._take(self._test, indices), "weight": self._divided(weight)}
 
     def probe(self, size: int, update: int) -> Batch:
         """See `Road`."""
         indices = probe_indices(len(self._train[1]), size, self._order.seed, update)
-        return self._take(*self._train, indices[: len(indices) // parts_of(self._sharding) * parts_of(self._sharding)])
+        parts = parts_of(self._sharding)
+        return self._take(self._train, indices[: len(indices) // parts * parts])
 
-    def _divided(self, batch: Batch) -> Batch:
+    def _take(self, examples: Any, indices: Indices) -> Batch:
+        everywhere = put({"indices": indices}, _everywhere(self._sharding))
+        return self._gather(*examples, everywhere["indices"])
+
+    def _divided(self, weight: Float32[np.ndarray, " batch"]) -> Array:
         if self._sharding is None:
-            return put(batch, None)
-        return jax.device_put(batch, self._sharding)
+            return jax.device_put(weight)
+        # Each process knows all of it: no other is asked.
+        return jax.make_array_from_callback(weight.shape, self._sharding, lambda part: weight[part])
+
+
+def _everywhere(sharding: NamedSharding | None) -> NamedSharding | None:
+    return None if sharding is None else NamedSharding(sharding.mesh, PartitionSpec())
 
 
 def _on_device(
     examples: ArrayExamples, sharding: NamedSharding | None
 ) -> tuple[UInt8[Array, "examples height width channels"], Int[Array, " examples"]]:
-    everywhere = None if sharding is None else NamedSharding(sharding.mesh, PartitionSpec())
-    images, labels = jax.device_put((examples.images, examples.labels), everywhere)
-    return images, labels
+    placed = put({"images": examples.images, "labels": examples.labels}, _everywhere(sharding))
+    return placed["images"], placed["labels"]
 
 
 def _take(

@@ -1,0 +1,330 @@
+"""Checkpoints of a run, by Orbax: written while training goes on, whole or not at all, and checked when read.
+
+A checkpoint holds the whole `TrainState` and a JSON text: what the run says about itself (where its data stands, its
+configuration) and a checksum of each array. A flipped byte, which Orbax restores without a word, is found by these.
+"""
+
+import contextlib
+import json
+import logging
+import pathlib
+import warnings
+import zlib
+from collections.abc import Callable, Iterator
+from typing import Any, NamedTuple
+
+import jax
+import jax.numpy as jnp
+from jax.experimental import multihost_utils
+from jaxtyping import Array, PyTree, UInt32
+
+from dropcluster_jax.data.extras import train_extra
+from dropcluster_jax.training.steps import TrainState
+
+FORMAT = 1  # raised whenever what a checkpoint holds changes
+_DAMAGED = "damaged"
+
+
+class Restored(NamedTuple):
+    """What a checkpoint held.
+
+    Attributes:
+        state: the state, on the devices that were asked for.
+        about: what the run said about itself.
+    """
+
+    state: TrainState
+    about: dict[str, Any]
+
+
+class NoSoundCheckpointError(Exception):
+    """There are checkpoints, and none can be trusted."""
+
+
+class Checkpoints:
+    """The checkpoints of one run.
+
+    Of several processes all call each method, at the same step; the folder is one that all can write to.
+
+    Args:
+        folder: where they lie, one folder for each step; made when the first is written.
+        keep: how many of the newest are kept; beside them the one with the best accuracy is.
+        say: called with a message when a checkpoint is damaged, or cannot be written.
+
+    Raises:
+        ImportError: Orbax is not installed.
+        ValueError: `keep` is less than 1.
+
+    Example:
+        >>> import tempfile
+        >>> import optax
+        >>> from dropcluster_jax.models import resnet8
+        >>> from dropcluster_jax.training import make_steps
+        >>> steps = make_steps(resnet8(), optax.sgd(0.1))
+        >>> batch = {"image": jnp.ones((2, 8, 8, 1)), "label": jnp.zeros(2, jnp.int32)}
+        >>> state = jax.jit(steps.init)(jax.random.key(0), batch)
+        >>> checkpoints = Checkpoints(pathlib.Path(tempfile.mkdtemp(), "checkpoints"))
+        >>> checkpoints.save(state, {"note": "untrained"}, accuracy=0.1)
+        >>> checkpoints.wait()
+        [0]
+        >>> restored = checkpoints.restore(jax.eval_shape(steps.init, jax.random.key(0), batch))
+        >>> restored.about["note"], int(restored.state.step)
+        ('untrained', 0)
+    """
+
+    def __init__(self, folder: pathlib.Path, keep: int = 2, say: Callable[[str], None] = print) -> None:
+        with train_extra("Orbax"):
+            import orbax.checkpoint
+        if keep < 1:
+            raise ValueError(f"keep must be at least 1, got {keep}")
+        self._orbax = orbax.checkpoint
+        self.folder, self._keep, self._say = folder.absolute(), keep, say
+        self._manager: Any = None
+        self._writing: int | None = None
+
+    def steps(self) -> list[int]:
+        """The steps of all checkpoints, sound or not."""
+        if not self.folder.is_dir():
+            return []
+        return sorted(int(path.name) for path in self.folder.iterdir() if path.name.isdecimal())
+
+    def save(self, state: TrainState, about: dict[str, Any], accuracy: float | None = None) -> None:
+        """Write a checkpoint; returns as soon as the arrays were copied.
+
+        What goes wrong, now or with the one before, is said and does not end the run.
+
+        Args:
+            state: what is saved, under its step.
+            about: what JSON takes.
+            accuracy: by which the best is kept.
+        """
+        self.wait()
+        step = int(state.step)
+        if step in self.steps():
+            return
+        tree = _as_tree(state)
+        args = self._orbax.args.Composite(
+            state=self._orbax.args.StandardSave(tree),
+            about=self._orbax.args.JsonSave(_sealed({"format": FORMAT, **about, "checksums": _checksums(tree)})),
+        )
+        metrics = None if accuracy is None else {"accuracy": accuracy}
+        self._writing = step
+        try:
+            self._open().save(step, args=args, metrics=metrics)
+        except Exception as error:
+            self._failed(error)
+
+    def wait(self) -> list[int]:
+        """Wait until what is being written is; the steps that there are then."""
+        if self._manager is not None and self._writing is not None:
+            try:
+                self._manager.wait_until_finished()
+            except Exception as error:
+                self._failed(error)
+        self._writing = None
+        return self.steps()
+
+    def close(self) -> None:
+        """Wait, and let go of what writes."""
+        self.wait()
+        if self._manager is not None:
+            self._manager.close()
+            self._manager = None
+
+    def restore(self, target: TrainState, *, best: bool = False) -> Restored | None:
+        """The newest sound checkpoint, or the sound one with the best accuracy; None if there is none at all.
+
+        Damaged ones that were met are put aside, into the folder `damaged` beside the checkpoints, and named.
+
+        Args:
+            target: the shapes, types and, where they are not one device's, shardings of the arrays.
+            best: whether the accuracy counts, not the step.
+
+        Raises:
+            NoSoundCheckpointError: there are checkpoints, all damaged; they stay where they are.
+            ValueError: a checkpoint of another format.
+        """
+        order = sorted(self.steps(), reverse=True)
+        if best:
+            order.sort(key=lambda step: self._accuracy(step), reverse=True)  # stable: the newest of equals
+        damaged: list[tuple[int, str]] = []
+        for step in order:
+            restored, reason = self._read(step, target)
+            if restored is not None:
+                for bad, why in damaged:
+                    self._put_aside(bad, why, step)
+                return restored
+            damaged.append((step, reason))
+        if not damaged:
+            return None
+        described = "; ".join(f"step {step}: {reason}" for step, reason in damaged)
+        raise NoSoundCheckpointError(f"{self.folder} holds no sound checkpoint ({described}); nothing was removed")
+
+    def _read(self, step: int, target: TrainState) -> tuple[Restored | None, str]:
+        """What a checkpoint holds, or None and why it cannot be trusted; the same in all processes."""
+        orbax, reason, about, tree = self._orbax, "", {}, None
+        try:
+            with _quiet(), orbax.Checkpointer(orbax.CompositeCheckpointHandler()) as reader:
+                sealed = reader.restore(self.folder / str(step), orbax.args.Composite(about=orbax.args.JsonRestore()))
+                about = _unsealed(sealed["about"])
+                if about["format"] != FORMAT:
+                    raise _OtherFormat(
+                        f"{self.folder / str(step)} has format {about['format']}, this version reads {FORMAT}"
+                    )
+                item = orbax.args.StandardRestore(_as_tree(target))
+                tree = reader.restore(self.folder / str(step), orbax.args.Composite(state=item))["state"]
+        except _OtherFormat as error:
+            raise ValueError(str(error)) from None
+        except Exception as error:  # whatever a damaged file makes of a reader
+            reason = _first_line(error)
+        if not _all_agree(tree is not None):
+            return None, reason or "another process cannot read it"
+        found, expected = _checksums(tree), about["checksums"]
+        altered = [name for name, checksum in found.items() if expected.get(name) != checksum]
+        if altered or set(found) != set(expected):
+            return None, f"the checksum of {', '.join(altered[:3]) or 'what is missing'} is another"
+        return Restored(_from_tree(tree, target), {k: v for k, v in about.items() if k != "checksums"}), ""
+
+    def _put_aside(self, step: int, reason: str, instead: int) -> None:
+        aside = self._move_away(self.folder / str(step), str(step))
+        self._say(
+            f"the checkpoint of step {step} is damaged ({reason}) and was moved to {aside}; "
+            f"that of step {instead} is used"
+        )
+
+    def _move_away(self, path: pathlib.Path, name: str) -> pathlib.Path:
+        aside = self.folder.parent / _DAMAGED
+        if jax.process_index() == 0:
+            aside.mkdir(exist_ok=True)
+            names = [name, *(f"{name}-{i}" for i in range(2, 1000))]
+            path.rename(next(aside / each for each in names if not (aside / each).exists()))
+        if jax.process_count() > 1:
+            multihost_utils.sync_global_devices("what is damaged was moved away")
+        return aside
+
+    def _accuracy(self, step: int) -> float:
+        """By what Orbax wrote beside a checkpoint; the least where it cannot be read."""
+        try:
+            return float(json.loads((self._metrics(step) / "metrics").read_text())["accuracy"])
+        except (OSError, ValueError, KeyError, TypeError):
+            return float("-inf")
+
+    def _metrics(self, step: int) -> pathlib.Path:
+        return self.folder / str(step) / "metrics"
+
+    def _open(self) -> Any:
+        if self._manager is None:
+            orbax, policies = self._orbax, self._orbax.checkpoint_managers
+            best = policies.BestN(n=1, get_metric_fn=_accuracy, keep_checkpoints_without_metrics=False)
+            options = orbax.CheckpointManagerOptions(
+                best_fn=_accuracy,  # metrics are written only if it is given; what is kept, the policies say
+                preservation_policy=policies.AnyPreservationPolicy([policies.LatestN(self._keep), best]),
+                cleanup_tmp_directories=True,
+            )
+            for step in self.steps():  # which the manager reads, and cannot do without
+                if self._metrics(step).exists() and self._accuracy(step) == float("-inf"):
+                    self._move_away(self._metrics(step), f"{step}-metrics")
+            with _quiet():
+                self._manager = orbax.CheckpointManager(self.folder, options=options)
+        return self._manager
+
+    def _failed(self, error: Exception) -> None:
+        """Say it, and begin anew: a manager that has failed once counts what it did not write."""
+        step, self._writing, manager, self._manager = self._writing, None, self._manager, None
+        if manager is not None:
+            with _quiet():
+                try:
+                    manager.close()
+                except Exception:  # the same failure again
+                    logging.getLogger(__name__).debug("closing after a failed checkpoint", exc_info=True)
+        there = self.steps()
+        rest = f"the last good one is of step {there[-1]}" if there else "there is none yet"
+        self._say(f"the checkpoint of step {step} cannot be written: {_first_line(error)}; {rest}; training goes on")
+
+
+def _accuracy(metrics: PyTree) -> float:
+    return metrics["accuracy"]
+
+
+class _OtherFormat(Exception):
+    pass
+
+
+@contextlib.contextmanager
+def _quiet() -> Iterator[None]:
+    """What Orbax logs of a failure, with tracebacks, is told in a sentence elsewhere."""
+    logger = logging.getLogger("absl")
+    level = logger.level
+    logger.setLevel(logging.CRITICAL)
+    try:
+        with warnings.catch_warnings(action="ignore"):
+            yield
+    finally:
+        logger.setLevel(level)
+
+
+def _as_tree(state: TrainState) -> dict[str, PyTree]:
+    """Plain dicts of arrays: of the key its words, and nothing that is empty."""
+    fields = state._asdict()
+    if jnp.issubdtype(state.key.dtype, jax.dtypes.prng_key):
+        if isinstance(state.key, jax.ShapeDtypeStruct):
+            words = jax.eval_shape(jax.random.key_data, state.key)
+            fields["key"] = jax.ShapeDtypeStruct(words.shape, words.dtype, sharding=state.key.sharding)
+        else:
+            fields["key"] = jax.random.key_data(state.key)
+    return {name: value for name, value in fields.items() if jax.tree.leaves(value)}
+
+
+def _from_tree(tree: dict[str, PyTree], target: TrainState) -> TrainState:
+    state = target._replace(**tree)
+    if jnp.issubdtype(target.key.dtype, jax.dtypes.prng_key):
+        state = state._replace(key=jax.random.wrap_key_data(state.key))
+    return state
+
+
+def _checksums(tree: PyTree) -> dict[str, int]:
+    """A number for each array, by its path; the same on any devices."""
+    named = {jax.tree_util.keystr(path): leaf for path, leaf in jax.tree_util.tree_leaves_with_path(tree)}
+    return {name: int(value) for name, value in jax.device_get(_checksum_all(named)).items()}
+
+
+@jax.jit
+def _checksum_all(named: dict[str, Array]) -> dict[str, UInt32[Array, ""]]:
+    return {name: _checksum(leaf) for name, leaf in named.items()}
+
+
+def _checksum(leaf: Array) -> UInt32[Array, ""]:
+    """The sum, modulo 2^32, of each word mixed with its place: integers, so no order of summing matters."""
+    if leaf.dtype == jnp.bool_:
+        leaf = leaf.astype(jnp.uint8)
+    width = leaf.dtype.itemsize
+    unsigned = {1: jnp.uint8, 2: jnp.uint16}.get(width, jnp.uint32)
+    words = jax.lax.bitcast_convert_type(leaf, unsigned).astype(jnp.uint32)
+    place = jnp.zeros(words.shape, jnp.uint32)
+    for axis, length in enumerate(words.shape):
+        place = place * jnp.uint32(length) + jax.lax.broadcasted_iota(jnp.uint32, words.shape, axis)
+    mixed = (words ^ (place * jnp.uint32(0x9E3779B9))) * jnp.uint32(0x85EBCA6B)
+    mixed = (mixed ^ (mixed >> 15)) * jnp.uint32(0xC2B2AE35)
+    return jnp.sum(mixed ^ (mixed >> 13), dtype=jnp.uint32)
+
+
+def _sealed(about: dict[str, Any]) -> dict[str, Any]:
+    text = json.dumps(about, sort_keys=True)
+    return {"text": text, "crc32": zlib.crc32(text.encode())}
+
+
+def _unsealed(sealed: dict[str, Any]) -> dict[str, Any]:
+    if zlib.crc32(sealed["text"].encode()) != sealed["crc32"]:
+        raise OSError("the checksum of its description is another")
+    return json.loads(sealed["text"])
+
+
+def _all_agree(mine: bool) -> bool:
+    if jax.process_count() == 1:
+        return mine
+    return bool(multihost_utils.process_allgather(jnp.array(mine)).all())
+
+
+def _first_line(error: Exception) -> str:
+    lines = str(error).strip().splitlines()
+    return lines[0][:200] if lines else type(error).__name__
