@@ -2,16 +2,22 @@
 
 import dataclasses
 import functools
+import json
 import os
 import pathlib
+import shlex
 import sys
 from collections.abc import Callable
 from typing import TYPE_CHECKING, Annotated, NoReturn
 
 if TYPE_CHECKING:
     from dropcluster_jax.training.config import DataConfig, TrainConfig
+    from dropcluster_jax.training.loop import Record
+    from dropcluster_jax.training.run import Stopped
 
 Action = Callable[[], None]  # what a command does, once all its arguments are known to be right
+
+_HEARTBEAT = 20  # seconds after which a process that is silent is given up
 
 # XLA's notes on the machine are for its developers.
 os.environ.setdefault("TF_CPP_MIN_LOG_LEVEL", "2")
@@ -23,7 +29,11 @@ Examples:
   dropcluster train digits --drop.method none --seed 1
   dropcluster train cifar10 --data.dir ~/tensorflow_datasets --model resnet20 --steps 100
   dropcluster train cifar10 --data.name folder:photos --data.size 64
+  dropcluster train imagenet --fake-data --dry-run
+  dropcluster evaluate runs/digits --corruptions
   dropcluster data check cifar10
+
+The same command again goes on where a run was stopped, and does nothing where it is finished.
 """
 
 
@@ -44,8 +54,32 @@ def main(arguments: list[str] | None = None) -> None:
     for name in named or PRESETS:
         description, preset = PRESETS[name]
 
-        def train(config: Annotated[TrainConfig, tyro.conf.arg(name="")] = preset) -> Action:
-            return functools.partial(_train, config)
+        def train(
+            config: Annotated[TrainConfig, tyro.conf.arg(name="")] = preset,
+            restart: bool = False,
+            dry_run: bool = False,
+            distributed: bool = False,
+            coordinator: str | None = None,
+            process_id: int | None = None,
+            num_processes: int | None = None,
+        ) -> Action:
+            """Train a network.
+
+            Args:
+                config: What is trained, on what, and how.
+                restart: Remove the run that the folder holds, and start over.
+                dry_run: Show shapes, parameters, operations and memory, and train nothing.
+                distributed: One of several processes, found by itself on TPU pods, SLURM and Kubernetes.
+                coordinator: HOST:PORT of the first process, where they are not found.
+                process_id: The number of this process, from 0.
+                num_processes: How many processes there are.
+            """
+            processes = None
+            if distributed or coordinator is not None:
+                processes = (coordinator, num_processes, process_id)
+            elif process_id is not None or num_processes is not None:
+                raise ValueError("process_id and num_processes need --coordinator HOST:PORT")
+            return functools.partial(_train, config, restart, dry_run, processes, arguments)
 
         train_commands.command(name=name, help=description)(train)
 
@@ -67,10 +101,29 @@ def main(arguments: list[str] | None = None) -> None:
         """
         return functools.partial(_check, name, data, batch_size, seed, out)
 
+    def evaluate(
+        run: tyro.conf.Positional[pathlib.Path],
+        corruptions: bool = False,
+        best: bool = False,
+        data_dir: pathlib.Path | None = None,
+        json: bool = False,
+    ) -> Action:
+        """Measure the network of a run on its test images.
+
+        Args:
+            run: The folder of the run, finished or not.
+            corruptions: Also under 15 corruptions at 5 severities.
+            best: Take the checkpoint with the best test accuracy, not the newest.
+            data_dir: Where TFDS has prepared the data, if not where the run had it.
+            json: Print what evaluation.json holds, and nothing else.
+        """
+        return functools.partial(_evaluate, run, corruptions, best, data_dir, json)
+
     data_commands = tyro.extras.SubcommandApp()
     data_commands.command(check)
     commands = tyro.extras.SubcommandApp()
     commands.command(train_commands, name="train", help="Train a network from a preset; every value is an option.")
+    commands.command(evaluate)
     commands.command(data_commands, name="data", help="Look at a data set.")
     try:
         action: Action = commands.cli(prog="dropcluster", description=_DESCRIPTION, args=arguments)
@@ -82,35 +135,149 @@ def main(arguments: list[str] | None = None) -> None:
         sys.exit(130)
 
 
-def _train(config: "TrainConfig") -> None:
-    from dropcluster_jax.data import BadImageError
-    from dropcluster_jax.training import progress, run
+def _train(
+    config: "TrainConfig",
+    restart: bool,
+    dry_run: bool,
+    processes: tuple[str | None, int | None, int | None] | None,
+    arguments: list[str],
+) -> None:
+    import jax
 
+    from dropcluster_jax.data import BadImageError
+    from dropcluster_jax.training import build, folder, progress, run
+    from dropcluster_jax.training.checkpoints import NoSoundCheckpointError
+    from dropcluster_jax.training.loop import NonFiniteError
+
+    _keep_compiled()
     try:
-        if config.out and (finished := run.finished_run(config.out, config)):
-            print(f"{config.out} holds this run already, finished; give another --out to train again")
-            print(progress.summary(finished, config.out))
+        if processes is not None:
+            _join(*processes)
+        first = jax.process_index() == 0
+        if config.out and not restart and not dry_run and (finished := folder.finished_run(config.out, config)):
+            if first:
+                print(f"{config.out} holds this run already, finished; give another --out to train again")
+                print(progress.summary(finished, config.out))
             return
-        prepared = run.prepare(config)
+        prepared = run.prepare(config, restart or dry_run)
+        if dry_run:
+            from dropcluster_jax.training import dry_run as dry
+
+            print(dry.describe(prepared))
+            return
+        operations = build.model_operations(prepared.model, prepared.dataset.shape)
     except (ValueError, TypeError, OSError, ImportError) as error:
         _refuse(_reason(error))
     try:
-        with progress.Progress(prepared.num_steps) as show:
-            summary = run.execute(prepared, show)
-    except BadImageError as error:  # met on the way, in a stream
+        if first:
+            with progress.Progress(prepared.num_steps, operations) as show:
+                summary = run.execute(prepared, show, show.say, restart)
+            print(progress.summary(summary, prepared.folder))
+        else:
+            run.execute(prepared, say=lambda message: None, restart=restart)
+    except (BadImageError, NoSoundCheckpointError) as error:  # an image is met on the way, in a stream
         _refuse(_reason(error))
-    print(progress.summary(summary, prepared.folder))
+    except NonFiniteError as error:
+        _fail(f"{error} (--max-bad-steps). The last good checkpoint stays in {prepared.folder}")
+    except OSError as error:
+        _fail(f"{error}. The same command goes on from the last checkpoint")
+    except run.Stopped as stopped:
+        if first:
+            print(_how_to_go_on(stopped, prepared.folder, arguments), file=sys.stderr)
+        sys.exit(stopped.status)
+    except jax.errors.JaxRuntimeError as error:
+        if jax.process_count() == 1:
+            raise
+        print(f"dropcluster: another process is gone: {str(error).splitlines()[0]}", file=sys.stderr)
+        print("start all again: they go on from the last checkpoint", file=sys.stderr, flush=True)
+        os._exit(1)  # an orderly end would wait for the other process
+
+
+def _join(coordinator: str | None, num_processes: int | None, process_id: int | None) -> None:
+    """Become one of several processes."""
+    import jax
+
+    try:
+        jax.distributed.initialize(coordinator, num_processes, process_id, heartbeat_timeout_seconds=_HEARTBEAT)
+    except (RuntimeError, ValueError) as error:
+        _refuse(
+            f"the other processes are not found: {str(error).splitlines()[0]}; "
+            "give --coordinator HOST:PORT --num-processes N --process-id I"
+        )
+
+
+def _keep_compiled() -> None:
+    """Keep compiled programs on disk between runs, unless the user has chosen a place."""
+    import jax
+
+    from dropcluster_jax.data.cache import cache_root
+
+    if not jax.config.values["jax_compilation_cache_dir"]:
+        jax.config.update("jax_compilation_cache_dir", str(cache_root() / "compiled"))
+
+
+def _how_to_go_on(stopped: "Stopped", folder: pathlib.Path, arguments: list[str]) -> str:
+    again = [word for word in arguments if word != "--restart"]
+    if not any(word.split("=")[0] == "--out" for word in again):
+        again += ["--out", str(folder)]
+    begin = "from the start" if stopped.checkpoint is None else f"from step {stopped.checkpoint}"
+    return (
+        f"stopped by {stopped.name} after step {stopped.step}; this goes on {begin}:\n"
+        f"  {shlex.join(['dropcluster', *again])}"
+    )
+
+
+def _evaluate(
+    folder: pathlib.Path, corruptions: bool, best: bool, data_dir: pathlib.Path | None, as_json: bool
+) -> None:
+    from rich.console import Console
+
+    from dropcluster_jax.data import CORRUPTIONS, BadImageError
+    from dropcluster_jax.training.checkpoints import NoSoundCheckpointError
+    from dropcluster_jax.training.folder import write_json
+    from dropcluster_jax.training.saved import evaluate_run
+
+    _keep_compiled()
+    with Console(stderr=True).status("opening the run") as status:
+
+        def report(record: "Record") -> None:
+            name = record["corruption"] or "test images"
+            status.update(f"{name} {record['severity'] or ''}")
+            if not as_json:
+                label = f"{name} {record['severity']}" if record["corruption"] else name
+                print(f"{label:22} accuracy {100 * record['accuracy']:6.2f} %  loss {record['loss']:.3f}")
+
+        try:
+            results = evaluate_run(
+                folder,
+                best=best,
+                corruptions=CORRUPTIONS if corruptions else (),
+                data_dir=data_dir,
+                report=report,
+                say=lambda message: print(message, file=sys.stderr),
+            )
+        except (ValueError, TypeError, OSError, ImportError, BadImageError, NoSoundCheckpointError) as error:
+            _refuse(_reason(error))
+    write_json(folder / "evaluation.json", results)
+    if as_json:
+        print(json.dumps(results, indent=2))
+        return
+    if corruptions:
+        print(f"mean over the corrupted images: {100 * results['mean_corrupted_accuracy']:.2f} %")
+    print(f"checkpoint of step {results['step']}; results: {folder / 'evaluation.json'}")
 
 
 def _check(name: str, data: "DataConfig", batch_size: int, seed: int, out: pathlib.Path | None) -> None:
     from rich.console import Console
 
-    from dropcluster_jax.training import check, run
+    from dropcluster_jax.training import check
     from dropcluster_jax.training.config import PRESETS, AugmentConfig, TrainConfig
+    from dropcluster_jax.training.folder import slug
 
     if data.name:
         _refuse(f"data.name must not be given beside NAME, {name!r}, got {data.name!r}")
-    folder = out or pathlib.Path("runs", f"check-{run.slug(name)}")
+    _keep_compiled()
+    folder = out or pathlib.Path("runs", f"check-{slug(name)}")
     preset = PRESETS[name][1] if name in PRESETS else TrainConfig()
     augment = AugmentConfig(resized_crop=True, flip=True) if data.size and name not in PRESETS else preset.augment
     try:
@@ -133,3 +300,9 @@ def _reason(error: Exception) -> str:
 def _refuse(message: str) -> NoReturn:
     print(f"dropcluster: error: {message}", file=sys.stderr)
     sys.exit(2)
+
+
+def _fail(message: str) -> NoReturn:
+    """What went wrong on the way, not with the input."""
+    print(f"dropcluster: {message}", file=sys.stderr)
+    sys.exit(1)

@@ -13,6 +13,10 @@ os.environ["XLA_FLAGS"] = " ".join(
         "--xla_llvm_disable_expensive_passes=true",
     ]
 )
+# In the environment, so that commands that tests start share it. All of it: tests compile many small programs, and many
+# of them twice.
+os.environ["JAX_COMPILATION_CACHE_DIR"] = str(pathlib.Path(__file__).parents[1] / ".cache" / "jax")
+os.environ["JAX_PERSISTENT_CACHE_MIN_COMPILE_TIME_SECS"] = "0"
 
 from jaxtyping import install_import_hook
 
@@ -26,10 +30,6 @@ import jaxtyping
 import numpy as np
 import pytest
 from hypothesis import HealthCheck, settings
-
-jax.config.update("jax_compilation_cache_dir", str(pathlib.Path(__file__).parents[1] / ".cache" / "jax"))
-# All of it: tests compile many small programs, and many of them twice.
-jax.config.update("jax_persistent_cache_min_compile_time_secs", 0.0)
 
 # No deadline: how long compilation takes says nothing about the property. No database: the same examples everywhere.
 settings.register_profile(

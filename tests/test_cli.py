@@ -15,7 +15,7 @@ import dropcluster_jax as dc
 from dropcluster_jax.cli import main
 from dropcluster_jax.data import KNOWN
 from dropcluster_jax.models import MODELS, ModelName
-from dropcluster_jax.training import run
+from dropcluster_jax.training import build
 from dropcluster_jax.training.config import PRESETS, AugmentConfig, DataConfig, DropConfig, Method, TrainConfig
 
 SHORT = ["train", "digits", "--model", "resnet8", "--steps", "24", "--batch-size", "32"]
@@ -54,6 +54,10 @@ def records(folder, event):
     return [record for record in map(json.loads, lines) if record["event"] == event]
 
 
+def contents(folder):
+    return {path: path.read_bytes() for path in folder.rglob("*") if path.is_file()}
+
+
 @one_run
 def test_a_run_folder_holds_what_is_promised(finished):
     folder, _ = finished
@@ -62,6 +66,7 @@ def test_a_run_folder_holds_what_is_promised(finished):
         "metrics.jsonl",
         "summary.json",
         "clusters.png",
+        "checkpoints",
     }
     config = json.loads((folder / "config.json").read_text())
     assert config["steps"] == 24 and config["drop"]["method"] == "cluster" and config["version"]
@@ -101,20 +106,20 @@ def test_it_ends_with_a_summary_and_no_noise(finished):
 @one_run
 def test_the_same_run_again_only_says_so(finished, capsys):
     folder, _ = finished
-    before = {path: path.read_bytes() for path in folder.iterdir()}
+    before = contents(folder)
     assert command(*SHORT, "--out", str(folder)) == 0
     assert "holds this run already, finished" in capsys.readouterr().out
-    assert {path: path.read_bytes() for path in folder.iterdir()} == before
+    assert contents(folder) == before
 
 
 @one_run
 def test_a_folder_with_another_configurations_run_is_refused_and_kept(finished, capsys):
     folder, _ = finished
-    before = {path: path.read_bytes() for path in folder.iterdir()}
+    before = contents(folder)
     assert command(*SHORT, "--out", str(folder), "--seed", "3", "--drop.rate", "0.2") == 2
     error = capsys.readouterr().err
     assert "seed is 0 there and 3 here" in error and "drop.rate is 0.1 there and 0.2 here" in error
-    assert {path: path.read_bytes() for path in folder.iterdir()} == before
+    assert contents(folder) == before
 
 
 @pytest.mark.bad_input
@@ -184,24 +189,24 @@ def test_help_names_every_option(capsys):
 def test_every_model_has_its_name_and_every_method_its_layer():
     assert set(get_args(ModelName)) == set(MODELS)
     for method in get_args(Method):
-        layers = run.drop_layers(DropConfig(method=method, places=("stage1", "stage2")))
+        layers = build.drop_layers(DropConfig(method=method, places=("stage1", "stage2")))
         assert set(layers) == (set() if method == "none" else {"stage1", "stage2"})
 
 
 def test_every_way_to_cluster_and_structure_on_demand_reach_the_layer():
     for name, kind in {"kmeans": dc.KMeans, "rena": dc.ReNA, "grid": dc.Grid}.items():
         config = DropConfig(clusterer=name, cluster_size=9.0, per_channel=True, min_explained=0.3)
-        for layer in run.drop_layers(config).values():
+        for layer in build.drop_layers(config).values():
             assert layer.clusterer == kind(cluster_size=9.0, per_channel=True) and layer.min_explained == 0.3
 
 
 def test_presets_train_on_real_maps_with_room_for_their_clusters():
-    assert set(PRESETS) == {"digits", *KNOWN} - {"imagenet2012"}
+    assert set(PRESETS) == {"digits", "imagenet", *KNOWN} - {"imagenet2012"}
     for _, config in PRESETS.values():
         known = KNOWN.get(config.data.name)
         side = 8 if known is None else known.size or 32
         for model in MODELS:
-            made = run.make_model(dataclasses.replace(config, model=model), 10, (side, side, 3))
+            made = build.make_model(dataclasses.replace(config, model=model), 10, (side, side, 3))
             assert made.stem == ("cifar" if side < 100 else MODELS[model](10).stem)
             assert set(made.drop) == set(config.drop.places)
 

@@ -16,6 +16,7 @@ from dropcluster_jax.data.mixing import cutmix, mixup
 from dropcluster_jax.data.roads import Batches, DeviceRoad, Road, StreamRoad, open_road
 from dropcluster_jax.data.shares import balanced_share
 from dropcluster_jax.data.sources import load
+from dropcluster_jax.data.sources.fake import fake_data
 
 __all__ = [
     "CORRUPTIONS",
@@ -32,6 +33,7 @@ __all__ = [
     "corrupt",
     "corrupted_test",
     "cutmix",
+    "fake_data",
     "load",
     "mixup",
     "normalize",

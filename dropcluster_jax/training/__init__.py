@@ -4,12 +4,18 @@
 `dropcluster train` does: from a configuration to a folder with results.
 """
 
-from dropcluster_jax.training.loop import evaluate, fit
+from dropcluster_jax.training.checkpoints import Checkpoints, NoSoundCheckpointError
+from dropcluster_jax.training.loop import NonFiniteError, evaluate, fit
 from dropcluster_jax.training.parallel import Parallel
+from dropcluster_jax.training.saved import LoadedRun, load_run
 from dropcluster_jax.training.schedules import every, every_epochs, ramp
 from dropcluster_jax.training.steps import Steps, TrainState, make_steps, softmax_cross_entropy
 
 __all__ = [
+    "Checkpoints",
+    "LoadedRun",
+    "NoSoundCheckpointError",
+    "NonFiniteError",
     "Parallel",
     "Steps",
     "TrainState",
@@ -17,6 +23,7 @@ __all__ = [
     "every",
     "every_epochs",
     "fit",
+    "load_run",
     "make_steps",
     "ramp",
     "softmax_cross_entropy",

@@ -16,8 +16,9 @@ import jax
 import numpy as np
 
 from dropcluster_jax.data import CORRUPTIONS, EXTRA_CORRUPTIONS, Dataset, Road, corrupt, normalize
+from dropcluster_jax.training.build import augmentation
 from dropcluster_jax.training.config import TrainConfig
-from dropcluster_jax.training.run import augmentation, open_data
+from dropcluster_jax.training.run import open_data
 
 _SHEET = 48  # images to look at
 _SECONDS = 2.0  # how long the speed is measured

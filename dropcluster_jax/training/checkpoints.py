@@ -110,7 +110,8 @@ class Checkpoints:
         metrics = None if accuracy is None else {"accuracy": accuracy}
         self._writing = step
         try:
-            self._open().save(step, args=args, metrics=metrics)
+            with _quiet():
+                self._open().save(step, args=args, metrics=metrics)
         except Exception as error:
             self._failed(error)
 
@@ -177,7 +178,7 @@ class Checkpoints:
             raise ValueError(str(error)) from None
         except Exception as error:  # whatever a damaged file makes of a reader
             reason = _first_line(error)
-        if not _all_agree(tree is not None):
+        if not _all_agree(tree is not None) or tree is None:
             return None, reason or "another process cannot read it"
         found, expected = _checksums(tree), about["checksums"]
         altered = [name for name, checksum in found.items() if expected.get(name) != checksum]
@@ -224,8 +225,7 @@ class Checkpoints:
             for step in self.steps():  # which the manager reads, and cannot do without
                 if self._metrics(step).exists() and self._accuracy(step) == float("-inf"):
                     self._move_away(self._metrics(step), f"{step}-metrics")
-            with _quiet():
-                self._manager = orbax.CheckpointManager(self.folder, options=options)
+            self._manager = orbax.CheckpointManager(self.folder, options=options)
         return self._manager
 
     def _failed(self, error: Exception) -> None:

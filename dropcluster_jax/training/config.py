@@ -4,10 +4,12 @@ import dataclasses
 import json
 import math
 import pathlib
-from typing import Any, Literal
+from collections.abc import Mapping
+from typing import Any, Literal, Self
 
 from dropcluster_jax.data.roads import RoadName
 from dropcluster_jax.models import ModelName
+from dropcluster_jax.training.parallel import Way
 
 Method = Literal["none", "dropout", "spatial", "block", "cluster"]
 Clustering = Literal["kmeans", "rena", "grid"]
@@ -94,6 +96,16 @@ class DropConfig:
 
 
 @dataclasses.dataclass(frozen=True)
+class CheckpointConfig:
+    """What is kept, so that a run that was stopped or killed goes on."""
+
+    every: int = 0
+    """Steps from one checkpoint to the next, beside those after each epoch and at the end; 0 is none beside."""
+    keep: int = 2
+    """So many of the newest are kept, and the one with the best test accuracy."""
+
+
+@dataclasses.dataclass(frozen=True)
 class TrainConfig:
     """A run: what is trained, on what, how, and where its results go."""
 
@@ -106,18 +118,43 @@ class TrainConfig:
     batch_size: int = 64
     """Images in a step."""
     learning_rate: float = 0.1
-    """The largest; it warms up over the first twentieth and falls along a cosine. Nesterov momentum is 0.9."""
+    """The largest; it warms up and falls along a cosine. Nesterov momentum is 0.9."""
+    learning_rate_per: int | None = None
+    """If given, the learning rate is for so many images in a step, and is scaled by how many there are."""
+    warmup_epochs: float | None = None
+    """Epochs in which the learning rate rises from 0; else the first twentieth of the training."""
     weight_decay: float = 5e-4
-    """On convolutions and matrices."""
+    """On convolutions and matrices, not on biases and BatchNorm."""
+    label_smoothing: float = 0.0
+    """So much of each label is spread over all classes."""
+    average: float = 0.0
+    """The decay of moving averages of the parameters, by which the network is evaluated; 0 is none."""
     dtype: Literal["float32", "bfloat16"] = "float32"
-    """The type of activations."""
+    """The type of activations; parameters, statistics, loss and clustering are float32."""
+    accumulate: int = 1
+    """A step goes over its images in so many parts, one after the other: less memory."""
+    remat: bool = False
+    """Compute activations again in the backward pass instead of keeping them: less memory, more time."""
+    max_bad_steps: int = 0
+    """So many steps whose loss or gradients are not finite are skipped; one more ends the run."""
+    parallel: Way = "jit"
+    """How the work is divided over all devices: by XLA, or with masks and BatchNorm of each device's own."""
+    sync_batch_norm: bool = False
+    """Under shard_map and pmap, whether BatchNorm averages over all devices; under jit it does."""
+    shard_optimizer: bool = False
+    """Each device holds a part of the optimiser's state only; under jit."""
     seed: int = 0
     """The same seed gives the same run."""
+    fake_data: bool = False
+    """Random images of the data set's shape in place of its own: for benchmarks."""
+    profile: bool = False
+    """Write what JAX's profiler sees of five steps into the run folder, under profile/."""
     out: pathlib.Path | None = None
     """The run folder; else a new one under runs/."""
     drop: DropConfig = dataclasses.field(default_factory=DropConfig)
     data: DataConfig = dataclasses.field(default_factory=DataConfig)
     augment: AugmentConfig = dataclasses.field(default_factory=AugmentConfig)
+    checkpoint: CheckpointConfig = dataclasses.field(default_factory=CheckpointConfig)
 
     def __post_init__(self) -> None:
         _in_range("epochs", self.epochs, 0, math.inf, least_excluded=True)
@@ -126,6 +163,22 @@ class TrainConfig:
         _in_range("batch_size", self.batch_size, 1, math.inf)
         _in_range("learning_rate", self.learning_rate, 0, math.inf, least_excluded=True)
         _in_range("weight_decay", self.weight_decay, 0, math.inf)
+        if self.learning_rate_per is not None:
+            _in_range("learning_rate_per", self.learning_rate_per, 1, math.inf)
+        if self.warmup_epochs is not None:
+            _in_range("warmup_epochs", self.warmup_epochs, 0, math.inf)
+        for option in ("label_smoothing", "average"):
+            _in_range(option, getattr(self, option), 0, 1, most_excluded=True)
+        _in_range("accumulate", self.accumulate, 1, math.inf)
+        if self.batch_size % self.accumulate:
+            raise ValueError(f"accumulate must divide batch_size, {self.batch_size}, got {self.accumulate}")
+        _in_range("max_bad_steps", self.max_bad_steps, 0, math.inf)
+        if self.sync_batch_norm and self.parallel == "jit":
+            raise ValueError("sync_batch_norm is for shard_map and pmap; under jit BatchNorm is over the whole batch")
+        if self.shard_optimizer and self.parallel != "jit":
+            raise ValueError(f"shard_optimizer needs parallel jit, got {self.parallel}")
+        _in_range("checkpoint.every", self.checkpoint.every, 0, math.inf)
+        _in_range("checkpoint.keep", self.checkpoint.keep, 1, math.inf)
         _in_range("seed", self.seed, 0, 2**32 - 1)
         _in_range("drop.rate", self.drop.rate, 0, 1)
         _in_range("drop.min_explained", self.drop.min_explained, 0, 1)
@@ -144,11 +197,50 @@ class TrainConfig:
         del fields["out"]
         return json.loads(json.dumps(fields, default=str))
 
+    @classmethod
+    def from_json(cls, content: Mapping[str, Any]) -> Self:
+        """What `to_json` gave; options that an older version did not have are as they were then.
 
-def _in_range(name: str, value: float, least: float, most: float, least_excluded: bool = False) -> None:
-    if not (least < value if least_excluded else least <= value) or not value <= most or math.isinf(value):
+        Raises:
+            ValueError: an option that this version does not have, or a value that cannot be.
+        """
+        return _from_json(cls, content)
+
+
+# What changes how a run goes, not what it finds.
+HOW = {
+    "data": ("dir", "download", "road", "workers"),
+    "checkpoint": ("every", "keep"),
+    "": ("shard_optimizer", "remat", "profile"),
+}
+
+
+def _from_json(kind: Any, content: Mapping[str, Any], within: str = "") -> Any:
+    fields = {field.name: field for field in dataclasses.fields(kind)}
+    unknown = sorted(set(content) - set(fields))
+    if unknown:
+        raise ValueError(f"the configuration has the unknown option {within}{unknown[0]}")
+    values: dict[str, Any] = {}
+    for name, value in content.items():
+        factory = fields[name].default_factory
+        if dataclasses.is_dataclass(factory):
+            value = _from_json(factory, value, f"{name}.")
+        elif name == "dir" and value is not None:
+            value = pathlib.Path(value)
+        elif isinstance(value, list):
+            value = tuple(value)
+        values[name] = value
+    return kind(**values)
+
+
+def _in_range(
+    name: str, value: float, least: float, most: float, least_excluded: bool = False, most_excluded: bool = False
+) -> None:
+    low = least < value if least_excluded else least <= value
+    high = value < most if most_excluded else value <= most
+    if not low or not high or math.isinf(value):
         above = f"above {least}" if least_excluded else f"at least {least}"
-        upto = "" if math.isinf(most) else f" and at most {most}"
+        upto = "" if math.isinf(most) else f" and {'below' if most_excluded else 'at most'} {most}"
         raise ValueError(f"{name} must be {above}{upto}, got {value}")
 
 
@@ -183,6 +275,23 @@ PRESETS: dict[str, tuple[str, TrainConfig]] = {
             epochs=100,
             drop=DropConfig(places=("stage2", "stage3"), cluster_size=16.0, block_size=7, update_every=200),
             data=DataConfig(name="imagenette", size=224),
+            augment=AugmentConfig(resized_crop=True, flip=True),
+        ),
+    ),
+    "imagenet": (
+        "ResNet-50 on ImageNet, 224 pixels, streamed, in bfloat16: for TPUs and GPUs.",
+        TrainConfig(
+            model="resnet50",
+            epochs=90,
+            batch_size=1024,
+            learning_rate=0.1,
+            learning_rate_per=256,
+            warmup_epochs=5,
+            weight_decay=1e-4,
+            label_smoothing=0.1,
+            dtype="bfloat16",
+            drop=DropConfig(places=("stage3", "stage4"), cluster_size=16.0, block_size=7, full=0.9, update_every=500),
+            data=DataConfig(name="imagenet2012", size=224),
             augment=AugmentConfig(resized_crop=True, flip=True),
         ),
     ),

@@ -179,12 +179,12 @@ def evaluate(
     for batch in batches:
         one = evaluate_step(state, batch)
         sums = one if sums is None else jax.tree.map(lambda a, b: a + b, sums, one)
-    totals = {} if sums is None else jax.tree.map(float, jax.device_get(sums))
+    totals: dict[str, float] = {} if sums is None else jax.tree.map(float, jax.device_get(sums))
     count = totals.pop("count", 0)
     if not count:
         raise ValueError("batches hold no example to evaluate")
-    names = {"correct": "accuracy", "correct_top5": "accuracy_top5"}
-    return {**{names.get(name, name): total / count for name, total in totals.items()}, "count": count}
+    names = {"loss": "loss", "correct": "accuracy", "correct_top5": "accuracy_top5"}
+    return {**{names[name]: total / count for name, total in totals.items()}, "count": count}
 
 
 def _compiled(steps: Steps, parallel: Parallel | None) -> tuple[Callable[..., Any], ...]:

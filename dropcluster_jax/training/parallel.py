@@ -165,18 +165,34 @@ class Parallel:
             )
         return jax.jit(function, in_shardings=(None, batches), out_shardings=outputs, donate_argnums=given_away)
 
+    def shapes(self, steps: Steps, key: Array, batch: Batch) -> TrainState:
+        """The state that `init` would give, as `jax.ShapeDtypeStruct`s with where each array lies."""
+        state = jax.eval_shape(steps.init, key, batch)
+        placed = jax.tree.map(lambda leaf: self._struct(leaf, self.replicated), state)
+        if not self.shard_optimizer:
+            return placed
+        return placed._replace(
+            opt_state=jax.tree.map(lambda leaf: self._struct(leaf, self._part(leaf.shape)), state.opt_state)
+        )
+
+    def _struct(self, leaf: Any, sharding: NamedSharding) -> jax.ShapeDtypeStruct:
+        return jax.ShapeDtypeStruct(leaf.shape, leaf.dtype, sharding=sharding)
+
     def _state_sharding(self) -> Any:
         shardings: dict[str, Any] = dict.fromkeys(TrainState._fields, self.replicated)
         return TrainState(**{**shardings, "opt_state": None} if self.shard_optimizer else shardings)
 
     def _divided(self, state: TrainState) -> TrainState:
-        """With the optimiser's state divided over the devices, each array along the first axis that can be."""
+        """With the optimiser's state divided over the devices."""
         if not self.shard_optimizer:
             return state
+        divided = jax.tree.map(
+            lambda leaf: jax.lax.with_sharding_constraint(leaf, self._part(leaf.shape)), state.opt_state
+        )
+        return state._replace(opt_state=divided)
 
-        def divide(leaf: Array) -> Array:
-            axis = next((i for i, length in enumerate(leaf.shape) if length and length % self.mesh.size == 0), None)
-            spec = PartitionSpec() if axis is None else PartitionSpec(*[None] * axis, self.mesh.axis_names[0])
-            return jax.lax.with_sharding_constraint(leaf, NamedSharding(self.mesh, spec))
-
-        return state._replace(opt_state=jax.tree.map(divide, state.opt_state))
+    def _part(self, shape: tuple[int, ...]) -> NamedSharding:
+        """Divides an array along the first axis that can be."""
+        axis = next((i for i, length in enumerate(shape) if length and length % self.mesh.size == 0), None)
+        spec = PartitionSpec() if axis is None else PartitionSpec(*[None] * axis, self.mesh.axis_names[0])
+        return NamedSharding(self.mesh, spec)

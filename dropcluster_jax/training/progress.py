@@ -12,6 +12,7 @@ class Progress:
 
     Args:
         num_steps: the number of the last step.
+        operations: of the model for one training image, as `build.model_operations` counts them.
 
     Example:
         >>> with Progress(10) as show:
@@ -19,11 +20,11 @@ class Progress:
         step 10/10  test loss 0.500  test accuracy 75.00 %
     """
 
-    def __init__(self, num_steps: int) -> None:
+    def __init__(self, num_steps: int, operations: float | None = None) -> None:
         from rich import progress
         from rich.console import Console
 
-        self.num_steps = num_steps
+        self.num_steps, self.operations = num_steps, operations
         self.console = Console(highlight=False, soft_wrap=True)
         self.line = progress.Progress(
             progress.TextColumn("step {task.completed}/{task.total}"),
@@ -52,6 +53,7 @@ class Progress:
                 f"accuracy {record['accuracy']:.1%}",
                 f"rate {rate:.3f}" if isinstance(rate, float) else "",
                 f"{speed:,.0f} images/s" if speed else "",
+                f"{si(speed * self.operations)}FLOP/s" if speed and self.operations else "",
             ]
             self.line.update(self.task, completed=record["step"], metrics="  ".join(filter(None, parts)))
         elif record["event"] == "clusters":
@@ -60,17 +62,40 @@ class Progress:
                 for name, layer in record["layers"].items()
             ]
             self.console.print(f"step {record['step']}/{self.num_steps}  clusters: {'; '.join(layers)}")
+        elif record["event"] == "bad":
+            self.console.print(
+                f"step {record['step']}/{self.num_steps}  loss or gradients not finite; bad steps so far: "
+                f"{record['bad_steps']}"
+            )
         elif record["event"] == "test":
+            top5 = f"  top-5 {100 * record['accuracy_top5']:.2f} %" if "accuracy_top5" in record else ""
             self.console.print(
                 f"step {record['step']}/{self.num_steps}  test loss {record['loss']:.3f}  "
-                f"test accuracy {100 * record['accuracy']:.2f} %"
+                f"test accuracy {100 * record['accuracy']:.2f} %{top5}"
             )
+
+    def say(self, message: str) -> None:
+        """Print a message, above the live line."""
+        self.console.print(message, markup=False)
+
+
+def si(value: float) -> str:
+    """A number with a prefix of the SI.
+
+    Example:
+        >>> si(1.234e12), si(56e9), si(7.0)
+        ('1.23 T', '56.0 G', '7.00 ')
+    """
+    prefixes = ["", "k", "M", "G", "T", "P", "E"]
+    power = min(max(0, (len(str(int(value))) - 1) // 3), len(prefixes) - 1)
+    return f"{value / 1000**power:#.3g} {prefixes[power]}"
 
 
 def summary(results: Mapping[str, Any], folder: pathlib.Path) -> str:
     """The last lines of a run: how well, how long, what became of the clusters, and where all that lies."""
+    top5 = f", top-5 {100 * results['test_accuracy_top5']:.2f} %" if "test_accuracy_top5" in results else ""
     lines = [
-        f"test accuracy {100 * results['test_accuracy']:.2f} % after {results['steps']} steps "
+        f"test accuracy {100 * results['test_accuracy']:.2f} %{top5} after {results['steps']} steps "
         f"in {results['seconds']:.0f} s ({results['parameters']:,} parameters)"
     ]
     for layer, clusters in results["clusters"].items():
@@ -79,6 +104,8 @@ def summary(results: Mapping[str, Any], folder: pathlib.Path) -> str:
             f"{layer}: clusters updated {clusters['updates']} times{refused}; they explain "
             f"{clusters['explained']:.0%} of the variance"
         )
+    if results["bad_steps"]:
+        lines.append(f"{results['bad_steps']} steps were not finite, and skipped")
     if results["skipped"]:
         lines.append(f"{len(results['skipped'])} images were skipped, the first: {results['skipped'][0]}")
     lines.append(f"results: {', '.join(str(path) for path in sorted(folder.glob('*')))}")

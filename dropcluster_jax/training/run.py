@@ -1,62 +1,52 @@
 """A run from its configuration to a folder with results: what `dropcluster train` does.
 
-The folder holds `config.json`, `metrics.jsonl` (a record a line, as `fit` reports them), `summary.json` and
-`clusters.png`.
+A run that was stopped or killed goes on from its last checkpoint, and ends as it would have ended. Of several processes
+all call the same functions; the first alone writes, but for its part of a checkpoint.
 """
 
 import contextlib
-import datetime
 import functools
 import importlib.util
-import json
 import pathlib
-import re
 import time
 from collections.abc import Callable, Mapping
 from typing import Any, NamedTuple
 
-import flax.linen as nn
 import jax
 import jax.numpy as jnp
 import numpy as np
-import optax
+from jax.sharding import NamedSharding
 
 from dropcluster_jax import __version__
-from dropcluster_jax.clustering import Clusterer, Grid, KMeans, ReNA
-from dropcluster_jax.data import (
-    Dataset,
-    Road,
-    cutmix,
-    load,
-    mixup,
-    normalize,
-    open_road,
-    random_cutout,
-    random_flip,
-    random_resized_crop,
-    random_shift,
-)
-from dropcluster_jax.linen import DropBlock, DropCluster, Dropout, SpatialDropout, cluster_states
-from dropcluster_jax.models import MODELS, ResNet
-from dropcluster_jax.training.config import AugmentConfig, DropConfig, TrainConfig
+from dropcluster_jax.clustering import ClusterState
+from dropcluster_jax.data import Dataset, Road, fake_data, load, normalize, open_road
+from dropcluster_jax.linen import DropCluster, cluster_states
+from dropcluster_jax.models import ResNet
+from dropcluster_jax.training.build import make_model, make_run_steps
+from dropcluster_jax.training.checkpoints import Checkpoints
+from dropcluster_jax.training.config import TrainConfig
+from dropcluster_jax.training.folder import MetricsFile, clear, finished_run, new_folder, write_json
 from dropcluster_jax.training.loop import Record, agreement_of, fit
-from dropcluster_jax.training.schedules import every, ramp
-from dropcluster_jax.training.steps import Batch, Steps, TrainState, make_steps
+from dropcluster_jax.training.parallel import Parallel
+from dropcluster_jax.training.preemption import Preemption
+from dropcluster_jax.training.schedules import every
+from dropcluster_jax.training.steps import Batch, Steps, TrainState
 
-_LARGE = 100  # pixels; smaller images take the stem without strides
+_FAKE = 1024  # images, or one batch where that is more
 
 
 class Run(NamedTuple):
-    """All that a run is made of, checked; nothing is written yet but the folder's `config.json`.
+    """All that a run is made of, checked; nothing is written yet.
 
     Attributes:
         config: the configuration.
         folder: where results go.
         num_steps: the number of the last optimiser step.
         dataset: the images.
-        road: how they get to the device.
+        road: how they get to the devices.
         model: the network.
         steps: the pure steps.
+        parallel: the devices.
     """
 
     config: TrainConfig
@@ -66,10 +56,38 @@ class Run(NamedTuple):
     road: Road
     model: ResNet
     steps: Steps
+    parallel: Parallel
+
+    def example(self) -> Batch:
+        """The shapes of a batch of all processes."""
+        size, shape = self.config.batch_size, self.dataset.shape
+        return {
+            "image": jax.ShapeDtypeStruct((size, *shape), jnp.uint8),
+            "label": jax.ShapeDtypeStruct((size,), jnp.int32),
+        }
 
 
-def prepare(config: TrainConfig) -> Run:
+class Stopped(Exception):
+    """A run was told to stop, and did.
+
+    Attributes:
+        name: of the signal.
+        status: what the process is to exit with.
+        step: the step after which it stopped.
+        checkpoint: the step from which it goes on; None if no checkpoint could be written.
+    """
+
+    def __init__(self, name: str, status: int, step: int, checkpoint: int | None) -> None:
+        super().__init__(f"stopped by {name} after step {step}")
+        self.name, self.status, self.step, self.checkpoint = name, status, step, checkpoint
+
+
+def prepare(config: TrainConfig, restart: bool = False) -> Run:
     """Make all that a run needs, so that whatever is wrong with its configuration shows before it begins.
+
+    Args:
+        config: of the run.
+        restart: whether a run that the output folder holds, of whatever configuration, is going to be removed.
 
     Raises:
         ValueError, TypeError: a value that cannot be, with its name.
@@ -77,53 +95,48 @@ def prepare(config: TrainConfig) -> Run:
         FileExistsError: the output folder holds something else.
         ImportError: an extra is not installed.
     """
+    if config.out is None and jax.process_count() > 1:
+        raise ValueError("out must be given with several processes, and be a folder that all of them can write to")
     folder = config.out or new_folder(config)
-    finished_run(folder, config)
-    dataset, road = open_data(config)
-    per_epoch = len(dataset.train) // config.batch_size
-    num_steps = config.steps or max(1, round(config.epochs * per_epoch))
-    model = make_model(config, dataset.num_classes, dataset.shape)
-    steps = make_steps(
-        model,
-        optimizer(config, num_steps),
-        rate=ramp(config.drop.rate, round(config.drop.begin * num_steps), round(config.drop.full * num_steps)),
-        augment=augmentation(config.augment, dataset),
-        preprocess=lambda images: normalize(images, dataset.mean, dataset.std),
-        mix=mixing(config.augment, dataset.num_classes),
-    )
-    example = {
-        "image": jax.ShapeDtypeStruct((2, *dataset.shape), jnp.uint8),
-        "label": jax.ShapeDtypeStruct((2,), jnp.int32),
-    }
-    state = jax.eval_shape(steps.init, jax.random.key(0), example)
+    if not restart:
+        finished_run(folder, config)
+    parallel = Parallel(config.parallel, shard_optimizer=config.shard_optimizer)
+    dataset, road = open_data(config, parallel.batch_sharding)
+    num_steps = config.steps or max(1, round(config.epochs * (len(dataset.train) // config.batch_size)))
+    model = make_model(config, dataset.num_classes, dataset.shape, parallel.axis_name)
+    steps = make_run_steps(config, model, dataset, num_steps, parallel.axis_name)
+    run = Run(config, folder, num_steps, dataset, road, model, steps, parallel)
     # Only now do the layers meet their maps: a block larger than one shows here.
-    jax.eval_shape(steps.train, state, example)
-    folder.mkdir(parents=True, exist_ok=True)
-    _write_json(folder / "config.json", {"version": __version__, **config.to_json()})
-    return Run(config, folder, num_steps, dataset, road, model, steps)
+    state = jax.eval_shape(steps.init, jax.random.key(0), run.example())
+    jax.eval_shape(parallel.compile(steps).train, state, run.example())
+    return run
 
 
-def open_data(config: TrainConfig) -> tuple[Dataset, Road]:
-    """The images, and the road by which they get to the device."""
+def open_data(config: TrainConfig, sharding: NamedSharding | None = None) -> tuple[Dataset, Road]:
+    """The images, and the road by which they get to the devices."""
     data, augment = config.data, config.augment
-    dataset = load(
-        data.name,
-        data.dir,
-        train_split=data.train_split,
-        test_split=data.test_split,
-        test_share=data.test_share,
-        size=data.size,
-        fraction=data.fraction,
-        per_class=data.per_class,
-        seed=data.seed,
-        skip_bad=data.skip_bad,
-        download=data.download,
-    )
+    if config.fake_data:
+        dataset = fake_data(data.name, max(config.batch_size, _FAKE), data.size)
+    else:
+        dataset = load(
+            data.name,
+            data.dir,
+            train_split=data.train_split,
+            test_split=data.test_split,
+            test_share=data.test_share,
+            size=data.size,
+            fraction=data.fraction,
+            per_class=data.per_class,
+            seed=data.seed,
+            skip_bad=data.skip_bad,
+            download=data.download,
+        )
     road = open_road(
         dataset,
         config.batch_size,
         config.seed,
         road=data.road,
+        sharding=sharding,
         random_crop=augment.resized_crop,
         flip=augment.flip,
         workers=data.workers,
@@ -132,30 +145,80 @@ def open_data(config: TrainConfig) -> tuple[Dataset, Road]:
     return dataset, road
 
 
-def execute(run: Run, show: Callable[[Record], None] = lambda record: None) -> dict[str, Any]:
-    """Train, and write the results.
+def execute(
+    run: Run,
+    show: Callable[[Record], None] = lambda record: None,
+    say: Callable[[str], None] = print,
+    restart: bool = False,
+) -> dict[str, Any]:
+    """Train, from the start or from the last checkpoint, and write the results.
 
     Args:
         run: what `prepare` gave.
         show: called with each record after it was written.
+        say: called with a message about checkpoints.
+        restart: remove a run that the folder holds, and start over.
 
     Returns:
-        The summary, as in `summary.json`.
-    """
-    config, dataset = run.config, run.dataset
-    begin = time.perf_counter()
-    probe = functools.partial(run.road.probe, config.drop.probe_size)
-    state = jax.jit(run.steps.init)(jax.random.key(config.seed), probe(0))
-    grid = jax.device_get(state.clusters)
-    last: dict[str, Record] = {}
+        The summary, as in `summary.json`; empty but in the first process.
 
-    with (run.folder / "metrics.jsonl").open("w") as metrics, contextlib.closing(run.road.train()) as batches:
+    Raises:
+        Stopped: told to, by SIGTERM or SIGINT; a checkpoint was written.
+        NonFiniteError: the loss or a gradient was not finite.
+        NoSoundCheckpointError: the folder has checkpoints, all of them damaged.
+        OSError: results cannot be written.
+    """
+    config, parallel, road, begin = run.config, run.parallel, run.road, time.perf_counter()
+    first_process = jax.process_index() == 0
+    if restart and first_process:
+        clear(run.folder)
+    with contextlib.ExitStack() as stack:
+        told = stack.enter_context(Preemption())
+        if first_process:
+            run.folder.mkdir(parents=True, exist_ok=True)
+            write_json(run.folder / "config.json", _described(run))
+        checkpoints = Checkpoints(run.folder / "checkpoints", config.checkpoint.keep, say)
+        stack.callback(checkpoints.close)
+        batches = stack.enter_context(contextlib.closing(road.train()))
+        probe = functools.partial(road.probe, config.drop.probe_size)
+
+        key = jax.random.key(config.seed)
+        restored = checkpoints.restore(parallel.shapes(run.steps, key, run.example()))
+        if restored is None:
+            state, about = parallel.compile(run.steps).init(key, probe(0)), {}
+        else:
+            state, about = restored
+            batches.restore(about["position"])
+            say(f"going on from the checkpoint of step {int(state.step)}")
+        metrics = None
+        last: dict[str, Record] = {}
+        if first_process:
+            metrics = stack.enter_context(MetricsFile(run.folder / "metrics.jsonl", about.get("metrics", 0)))
+            last = {record["event"]: record for record in metrics.records()}
 
         def report(record: Record) -> None:
-            metrics.write(json.dumps(record) + "\n")
-            metrics.flush()
             last[record["event"]] = record
+            if metrics:
+                metrics.add(record)
             show(record)
+
+        def skipped() -> list[str]:
+            return list(dict.fromkeys([*about.get("skipped", run.dataset.skipped), *road.skipped]))
+
+        def seconds() -> float:
+            return round(about.get("seconds", 0) + time.perf_counter() - begin, 1)
+
+        def save(state: TrainState, *, accuracy: float | None, bad_steps: int) -> None:
+            description = {
+                "version": __version__,
+                "config": config.to_json(),
+                "position": batches.state(),
+                "bad_steps": bad_steps,
+                "metrics": metrics.size() if metrics else 0,
+                "skipped": skipped(),
+                "seconds": seconds(),
+            }
+            checkpoints.save(state, description, accuracy)
 
         state = fit(
             run.steps,
@@ -166,166 +229,72 @@ def execute(run: Run, show: Callable[[Record], None] = lambda record: None) -> d
             cluster_when=every(
                 config.drop.update_every if state.clusters else 0, round(config.drop.begin * run.num_steps)
             ),
-            test=run.road.test,
-            evaluate_every=max(1, len(dataset.train) // config.batch_size),
+            test=road.test,
+            evaluate_every=max(1, len(run.dataset.train) // config.batch_size),
             report=report,
+            parallel=parallel,
+            save=save,
+            save_every=config.checkpoint.every,
+            stop=told,
+            max_bad_steps=config.max_bad_steps,
+            bad_steps=about.get("bad_steps", 0),
+            profile=run.folder / "profile" if config.profile else None,
         )
+        written, step = checkpoints.wait(), int(jax.device_get(state.step))
+        if step < run.num_steps:
+            raise Stopped(told.name, told.status, step, written[-1] if written else None)
 
+    batch = probe(0)  # of all processes
+    if not first_process:
+        return {}
     summary = {
-        "test_accuracy": last["test"]["accuracy"],
-        "test_loss": last["test"]["loss"],
+        **{f"test_{name}": value for name, value in last["test"].items() if name not in ("event", "step", "count")},
         "steps": run.num_steps,
+        "bad_steps": last["bad"]["bad_steps"] if "bad" in last else 0,
         "parameters": sum(leaf.size for leaf in jax.tree.leaves(state.params)),
-        "seconds": round(time.perf_counter() - begin, 1),
-        "skipped": [*dataset.skipped, *run.road.skipped],
-        "clusters": _summarise_clusters(run, grid, state),
+        "seconds": seconds(),
+        "skipped": skipped(),
+        "clusters": _summarise_clusters(run, state),
     }
     if state.clusters and importlib.util.find_spec("matplotlib"):
-        _draw_clusters(run, state, probe(0))
-    _write_json(run.folder / "summary.json", summary)
+        _draw_clusters(run, jax.device_get(state._replace(key=0)), _here(batch["image"]))
+    write_json(run.folder / "summary.json", summary)
     return summary
 
 
-def make_model(config: TrainConfig, num_classes: int, image_shape: tuple[int, ...]) -> ResNet:
-    """The network, with its drop layers, for images `(height, width, channels)`."""
-    options: dict[str, Any] = {"drop": drop_layers(config.drop), "dtype": jnp.dtype(config.dtype)}
-    model = MODELS[config.model](num_classes, **options)
-    if min(image_shape[:2]) < _LARGE and model.stem == "imagenet":
-        model = MODELS[config.model](num_classes, stem="cifar", **options)
-    return model
-
-
-def drop_layers(drop: DropConfig) -> dict[str, nn.Module]:
-    """The drop layer of each place."""
-    clusterers: dict[str, Callable[..., Clusterer]] = {"kmeans": KMeans, "rena": ReNA, "grid": Grid}
-    makers: dict[str, Callable[[], nn.Module]] = {
-        "dropout": Dropout,
-        "spatial": SpatialDropout,
-        "block": lambda: DropBlock(block_size=drop.block_size, per_channel=drop.per_channel),
-        "cluster": lambda: DropCluster(
-            clusterers[drop.clusterer](cluster_size=drop.cluster_size, per_channel=drop.per_channel),
-            min_explained=drop.min_explained,
-        ),
+def _described(run: Run) -> dict[str, Any]:
+    """What `config.json` holds: beside the configuration what a network needs to be used without the data set."""
+    return {
+        "version": __version__,
+        **run.config.to_json(),
+        "dataset": {
+            "classes": list(run.dataset.classes),
+            "shape": list(run.dataset.shape),
+            "mean": run.dataset.mean.tolist(),
+            "std": run.dataset.std.tolist(),
+            "train_examples": len(run.dataset.train),
+        },
     }
-    return {} if drop.method == "none" else {place: makers[drop.method]() for place in drop.places}
 
 
-def optimizer(config: TrainConfig, num_steps: int) -> optax.GradientTransformation:
-    """Nesterov momentum with weight decay on kernels; a short warm-up, then a cosine to 0."""
-    warmup = max(1, num_steps // 20)
-    schedule = optax.warmup_cosine_decay_schedule(0.0, config.learning_rate, warmup, max(num_steps, warmup + 1))
-    decay = optax.add_decayed_weights(
-        config.weight_decay, mask=lambda params: jax.tree.map(lambda leaf: leaf.ndim > 1, params)
-    )
-    return optax.chain(decay, optax.sgd(schedule, momentum=0.9, nesterov=True))
-
-
-def augmentation(augment: AugmentConfig, dataset: Dataset) -> Callable[[jax.Array, jax.Array], jax.Array]:
-    """Crops or shifts, flips and cutout; crops and flips not where the host does them while decoding."""
-    on_host = dataset.size is not None
-    grey = np.rint(255 * dataset.mean).astype(np.uint8)
-
-    def vary(key: jax.Array, images: jax.Array) -> jax.Array:
-        place_key, flip_key, cutout_key = jax.random.split(key, 3)
-        if not augment.resized_crop:
-            images = random_shift(place_key, images, augment.shift)
-        elif not on_host:
-            images = random_resized_crop(place_key, images)
-        if augment.flip and not on_host:
-            images = random_flip(flip_key, images)
-        return random_cutout(cutout_key, images, augment.cutout, grey)
-
-    return vary
-
-
-def mixing(
-    augment: AugmentConfig, num_classes: int
-) -> Callable[[jax.Array, jax.Array, jax.Array], tuple[jax.Array, jax.Array]] | None:
-    """Mixup, cutmix, one of the two for each batch at even odds, or None."""
-    ways = [
-        functools.partial(function, alpha=alpha)
-        for function, alpha in ((mixup, augment.mixup), (cutmix, augment.cutmix))
-        if alpha
-    ]
-    if not ways:
-        return None
-
-    def mix(key: jax.Array, images: jax.Array, labels: jax.Array) -> tuple[jax.Array, jax.Array]:
-        way_key, mix_key = jax.random.split(key)
-        way = jax.random.randint(way_key, (), 0, len(ways))
-        return jax.lax.switch(way, ways, mix_key, images, jax.nn.one_hot(labels, num_classes))
-
-    return mix
-
-
-def new_folder(config: TrainConfig) -> pathlib.Path:
-    """A folder under `runs/` that does not exist yet, named by what is run and when."""
-    now = datetime.datetime.now().strftime("%Y%m%d-%H%M%S")
-    name = f"{slug(config.data.name)}-{config.model}-{config.drop.method}-{now}"
-    candidates = [pathlib.Path("runs", name), *(pathlib.Path("runs", f"{name}-{i}") for i in range(2, 100))]
-    return next(folder for folder in candidates if not folder.exists())
-
-
-def slug(name: str) -> str:
-    """A data set's name as part of a folder's."""
-    return re.sub(r"[^0-9A-Za-z_.-]+", "-", name)
-
-
-def finished_run(folder: pathlib.Path, config: TrainConfig) -> dict[str, Any] | None:
-    """The summary of this very run, if the folder holds it finished; None if it is new, empty or holds it unfinished.
-
-    Raises:
-        FileExistsError: the folder holds anything else; where it is another configuration the differences are named.
-    """
-    if not folder.exists():
-        return None
-    if not folder.is_dir():
-        raise FileExistsError(f"out must be a folder, got the file {folder}")
-    if not any(folder.iterdir()):
-        return None
-    written = folder / "config.json"
-    if not written.is_file():
-        raise FileExistsError(f"out must be a new or empty folder or one with this run, but {folder} holds other files")
-    there, here = json.loads(written.read_text()), config.to_json()
-    there.pop("version", None)
-    for each in (there, here):
-        for option in ("dir", "download", "road", "workers"):  # the same images may lie elsewhere, and come otherwise
-            each["data"].pop(option, None)
-    differences = [
-        f"{name} is {there_value!r} there and {here_value!r} here"
-        for name, there_value, here_value in _compare(there, here)
-    ]
-    if differences:
-        raise FileExistsError(
-            f"out holds a run of another configuration, {folder}: {'; '.join(differences)}. Give another folder"
-        )
-    summary = folder / "summary.json"
-    return json.loads(summary.read_text()) if summary.is_file() else None
-
-
-def _compare(there: Any, here: Any, name: str = "") -> list[tuple[str, Any, Any]]:
-    if isinstance(there, Mapping) and isinstance(here, Mapping):
-        names = list(dict.fromkeys([*there, *here]))
-        dotted = [(key, f"{name}.{key}" if name else key) for key in names]
-        return [row for key, path in dotted for row in _compare(there.get(key), here.get(key), path)]
-    return [] if there == here else [(name, there, here)]
-
-
-def _write_json(path: pathlib.Path, content: Mapping[str, Any]) -> None:
-    path.write_text(json.dumps(content, indent=2) + "\n")
-
-
-def _summarise_clusters(run: Run, grid: Any, state: TrainState) -> dict[str, dict[str, Any]]:
-    first, last = cluster_states(grid), cluster_states(jax.device_get(state.clusters))
+def _summarise_clusters(run: Run, state: TrainState) -> dict[str, dict[str, Any]]:
+    places = cluster_states(jax.device_get(state.clusters))
     return {
         layer.removeprefix("drop_"): {
             "updates": int(np.max(clusters.count)),
             "skipped": int(np.max(clusters.skipped)),
             "explained": float(np.mean(clusters.explained)),
-            "agreement_with_grid": agreement_of(clusters, first[layer]),
+            "agreement_with_grid": agreement_of(clusters, _first_clusters(run, layer, clusters.labels.shape)),
         }
-        for layer, clusters in _in_order(run, last)
+        for layer, clusters in _in_order(run, places)
     }
+
+
+def _first_clusters(run: Run, layer: str, shape: tuple[int, ...]) -> ClusterState:
+    """As they were before any update; `shape` is that of the labels."""
+    drop = run.model.drop[layer.removeprefix("drop_")]
+    assert isinstance(drop, DropCluster) and drop.clusterer is not None
+    return jax.device_get(drop.clusterer.init(shape))
 
 
 def _in_order(run: Run, states: Mapping[str, Any]) -> list[tuple[str, Any]]:
@@ -333,7 +302,12 @@ def _in_order(run: Run, states: Mapping[str, Any]) -> list[tuple[str, Any]]:
     return sorted(states.items(), key=lambda item: run.model.places.index(item[0].removeprefix("drop_")))
 
 
-def _draw_clusters(run: Run, state: TrainState, batch: Batch) -> None:
+def _here(images: jax.Array) -> np.ndarray:
+    """Those of a divided batch that lie on this process's devices."""
+    return np.concatenate([np.asarray(part.data) for part in images.addressable_shards])
+
+
+def _draw_clusters(run: Run, state: TrainState, images: np.ndarray) -> None:
     """Write `clusters.png`: the learned clusters of each layer over the mean activation of a few channels."""
     from dropcluster_jax.viz import cluster_figure
 
@@ -347,8 +321,8 @@ def _draw_clusters(run: Run, state: TrainState, batch: Batch) -> None:
         )
         return {layer: calls["__call__"][0] for layer, calls in captured["intermediates"].items()}
 
-    maps = jax.device_get(jax.jit(activations)(state, batch["image"]))
-    clusters = cluster_states(jax.device_get(state.clusters))
+    maps = jax.device_get(jax.jit(activations)(state, images))
+    clusters = cluster_states(state.clusters)
     layers = {layer.removeprefix("drop_"): (clustering, maps[layer]) for layer, clustering in _in_order(run, clusters)}
     steps = f"{run.config.model} on {run.config.data.name}, step {run.num_steps}"
     cluster_figure(layers, title=f"Learned clusters: {steps}").savefig(run.folder / "clusters.png", dpi=130)

@@ -1,0 +1,147 @@
+"""From a configuration to the parts of a run: the network, the optimiser, the augmentation, the pure steps."""
+
+import functools
+from collections.abc import Callable
+from typing import Any
+
+import flax.linen as nn
+import jax
+import jax.numpy as jnp
+import numpy as np
+import optax
+
+from dropcluster_jax.clustering import Clusterer, Grid, KMeans, ReNA
+from dropcluster_jax.data import (
+    Dataset,
+    cutmix,
+    mixup,
+    normalize,
+    random_cutout,
+    random_flip,
+    random_resized_crop,
+    random_shift,
+)
+from dropcluster_jax.linen import DropBlock, DropCluster, Dropout, SpatialDropout
+from dropcluster_jax.models import MODELS, ResNet
+from dropcluster_jax.training.config import AugmentConfig, DropConfig, TrainConfig
+from dropcluster_jax.training.schedules import ramp
+from dropcluster_jax.training.steps import Steps, make_steps
+
+_LARGE = 100  # pixels; smaller images take the stem without strides
+
+
+def make_run_steps(
+    config: TrainConfig, model: ResNet, dataset: Dataset, num_steps: int, axis_name: str | None = None
+) -> Steps:
+    """The pure steps of a run of so many steps."""
+    return make_steps(
+        model,
+        optimizer(config, num_steps, len(dataset.train) // config.batch_size),
+        rate=ramp(config.drop.rate, round(config.drop.begin * num_steps), round(config.drop.full * num_steps)),
+        augment=augmentation(config.augment, dataset),
+        preprocess=lambda images: normalize(images, dataset.mean, dataset.std),
+        mix=mixing(config.augment, dataset.num_classes),
+        label_smoothing=config.label_smoothing,
+        accumulate=config.accumulate,
+        average=config.average,
+        skip_nonfinite=config.max_bad_steps > 0,
+        axis_name=axis_name,
+    )
+
+
+def make_model(
+    config: TrainConfig, num_classes: int, image_shape: tuple[int, ...], axis_name: str | None = None
+) -> ResNet:
+    """The network, with its drop layers, for images `(height, width, channels)`, on devices of a mapped axis if any."""
+    options: dict[str, Any] = {
+        "drop": drop_layers(config.drop, axis_name),
+        "dtype": jnp.dtype(config.dtype),
+        "axis_name": axis_name if config.sync_batch_norm else None,
+        "remat": config.remat,
+    }
+    model = MODELS[config.model](num_classes, **options)
+    if min(image_shape[:2]) < _LARGE and model.stem == "imagenet":
+        model = MODELS[config.model](num_classes, stem="cifar", **options)
+    return model
+
+
+def drop_layers(drop: DropConfig, axis_name: str | None = None) -> dict[str, nn.Module]:
+    """The drop layer of each place."""
+    clusterers: dict[str, Callable[..., Clusterer]] = {"kmeans": KMeans, "rena": ReNA, "grid": Grid}
+    makers: dict[str, Callable[[], nn.Module]] = {
+        "dropout": Dropout,
+        "spatial": SpatialDropout,
+        "block": lambda: DropBlock(block_size=drop.block_size, per_channel=drop.per_channel),
+        "cluster": lambda: DropCluster(
+            clusterers[drop.clusterer](cluster_size=drop.cluster_size, per_channel=drop.per_channel),
+            min_explained=drop.min_explained,
+            axis_name=axis_name,
+        ),
+    }
+    return {} if drop.method == "none" else {place: makers[drop.method]() for place in drop.places}
+
+
+def optimizer(config: TrainConfig, num_steps: int, steps_per_epoch: int) -> optax.GradientTransformation:
+    """Nesterov momentum with weight decay on kernels; a warm-up, then a cosine to 0."""
+    peak = config.learning_rate
+    if config.learning_rate_per is not None:
+        peak *= config.batch_size / config.learning_rate_per
+    warmup = max(1, num_steps // 20)
+    if config.warmup_epochs is not None:
+        warmup = min(round(config.warmup_epochs * steps_per_epoch), num_steps)
+    schedule = optax.warmup_cosine_decay_schedule(0.0, peak, warmup, max(num_steps, warmup + 1))
+    decay = optax.add_decayed_weights(
+        config.weight_decay, mask=lambda params: jax.tree.map(lambda leaf: leaf.ndim > 1, params)
+    )
+    return optax.chain(decay, optax.sgd(schedule, momentum=0.9, nesterov=True))
+
+
+def augmentation(augment: AugmentConfig, dataset: Dataset) -> Callable[[jax.Array, jax.Array], jax.Array]:
+    """Crops or shifts, flips and cutout; crops and flips not where the host does them while decoding."""
+    on_host = dataset.size is not None
+    grey = np.rint(255 * dataset.mean).astype(np.uint8)
+
+    def vary(key: jax.Array, images: jax.Array) -> jax.Array:
+        place_key, flip_key, cutout_key = jax.random.split(key, 3)
+        if not augment.resized_crop:
+            images = random_shift(place_key, images, augment.shift)
+        elif not on_host:
+            images = random_resized_crop(place_key, images)
+        if augment.flip and not on_host:
+            images = random_flip(flip_key, images)
+        return random_cutout(cutout_key, images, augment.cutout, grey)
+
+    return vary
+
+
+def mixing(
+    augment: AugmentConfig, num_classes: int
+) -> Callable[[jax.Array, jax.Array, jax.Array], tuple[jax.Array, jax.Array]] | None:
+    """Mixup, cutmix, one of the two for each batch at even odds, or None."""
+    ways = [
+        functools.partial(function, alpha=alpha)
+        for function, alpha in ((mixup, augment.mixup), (cutmix, augment.cutmix))
+        if alpha
+    ]
+    if not ways:
+        return None
+
+    def mix(key: jax.Array, images: jax.Array, labels: jax.Array) -> tuple[jax.Array, jax.Array]:
+        way_key, mix_key = jax.random.split(key)
+        way = jax.random.randint(way_key, (), 0, len(ways))
+        return jax.lax.switch(way, ways, mix_key, images, jax.nn.one_hot(labels, num_classes))
+
+    return mix
+
+
+def model_operations(model: ResNet, image_shape: tuple[int, ...]) -> float | None:
+    """Floating-point operations of the network for one training image, None where XLA does not count them.
+
+    Three times those of the forward pass, as is custom: whatever is computed again or beside the network (drop layers,
+    optimiser, augmentation) does not count.
+    """
+    bare = model.clone(drop={}, axis_name=None)
+    images = jax.ShapeDtypeStruct((1, *image_shape), jnp.float32)
+    variables = jax.eval_shape(bare.init, jax.random.key(0), images)
+    cost = jax.jit(bare.apply).lower(variables, images).cost_analysis()
+    return 3 * cost["flops"] if cost and cost.get("flops") else None

@@ -1,0 +1,148 @@
+"""The folder of a run: what is in it, whose it is, and how its metrics are written.
+
+`config.json`, `metrics.jsonl` (a record a line, as `fit` reports them), `summary.json`, `clusters.png`, `checkpoints/`,
+`damaged/` (checkpoints that could not be trusted) and `profile/`.
+"""
+
+import datetime
+import json
+import math
+import os
+import pathlib
+import re
+import shutil
+from collections.abc import Mapping
+from typing import Any
+
+from dropcluster_jax.training.config import HOW, TrainConfig
+from dropcluster_jax.training.loop import Record
+
+FILES = ("config.json", "metrics.jsonl", "summary.json", "clusters.png", "evaluation.json")
+FOLDERS = ("checkpoints", "damaged", "profile")
+
+
+def new_folder(config: TrainConfig) -> pathlib.Path:
+    """A folder under `runs/` that does not exist yet, named by what is run and when."""
+    now = datetime.datetime.now().strftime("%Y%m%d-%H%M%S")
+    name = f"{slug(config.data.name)}-{config.model}-{config.drop.method}-{now}"
+    candidates = [pathlib.Path("runs", name), *(pathlib.Path("runs", f"{name}-{i}") for i in range(2, 100))]
+    return next(folder for folder in candidates if not folder.exists())
+
+
+def slug(name: str) -> str:
+    """A data set's name as part of a folder's."""
+    return re.sub(r"[^0-9A-Za-z_.-]+", "-", name)
+
+
+def finished_run(folder: pathlib.Path, config: TrainConfig) -> dict[str, Any] | None:
+    """The summary of this very run, if the folder holds it finished; None if it is new, empty or holds it unfinished.
+
+    Raises:
+        FileExistsError: the folder holds anything else; where it is another configuration the differences are named.
+    """
+    if not folder.exists():
+        return None
+    if not folder.is_dir():
+        raise FileExistsError(f"out must be a folder, got the file {folder}")
+    if not any(folder.iterdir()):
+        return None
+    written = folder / "config.json"
+    if not written.is_file():
+        raise FileExistsError(f"out must be a new or empty folder or one with this run, but {folder} holds other files")
+    there, here = _read_json(written), config.to_json()
+    for name in ("version", "dataset"):
+        there.pop(name, None)
+    for each in (there, here):
+        for part, options in HOW.items():  # the same images may lie elsewhere, and come otherwise
+            for option in options:
+                (each.get(part, {}) if part else each).pop(option, None)
+    differences = [
+        f"{name} is {there_value!r} there and {here_value!r} here"
+        for name, there_value, here_value in _compare(there, here)
+    ]
+    if differences:
+        raise FileExistsError(
+            f"out holds a run of another configuration, {folder}: {'; '.join(differences)}. "
+            "Give another folder, or --restart to remove it"
+        )
+    summary = folder / "summary.json"
+    return _read_json(summary) if summary.is_file() else None
+
+
+def clear(folder: pathlib.Path) -> None:
+    """Remove a run, and nothing else, from its folder.
+
+    Raises:
+        FileExistsError: the folder holds no run.
+    """
+    if not folder.exists() or not any(folder.iterdir()):
+        return
+    if not (folder / "config.json").is_file():
+        raise FileExistsError(f"out must be a new or empty folder or one with a run, but {folder} holds other files")
+    for name in FILES:
+        (folder / name).unlink(missing_ok=True)
+    for name in FOLDERS:
+        shutil.rmtree(folder / name, ignore_errors=True)
+
+
+class MetricsFile:
+    """`metrics.jsonl`: records are added at its end; a context manager.
+
+    Args:
+        path: of the file.
+        size: how much of what is there stays, in bytes: what a run wrote after the checkpoint from which it goes on
+            is written again.
+    """
+
+    def __init__(self, path: pathlib.Path, size: int = 0) -> None:
+        self._path = path
+        path.touch()
+        os.truncate(path, min(size, path.stat().st_size))
+        self._file = path.open("a")
+
+    def __enter__(self) -> "MetricsFile":
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        self._file.close()
+
+    def records(self) -> list[Record]:
+        """Those that are there."""
+        return [json.loads(line) for line in self._path.read_text().splitlines()]
+
+    def add(self, record: Record) -> None:
+        """Write a record; of numbers that are not finite, which JSON has not, null."""
+        self._file.write(json.dumps(_finite(record), allow_nan=False) + "\n")
+        self._file.flush()
+
+    def size(self) -> int:
+        """In bytes."""
+        return self._path.stat().st_size
+
+
+def write_json(path: pathlib.Path, content: Mapping[str, Any]) -> None:
+    """Whole or not at all."""
+    beside = path.with_name(path.name + ".new")
+    beside.write_text(json.dumps(content, indent=2) + "\n")
+    beside.replace(path)
+
+
+def _read_json(path: pathlib.Path) -> dict[str, Any]:
+    try:
+        return json.loads(path.read_text())
+    except ValueError as error:
+        raise FileExistsError(f"{path} is damaged ({error}); remove it, or give another folder") from None
+
+
+def _finite(value: Any) -> Any:
+    if isinstance(value, Mapping):
+        return {name: _finite(part) for name, part in value.items()}
+    return None if isinstance(value, float) and not math.isfinite(value) else value
+
+
+def _compare(there: Any, here: Any, name: str = "") -> list[tuple[str, Any, Any]]:
+    if isinstance(there, Mapping) and isinstance(here, Mapping):
+        names = list(dict.fromkeys([*there, *here]))
+        dotted = [(key, f"{name}.{key}" if name else key) for key in names]
+        return [row for key, path in dotted for row in _compare(there.get(key), here.get(key), path)]
+    return [] if there == here else [(name, there, here)]
