@@ -2,13 +2,16 @@
 PYTHON ?= python3
 BIN := .venv/bin
 
-.PHONY: train test lint clean
+.PHONY: train test soak lint clean
 
 train: .venv/.train  ## train ResNet-20 with DropCluster on handwritten digits; results in runs/digits
 	$(BIN)/dropcluster train digits --out runs/digits
 
 test: .venv/.dev  ## all tests and doctests
 	$(BIN)/python -m pytest -n 2 --dist loadgroup
+
+soak: .venv/.dev  ## runs that are killed again and again, alone and with others: half an hour
+	SOAK_TURNS=10 $(BIN)/python -m pytest -n 2 --dist loadgroup tests/training/test_killed.py tests/training/test_processes.py
 
 lint: .venv/.dev  ## style and types
 	$(BIN)/ruff check .

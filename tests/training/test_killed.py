@@ -1,4 +1,4 @@
-"""What is killed goes on to the same bits. `make soak` kills twenty times and more; here it is a few times."""
+"""What is killed goes on to the same bits. `make soak` does so at twenty moments and more; here there are a few."""
 
 import json
 import os
@@ -15,11 +15,19 @@ from training.test_steps import equal
 from dropcluster_jax.cli import main
 from dropcluster_jax.training import load_run
 
-KILLS = int(os.environ.get("SOAK_KILLS", "2"))
+# Of each turn two are `kill -9`, while a checkpoint is written and while clusters are updated.
+MOMENTS = [
+    (signal.SIGKILL, "save"),
+    (signal.SIGTERM, "step"),
+    (signal.SIGKILL, "cluster"),
+    (signal.SIGINT, "cluster"),
+]
+TURNS = int(os.environ.get("SOAK_TURNS", "1"))
+STEPS = 60 if TURNS > 1 else 24
 
-RUN = ["train", "digits", "--model", "resnet8", "--steps", "60", "--batch-size", "16", "--checkpoint.every", "3"]
+RUN = ["train", "digits", "--model", "resnet8", "--steps", str(STEPS), "--batch-size", "16", "--checkpoint.every", "3"]
 RUN += ["--drop.update-every", "4", "--drop.probe-size", "32", "--data.per-class", "32", "--data.test-split"]
-RUN += ["test[:64]", "--average", "0.9"]
+RUN += ["test[:64]", "--average", "0.9", "--drop.places", "stage1"]
 
 
 @pytest.fixture(scope="module")
@@ -54,7 +62,7 @@ def records(folder: pathlib.Path) -> list[dict]:
 def assert_same(folder: pathlib.Path, whole: pathlib.Path) -> None:
     """Final parameters, statistics, clusters, optimiser, key, averages, metrics and summary, bit for bit."""
     one, other = load_run(folder), load_run(whole)
-    assert one.step == other.step == 60 and equal(one.state, other.state)
+    assert one.step == other.step == STEPS and equal(one.state, other.state)
     assert records(folder) == records(whole)
     summaries = [json.loads((each / "summary.json").read_text()) for each in (folder, whole)]
     for summary in summaries:
@@ -62,34 +70,32 @@ def assert_same(folder: pathlib.Path, whole: pathlib.Path) -> None:
     assert summaries[0] == summaries[1]
 
 
-def test_killed_at_random_moments_a_run_ends_in_the_same_bits(uninterrupted, tmp_path):
-    """Runs that are over before all kills were made are followed by others."""
-    rng, kills, runs = random.Random(0), 0, 0
-    while kills < KILLS:
+def assert_told_how_to_go_on(finished: subprocess.CompletedProcess[str], number: signal.Signals, folder: pathlib.Path):
+    step = last_checkpoint(folder)
+    assert finished.stderr.splitlines() == [
+        f"stopped by {number.name} after step {step}; this goes on from step {step}:",
+        f"  {shlex.join(['dropcluster', *RUN, '--out', str(folder)])}",
+    ]
+
+
+def test_killed_and_told_to_stop_at_random_moments_a_run_ends_in_the_same_bits(uninterrupted, tmp_path):
+    """Each time it goes on from its last checkpoint. Runs that end before all was done are followed by others."""
+    rng, moments, runs = random.Random(0), iter(MOMENTS * TURNS), 0
+    moment = next(moments)
+    while moment:
         folder = tmp_path / f"run{runs}"
         runs += 1
-        while kills < KILLS:
-            when = ("save", "cluster", "step")[kills % 3]
+        while moment:
+            number, when = moment
             after = last_checkpoint(folder) + rng.randrange(7)
-            finished = strike(folder, signal.SIGKILL, when=when, after=after, delay=rng.choice([0, rng.random() / 20]))
-            if finished.returncode == 0:
+            finished = strike(folder, number, when=when, after=after, delay=rng.choice([0, rng.random() / 20]))
+            if finished.returncode == 0:  # over before the moment came
                 break
-            assert finished.returncode == -signal.SIGKILL, finished.stderr
-            kills += 1
+            if number == signal.SIGKILL:
+                assert finished.returncode == -number, finished.stderr
+            else:
+                assert finished.returncode == 128 + number, finished.stderr
+                assert_told_how_to_go_on(finished, number, folder)
+            moment = next(moments, None)
         main([*RUN, "--out", str(folder)])
         assert_same(folder, uninterrupted)
-
-
-@pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGINT])
-@pytest.mark.parametrize("turn", range(max(1, KILLS // 2)))
-def test_told_to_stop_a_run_saves_says_how_to_go_on_and_ends_in_the_same_bits(number, turn, uninterrupted, tmp_path):
-    rng = random.Random(turn)
-    folder = tmp_path / "run"
-    finished = strike(folder, number, when=("step", "cluster", "save")[turn % 3], after=rng.randrange(50), delay=0.0)
-    assert finished.returncode == 128 + number, finished.stderr
-    step = last_checkpoint(folder)
-    told = finished.stderr.splitlines()
-    assert told[0] == f"stopped by {number.name} after step {step}; this goes on from step {step}:"
-    assert told[1] == f"  {shlex.join(['dropcluster', *RUN, '--out', str(folder)])}" and len(told) == 2
-    main(shlex.split(told[1])[1:])
-    assert_same(folder, uninterrupted)
