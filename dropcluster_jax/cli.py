@@ -306,3 +306,7 @@ def _fail(message: str) -> NoReturn:
     """What went wrong on the way, not with the input."""
     print(f"dropcluster: {message}", file=sys.stderr)
     sys.exit(1)
+
+
+if __name__ == "__main__":
+    main()

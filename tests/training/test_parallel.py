@@ -17,7 +17,11 @@ WAYS = ("jit", "shard_map", "pmap")
 
 
 def mesh(devices):
-    return jax.make_mesh((devices,), ("batch",), axis_types=(AxisType.Auto,), devices=jax.devices()[:devices])
+    return mesh_of(jax.devices()[:devices])
+
+
+def mesh_of(devices):
+    return jax.make_mesh((len(devices),), ("batch",), axis_types=(AxisType.Auto,), devices=devices)
 
 
 @functools.cache
@@ -70,8 +74,11 @@ def on_host(state):
 
 
 def placed(parallel, host):
-    """A state from the host on the devices."""
-    return jax.device_put(host._replace(key=jax.random.wrap_key_data(host.key)), parallel.replicated)
+    """A state from the host on the devices, those of other processes too."""
+    state = jax.tree.map(
+        lambda leaf: jax.make_array_from_process_local_data(parallel.replicated, np.asarray(leaf)), host
+    )
+    return state._replace(key=jax.random.wrap_key_data(state.key))
 
 
 def compiled(way, devices, **options):
