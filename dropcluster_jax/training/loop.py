@@ -17,6 +17,7 @@ from dropcluster_jax.training.steps import Batch, Steps, TrainState
 Record = dict[str, Any]
 
 _NEVER = every(0)
+_agreement = jax.jit(agreement)
 _TRACED = range(5, 10)  # steps of a run that the profiler looks at: after compilation
 
 
@@ -209,7 +210,7 @@ def agreement_of(state: ClusterState, other: ClusterState) -> float:
         for each in (state, other)
     )
     flat, flat_other = (np.reshape(each, (-1, each.shape[-2] * each.shape[-1])) for each in (groups, groups_other))
-    return float(np.mean(agreement(flat, flat_other)))
+    return float(np.mean(jax.device_get(_agreement(*jax.device_put((flat, flat_other))))))
 
 
 def _describe(before: Any, after: Any) -> dict[str, dict[str, float]]:

@@ -1,14 +1,19 @@
+import collections
+import functools
 import itertools
+import logging
 
 import jax
 import jax.numpy as jnp
 import numpy as np
 import optax
 import pytest
+from training.test_parallel import mesh
 from training.test_steps import Small, separable
 
 import dropcluster_jax as dc
-from dropcluster_jax.training import evaluate, every, fit, make_steps
+from dropcluster_jax.data import load, normalize, open_road
+from dropcluster_jax.training import NonFiniteError, Parallel, evaluate, every, fit, make_steps
 from dropcluster_jax.training.loop import agreement_of
 
 
@@ -118,3 +123,114 @@ def test_nothing_to_evaluate_is_refused(setting):
         evaluate(steps.evaluate, state, [])
     with pytest.raises(ValueError, match="no example"):
         evaluate(steps.evaluate, state, [{**batch, "weight": jnp.zeros(32)}])
+
+
+# ---- Going on, stopping, and what is not finite
+
+
+def test_from_a_state_in_the_middle_the_rest_is_what_it_would_have_been(setting):
+    steps, batch = setting
+    options = {"cluster_when": every(4, begin=2), "test": lambda: [batch], "evaluate_every": 6, "num_steps": 20}
+    whole, all_records = run(setting, **options)
+    saved = []
+
+    def save(state, *, accuracy, bad_steps):
+        saved.append((jax.tree.map(jnp.copy, state), accuracy, bad_steps))
+
+    told = []
+    _, begun = run(setting, **options, save=save, save_every=5, stop=lambda step: told.append(step) or step == 9)
+    assert [(int(state.step), accuracy is None) for state, accuracy, _ in saved] == [(5, True), (6, False), (9, True)]
+    assert told == list(range(1, 10))
+    ended = []
+    state = fit(steps, saved[-1][0], itertools.repeat(batch), report=ended.append, log_every=5, **options)
+    for one, other in zip(jax.tree.leaves(state._replace(key=0)), jax.tree.leaves(whole._replace(key=0)), strict=True):
+        assert (np.asarray(one) == np.asarray(other)).all()
+
+    def without_time(records):
+        return [{name: value for name, value in each.items() if name != "images_per_second"} for each in records]
+
+    assert without_time(begun + ended) == without_time(all_records)
+
+
+def spoilt(batch, *bad):
+    """Batches of which those of these numbers, from 1 on, are not finite."""
+    nan = {**batch, "image": batch["image"].at[0].set(jnp.nan)}
+    return (nan if number in bad else batch for number in itertools.count(1))
+
+
+def test_a_loss_that_is_not_finite_ends_the_training_and_is_never_saved(setting):
+    steps, batch = setting
+    records, saved = [], []
+
+    def save(state, *, accuracy, bad_steps):
+        saved.append(int(state.step))
+
+    with pytest.raises(NonFiniteError, match="not finite at step 7: try a lower learning rate"):
+        fit(
+            steps,
+            jax.jit(steps.init)(jax.random.key(1), batch),
+            spoilt(batch, 7),
+            num_steps=20,
+            report=records.append,
+            save=save,
+            save_every=3,
+        )
+    assert saved == [3, 6] and records[-1] == {"event": "bad", "step": 7, "bad_steps": 1}
+
+
+def test_so_many_bad_steps_are_skipped_and_one_more_ends_the_training(setting):
+    _, batch = setting
+    steps = make_steps(Small(), optax.sgd(0.2), skip_nonfinite=True)
+
+    def train(allowed):
+        first = jax.jit(steps.init)(jax.random.key(1), batch)
+        return fit(
+            steps,
+            first,
+            spoilt(batch, 3, 4, 9),
+            num_steps=12,
+            max_bad_steps=allowed,
+            report=records.append,
+            log_every=5,
+        )
+
+    records = []
+    state = train(3)
+    assert state.step == 12 and np.isfinite(state.params["head"]["kernel"]).all()
+    assert [(record["step"], record["bad_steps"]) for record in of(records, "bad")] == [(3, 1), (4, 2), (9, 3)]
+    with pytest.raises(NonFiniteError, match="at step 9, once more than the 2 steps that may be skipped"):
+        train(2)
+
+
+def test_within_the_loop_nothing_moves_unasked_and_each_step_is_compiled_once(caplog):
+    """From host to device; the other way no transfer is one on CPU."""
+    parallel = Parallel(mesh=mesh(4))
+    data = load("digits", train_split="train[:64]", test_split="test[:32]")
+    road = open_road(data, 16, sharding=parallel.batch_sharding)
+    steps = make_steps(
+        Small(classes=10),
+        optax.sgd(0.1),
+        rate=optax.linear_schedule(0.0, 0.2, 10),
+        preprocess=lambda images: normalize(images, data.mean, data.std),
+    )
+    state = parallel.compile(steps).init(jax.random.key(0), road.probe(16, 0))
+    jax.block_until_ready(state)
+    with jax.transfer_guard("disallow"), jax.log_compiles(), caplog.at_level(logging.WARNING):
+        fit(
+            steps,
+            state,
+            road.train(),
+            num_steps=12,
+            probe=functools.partial(road.probe, 32),
+            cluster_when=every(3),
+            test=road.test,
+            evaluate_every=4,
+            parallel=parallel,
+            save=lambda state, *, accuracy, bad_steps: None,
+            save_every=5,
+        )
+    compiled = [message.split()[4] for message in caplog.messages if message.startswith("Finished XLA compilation of")]
+    assert {f"jit({name})" for name in ("train", "clusters", "evaluate", "_take")} <= set(compiled)
+    counts = collections.Counter(compiled)
+    # A batch, a probe batch and a test batch each have a size of their own.
+    assert all(counts[f"jit({name})"] == 1 for name in ("train", "clusters", "evaluate")) and counts["jit(_take)"] == 3

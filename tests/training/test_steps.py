@@ -374,3 +374,102 @@ def test_variables_that_the_state_cannot_hold_are_refused(batch):
 
     with pytest.raises(ValueError, match=r"collection 'counts'.*'params', 'batch_stats' and 'clusters'"):
         make_steps(Counting(), optax.sgd(0.1)).init(jax.random.key(0), batch)
+
+
+# ---- Accumulation, averages, smoothing, steps that are not finite
+
+
+def test_accumulated_parts_make_the_step_of_the_whole_batch(batch):
+    """Without BatchNorm and drops a mean of means is the mean; a batch that cannot be divided is refused."""
+    states = []
+    for accumulate in (1, 4):
+        steps = make_steps(Small(batch_norm=False), optax.sgd(0.3), accumulate=accumulate)
+        state = jax.jit(steps.init)(jax.random.key(1), batch)
+        state, metrics = jax.jit(steps.train)(state, batch)
+        states.append((state.params, metrics["loss"], metrics["accuracy"]))
+    for one, other in zip(jax.tree.leaves(states[0]), jax.tree.leaves(states[1]), strict=True):
+        np.testing.assert_allclose(one, other, rtol=1e-5, atol=1e-7)
+    with pytest.raises(ValueError, match="accumulate must divide the batch of 32, got 5"):
+        make_steps(Small(), optax.sgd(0.3), accumulate=5).train(state, batch)
+
+
+def test_accumulated_parts_have_masks_of_their_own_and_statistics_one_after_the_other(batch):
+    part = jax.tree.map(lambda leaf: leaf[:8], batch)
+    repeated = jax.tree.map(lambda leaf: jnp.repeat(leaf, 2, axis=0), part)  # both parts hold the same examples
+    steps = make_steps(Small(), optax.sgd(0.0), rate=0.5, accumulate=2)
+    alone = make_steps(Small(), optax.sgd(0.0), rate=0.5)
+    state = jax.jit(steps.init)(jax.random.key(1), part)
+    after, metrics = jax.jit(steps.train)(state, repeated)
+    _, one = jax.jit(alone.train)(state, part)
+    assert abs(float(metrics["loss"]) - float(one["loss"])) > 1e-4
+    quiet = make_steps(Small(), optax.sgd(0.0), accumulate=2)
+    after, _ = jax.jit(quiet.train)(state, repeated)
+    twice = state
+    for _ in range(2):
+        twice, _ = jax.jit(make_steps(Small(), optax.sgd(0.0)).train)(twice, part)
+    for one, other in zip(jax.tree.leaves(after.batch_stats), jax.tree.leaves(twice.batch_stats), strict=True):
+        np.testing.assert_allclose(one, other, rtol=1e-5, atol=1e-7)
+
+
+def test_averages_follow_their_formula_and_are_what_is_evaluated(batch):
+    steps = make_steps(Small(), optax.sgd(0.3), average=0.5)
+    train, state = jax.jit(steps.train), jax.jit(steps.init)(jax.random.key(1), batch)
+    expected = np.asarray(state.params["head"]["kernel"], np.float64)
+    for step in range(12):
+        decay = min(0.5, (1 + step) / (10 + step))
+        state, _ = train(state, batch)
+        expected = decay * expected + (1 - decay) * np.asarray(state.params["head"]["kernel"])
+    np.testing.assert_allclose(state.average["params"]["head"]["kernel"], expected, rtol=1e-5)
+    assert set(state.average) == {"params", "batch_stats"}
+    averaged = state._replace(params=state.average["params"], batch_stats=state.average["batch_stats"], average=())
+    assert float(steps.evaluate(state, batch)["loss"]) == float(steps.evaluate(averaged, batch)["loss"])
+    assert float(steps.evaluate(state._replace(average=()), batch)["loss"]) != float(
+        steps.evaluate(state, batch)["loss"]
+    )
+
+
+def test_labels_are_smoothed_in_training_only(batch):
+    plain, smooth = (make_steps(Small(), optax.sgd(0.3), label_smoothing=share) for share in (0.0, 0.1))
+    state = jax.jit(plain.init)(jax.random.key(1), batch)
+    logits, _ = Small().apply(state.variables(), batch["image"], train=True, mutable=["batch_stats"])
+    targets = 0.9 * jax.nn.one_hot(batch["label"], 4) + 0.1 / 4
+    expected = -jnp.mean(jnp.sum(targets * jax.nn.log_softmax(logits), axis=-1))
+    assert float(smooth.train(state, batch)[1]["loss"]) == pytest.approx(float(expected), rel=1e-5)
+    assert float(smooth.evaluate(state, batch)["loss"]) == float(plain.evaluate(state, batch)["loss"])
+
+
+def test_of_many_classes_the_five_best_are_counted_too(batch):
+    steps = make_steps(Small(classes=100), optax.sgd(0.3))
+    state = jax.jit(steps.init)(jax.random.key(1), batch)
+    logits = Small(classes=100).apply(state.variables(), batch["image"])
+    best = np.argsort(np.asarray(logits), axis=-1)[:, -5:]
+    sums = steps.evaluate(state, batch)
+    assert float(sums["correct_top5"]) == sum(label in row for label, row in zip(batch["label"], best, strict=True))
+    assert "correct_top5" not in make_steps(Small(), optax.sgd(0.3)).evaluate(
+        jax.jit(make_steps(Small(), optax.sgd(0.3)).init)(jax.random.key(1), batch), batch
+    )
+
+
+@pytest.mark.parametrize("accumulate", [1, 2])
+def test_a_step_that_is_not_finite_is_told_and_leaves_all_as_it_was_if_asked(batch, accumulate):
+    bad = {**batch, "image": batch["image"].at[3, 2, 2, 0].set(jnp.nan)}
+    tx = optax.sgd(optax.constant_schedule(0.3), momentum=0.9)
+    steps = make_steps(Small(), tx, rate=0.2, average=0.9, skip_nonfinite=True, accumulate=accumulate)
+    train, state = jax.jit(steps.train), jax.jit(steps.init)(jax.random.key(1), batch)
+    state, metrics = train(state, batch)
+    assert metrics["finite"]
+    after, metrics = train(state, bad)
+    assert not metrics["finite"] and int(after.step) == int(state.step) + 1
+    assert equal(after._replace(step=state.step), state)
+    plain = make_steps(Small(), tx, rate=0.2, average=0.9)
+    spoiled, metrics = jax.jit(plain.train)(state, bad)
+    assert not metrics["finite"] and not np.isfinite(spoiled.batch_stats["norm"]["mean"]).all()
+
+
+@pytest.mark.bad_input
+def test_options_of_steps_out_of_range_are_refused():
+    for option in ("label_smoothing", "average"):
+        with pytest.raises(ValueError, match=rf"{option} must be at least 0 and below 1, got 1\.0"):
+            make_steps(Small(), optax.sgd(0.1), **{option: 1.0})
+    with pytest.raises(ValueError, match="accumulate must be at least 1, got 0"):
+        make_steps(Small(), optax.sgd(0.1), accumulate=0)

@@ -7,7 +7,7 @@ from typing import Any
 import jax
 import numpy as np
 from jax.sharding import NamedSharding, PartitionSpec
-from jaxtyping import Array, Float32, Int, UInt8
+from jaxtyping import Array, Int, UInt8
 
 from dropcluster_jax.data.dataset import Dataset
 from dropcluster_jax.data.examples import ArrayExamples
@@ -43,6 +43,7 @@ class DeviceRoad:
         self._sharding = sharding
         self._train, self._test = _on_device(train, sharding), _on_device(test, sharding)
         self._gather = jax.jit(_take, out_shardings=sharding)
+        self._divide = jax.jit(lambda weight: weight, out_shardings=sharding)
         self.skipped: list[str] = []
 
     def train(self) -> Batches:
@@ -57,7 +58,8 @@ class DeviceRoad:
         """See `Road`."""
         size = divisible(self._order.batch_size if batch_size is None else batch_size, parts_of(self._sharding))
         for indices, weight in evaluation_indices(len(self._test[1]), size):
-            yield {**self._take(self._test, indices), "weight": self._divided(weight)}
+            everywhere = put({"weight": weight}, _everywhere(self._sharding))
+            yield {**self._take(self._test, indices), "weight": self._divide(everywhere["weight"])}
 
     def probe(self, size: int, update: int) -> Batch:
         """See `Road`."""
@@ -68,12 +70,6 @@ class DeviceRoad:
     def _take(self, examples: Any, indices: Indices) -> Batch:
         everywhere = put({"indices": indices}, _everywhere(self._sharding))
         return self._gather(*examples, everywhere["indices"])
-
-    def _divided(self, weight: Float32[np.ndarray, " batch"]) -> Array:
-        if self._sharding is None:
-            return jax.device_put(weight)
-        # Each process knows all of it: no other is asked.
-        return jax.make_array_from_callback(weight.shape, self._sharding, lambda part: weight[part])
 
 
 def _everywhere(sharding: NamedSharding | None) -> NamedSharding | None:
