@@ -128,8 +128,11 @@ def mixing(
 
     def mix(key: jax.Array, images: jax.Array, labels: jax.Array) -> tuple[jax.Array, jax.Array]:
         way_key, mix_key = jax.random.split(key)
-        way = jax.random.randint(way_key, (), 0, len(ways))
-        return jax.lax.switch(way, ways, mix_key, images, jax.nn.one_hot(labels, num_classes))
+        mixed = [way(mix_key, images, jax.nn.one_hot(labels, num_classes)) for way in ways]
+        # Chosen of what all give, not by a branch: what devices exchange within a branch can lock them on CPUs.
+        chosen = jax.random.randint(way_key, (), 0, len(ways))
+        images, labels = (jax.lax.select_n(chosen, *parts) for parts in zip(*mixed, strict=True))
+        return images, labels
 
     return mix
 

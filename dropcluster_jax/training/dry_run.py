@@ -1,10 +1,11 @@
 """What a run would take: shapes, parameters, operations and memory, without a training step."""
 
-import re
+from collections.abc import Callable
+from typing import Any
 
+import flax.linen as nn
 import jax
 import jax.numpy as jnp
-from flax.linen.summary import tabulate
 
 from dropcluster_jax.training.build import model_operations
 from dropcluster_jax.training.progress import si
@@ -49,17 +50,23 @@ def describe(run: Run) -> str:
 
 
 def _table(run: Run) -> str:
-    """Flax's table of the network, a line for each part."""
-    images = jnp.zeros((1, *run.dataset.shape), jnp.float32)
-    model = run.model.clone(axis_name=None, remat=False)
-    table = tabulate(
-        model,
-        jax.random.key(0),
-        depth=1,
-        compute_flops=False,
-        console_kwargs={"width": 110, "force_terminal": False, "no_color": True},
-    )(images)
-    return re.sub(r"\n\s*\n+", "\n", table).strip("\n")
+    """The parts of the network in the order of their calls: what each gives for an image, and its parameters."""
+    rows: list[tuple[str, tuple[int, ...]]] = []
+
+    def note(call: Callable[..., Any], args: Any, kwargs: Any, context: Any) -> Any:
+        output = call(*args, **kwargs)
+        if len(context.module.path) == 1 and context.method_name == "__call__":
+            rows.append((context.module.name, output.shape[1:]))
+        return output
+
+    images = jax.ShapeDtypeStruct((1, *run.dataset.shape), jnp.float32)
+    with nn.intercept_methods(note):
+        variables = jax.eval_shape(run.model.clone(remat=False).init, jax.random.key(0), images)
+    lines = [f"{'part':16} {'output':>16} {'parameters':>12}"]
+    for name, shape in [("image", run.dataset.shape), *rows]:
+        parameters = sum(leaf.size for leaf in jax.tree.leaves(variables["params"].get(name)))
+        lines.append(f"{name:16} {'x'.join(map(str, shape)):>16} {parameters or '':>12{',' if parameters else ''}}")
+    return "\n".join(lines)
 
 
 def _bytes(number: float) -> str:

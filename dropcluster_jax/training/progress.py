@@ -84,11 +84,11 @@ def si(value: float) -> str:
 
     Example:
         >>> si(1.234e12), si(56e9), si(7.0)
-        ('1.23 T', '56.0 G', '7.00 ')
+        ('1.23 T', '56 G', '7 ')
     """
     prefixes = ["", "k", "M", "G", "T", "P", "E"]
     power = min(max(0, (len(str(int(value))) - 1) // 3), len(prefixes) - 1)
-    return f"{value / 1000**power:#.3g} {prefixes[power]}"
+    return f"{value / 1000**power:.3g} {prefixes[power]}"
 
 
 def summary(results: Mapping[str, Any], folder: pathlib.Path) -> str:

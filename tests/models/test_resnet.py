@@ -40,6 +40,29 @@ def small():
     return model, jax.jit(model.init)(jax.random.key(0), x), x
 
 
+def test_blocks_that_are_computed_again_give_the_same_gradients(small):
+    model, variables, x = small
+    again = model.clone(remat=True)
+    assert jax.tree.structure(again.init(jax.random.key(0), x)) == jax.tree.structure(variables)
+
+    def gradients(model):
+        def loss(params):
+            logits, _ = model.apply(
+                {**variables, "params": params},
+                x,
+                train=True,
+                rate=0.2,
+                rngs={"dropout": jax.random.key(2)},
+                mutable=["batch_stats"],
+            )
+            return jnp.sum(logits**2)
+
+        return jax.jit(jax.grad(loss))(variables["params"])
+
+    for one, other in zip(*(jax.tree.leaves(gradients(each)) for each in (model, again)), strict=True):
+        assert jnp.allclose(one, other, rtol=1e-4, atol=1e-5)
+
+
 @pytest.mark.parametrize("name", PARAMETERS)
 def test_parameters_are_as_many_as_published(name):
     variables = shapes_of(models.MODELS[name]())
