@@ -35,7 +35,7 @@ class Parallel:
 
     Raises:
         ValueError: an unknown way; a mesh of several axes, or one that is not automatic; `shard_optimizer` with
-            another way.
+            another way; `"pmap"` with devices of several processes.
 
     References:
         Rajbhandari et al., "ZeRO: Memory Optimizations Toward Training Trillion Parameter Models", SC 2020: dividing
@@ -74,6 +74,8 @@ class Parallel:
         check_automatic(self.mesh)
         if self.shard_optimizer and self.way != "jit":
             raise ValueError(f"shard_optimizer needs the way 'jit', got {self.way!r}")
+        if self.way == "pmap" and len({device.process_index for device in self.mesh.devices.flat}) > 1:
+            raise ValueError("way 'pmap' is for the devices of one process; 'shard_map' takes the same steps on all")
 
     @property
     def axis_name(self) -> str | None:
