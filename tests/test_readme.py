@@ -5,26 +5,45 @@ import re
 import shlex
 
 import pytest
-import tyro
 
-from dropcluster_jax.training.config import PRESETS, TrainConfig
+from dropcluster_jax import cli
 
-README = (pathlib.Path(__file__).parents[1] / "README.md").read_text()
+ROOT = pathlib.Path(__file__).parents[1]
+README = (ROOT / "README.md").read_text()
 
 
 def test_the_code_runs_from_top_to_bottom():
     blocks = re.findall(r"```python\n(.*?)```", README, re.DOTALL)
-    assert len(blocks) == 6
+    assert len(blocks) == 7
     names: dict[str, object] = {"__name__": "readme"}
     for block in blocks:
         exec(compile(block, "README.md", "exec"), names)
 
 
-@pytest.mark.parametrize("line", re.findall(r"^dropcluster train (.*)$", README, re.MULTILINE))
-def test_its_commands_are_understood(line):
-    preset, *options = shlex.split(line, comments=True)
-    if "--help" not in options:
-        assert isinstance(tyro.cli(TrainConfig, default=PRESETS[preset][1], args=options), TrainConfig)
+def commands() -> list[str]:
+    """Of README and docs, without what a shell makes of them."""
+    texts = [README, *(path.read_text() for path in sorted((ROOT / "docs").glob("*.md")))]
+    joined = "\n".join(texts).replace("\\\n", " ")
+    lines = re.findall(
+        r"^ *\"?(?:srun |[A-Z_]+=\S+ )*dropcluster ((?:train|evaluate|data) [^\n\"&]*)", joined, re.MULTILINE
+    )
+    return [re.sub(r"\$\w+", "1", line) for line in lines if "..." not in line]
+
+
+@pytest.mark.parametrize("line", commands())
+def test_its_commands_are_understood(line, monkeypatch):
+    """Up to where they would begin."""
+    understood = []
+    for name in ("_train", "_evaluate", "_check"):
+        monkeypatch.setattr(cli, name, lambda *values: understood.append(values))
+    words = shlex.split(line, comments=True)
+    if "--help" not in words:
+        cli.main(words)
+        assert len(understood) == 1
+
+
+def test_there_are_commands_to_try():
+    assert len(commands()) >= 20
 
 
 def test_it_opens_with_the_two_commands():

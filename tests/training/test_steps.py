@@ -11,6 +11,7 @@ import pytest
 import dropcluster_jax as dc
 from dropcluster_jax.linen import DropCluster
 from dropcluster_jax.masking.common import Rate
+from dropcluster_jax.models import resnet8
 from dropcluster_jax.training import TrainState, make_steps, softmax_cross_entropy
 
 
@@ -374,6 +375,18 @@ def test_variables_that_the_state_cannot_hold_are_refused(batch):
 
     with pytest.raises(ValueError, match=r"collection 'counts'.*'params', 'batch_stats' and 'clusters'"):
         make_steps(Counting(), optax.sgd(0.1)).init(jax.random.key(0), batch)
+
+
+def test_in_bfloat16_parameters_statistics_loss_and_clusters_are_float32():
+    model = resnet8(dtype=jnp.bfloat16, drop={"stage1": DropCluster(dc.KMeans(cluster_size=4))})
+    steps = make_steps(model, optax.adam(1e-3), rate=0.1, average=0.9, accumulate=2)
+    batch = {"image": jnp.ones((4, 8, 8, 3)), "label": jnp.zeros(4, jnp.int32)}
+    state = jax.eval_shape(steps.init, jax.random.key(0), batch)
+    after, metrics = jax.eval_shape(steps.train, state, batch)
+    after = jax.eval_shape(steps.cluster, after, batch)
+    assert jax.tree.map(lambda leaf: leaf.dtype, after) == jax.tree.map(lambda leaf: leaf.dtype, state)
+    floats = [leaf for leaf in jax.tree.leaves((after, metrics)) if jnp.issubdtype(leaf.dtype, jnp.floating)]
+    assert {leaf.dtype for leaf in floats} == {jnp.dtype(jnp.float32)}
 
 
 # ---- Accumulation, averages, smoothing, steps that are not finite
