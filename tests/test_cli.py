@@ -1,6 +1,7 @@
 """The command as a person meets it: what it writes, what it says, and how it refuses."""
 
 import dataclasses
+import gc
 import json
 import pathlib
 import re
@@ -227,9 +228,10 @@ def test_a_run_starts_over_only_when_told(finished, tmp_path, capsys):
     folder = tmp_path / "copy"
     shutil.copytree(finished[0], folder)
     (folder / "notes.txt").write_text("mine")
-    assert command(*SHORT, "--out", str(folder), "--seed", "3", "--restart") == 0
-    assert json.loads((folder / "config.json").read_text())["seed"] == 3 and (folder / "notes.txt").exists()
-    assert [record["step"] for record in records(folder, "train")] == [1, 10, 20, 24]
+    assert command(*SHORT, "--out", str(folder), "--steps", "4", "--drop.method", "none", "--restart") == 0
+    assert json.loads((folder / "config.json").read_text())["steps"] == 4 and (folder / "notes.txt").exists()
+    assert [record["step"] for record in records(folder, "train")] == [1, 4]
+    assert not (folder / "clusters.png").exists()
     capsys.readouterr()
     (tmp_path / "other").mkdir()
     (tmp_path / "other" / "thesis.tex").write_text("years of work")
@@ -249,6 +251,7 @@ def test_a_run_without_a_sound_checkpoint_is_refused_and_nothing_is_removed(fini
     assert command(*SHORT, "--out", str(folder)) == 2
     assert "holds no sound checkpoint (step 24: " in capsys.readouterr().err
     assert contents(folder / "checkpoints") == before
+    gc.collect()
 
 
 def test_a_dry_run_shows_what_it_would_take_and_writes_nothing(tmp_path, capsys, monkeypatch):

@@ -4,6 +4,7 @@ The state is the same under all three, replicated and not stacked, so one may go
 """
 
 import dataclasses
+import functools
 from collections.abc import Callable
 from typing import Any, Literal, get_args
 
@@ -103,8 +104,9 @@ class Parallel:
         """
         return put(dict(batch), self.batch_sharding)
 
+    @functools.lru_cache(maxsize=4)  # noqa: B019 - so that a run traces and compiles its steps once
     def compile(self, steps: Steps) -> Steps:
-        """The steps, compiled, for states and batches on these devices.
+        """The steps, compiled, for states and batches on these devices; the same object for the same steps.
 
         Args:
             steps: made with this `axis_name`.

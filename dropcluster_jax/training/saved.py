@@ -71,12 +71,12 @@ def load_run(folder: str | os.PathLike[str], *, best: bool = False, say: Callabl
     Example:
         >>> import tempfile
         >>> from dropcluster_jax.training import run
-        >>> from dropcluster_jax.training.config import TrainConfig
+        >>> from dropcluster_jax.training.config import DropConfig, TrainConfig
         >>> out = pathlib.Path(tempfile.mkdtemp(), "run")
-        >>> _ = run.execute(run.prepare(TrainConfig(model="resnet8", steps=1, out=out)))
+        >>> _ = run.execute(run.prepare(TrainConfig(model="resnet8", steps=1, drop=DropConfig("none"), out=out)))
         >>> loaded = load_run(out)
         >>> loaded.logits(jnp.zeros((2, 8, 8, 1), jnp.uint8)).shape, loaded.step, sorted(loaded.variables)
-        ((2, 10), 1, ['batch_stats', 'clusters', 'params'])
+        ((2, 10), 1, ['batch_stats', 'params'])
     """
     path = pathlib.Path(folder)
     written = path / "config.json"

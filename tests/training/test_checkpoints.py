@@ -1,5 +1,6 @@
 """Laws of checkpoints: what comes back is what went in, bit for bit, or is not used at all."""
 
+import gc
 import json
 import pathlib
 import resource
@@ -24,6 +25,12 @@ pytestmark = [
     pytest.mark.filterwarnings("ignore::pytest.PytestUnraisableExceptionWarning"),
     pytest.mark.filterwarnings("ignore:coroutine:RuntimeWarning"),
 ]
+
+
+@pytest.fixture(autouse=True)
+def _nothing_is_left_for_other_tests():
+    yield
+    gc.collect()
 
 
 @pytest.fixture(scope="module")
