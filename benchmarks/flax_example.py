@@ -4,12 +4,12 @@
     python benchmarks/flax_example.py --flax flax --batch 8 --side 224
 
 Theirs as in `examples/imagenet`: its own model, state and `train_step`, under `pmap` on one device. Ours: `imagenet`'s
-places for DropCluster with a rate that is 0 and not known when compiling, so that masks are drawn and applied; the same
-under `pmap`, with BatchNorm over its axis, as theirs is; and without DropCluster. All in float32, on images that are
-ready, without augmentation and label smoothing, which theirs has not. Operations and temporaries are XLA's own figures of
-the compiled programs. Ours gives its state away, theirs does not: that takes more temporaries and less memory, so each is
-compiled the other way too. They take turns, so that what slows the machine slows all; medians, and the middle half of the
-ratios of neighbouring turns.
+places for DropCluster with a rate that is 0 and not known when compiling, so that masks are drawn and applied; the
+same under `pmap`, with BatchNorm over its axis, as theirs is; and without DropCluster. All in float32, on images that
+are ready, without augmentation and label smoothing, which theirs has not. Operations and temporaries are XLA's own
+figures of the compiled programs. Ours gives its state away, theirs does not: that takes more temporaries and less
+memory, so each is compiled the other way too. They take turns, so that what slows the machine slows all; medians, and
+the middle half of the ratios of neighbouring turns.
 """
 
 import argparse
