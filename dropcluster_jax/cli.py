@@ -3,6 +3,7 @@
 import dataclasses
 import functools
 import json
+import logging
 import os
 import pathlib
 import shlex
@@ -150,6 +151,8 @@ def _train(
     from dropcluster_jax.training.loop import NonFiniteError
 
     _keep_compiled()
+    for name in ("absl", "asyncio"):  # by these Orbax tells, with tracebacks, what `Checkpoints` says in a sentence
+        logging.getLogger(name).setLevel(logging.CRITICAL)
     try:
         if processes is not None:
             _join(*processes)

@@ -5,9 +5,11 @@ configuration) and a checksum of each array. A flipped byte, which Orbax restore
 """
 
 import contextlib
+import functools
 import json
 import logging
 import pathlib
+import sys
 import warnings
 import zlib
 from collections.abc import Callable, Iterator
@@ -230,6 +232,7 @@ class Checkpoints:
 
     def _failed(self, error: Exception) -> None:
         """Say it, and begin anew: a manager that has failed once counts what it did not write."""
+        _ignore_closed_loops()
         step, self._writing, manager, self._manager = self._writing, None, self._manager, None
         if manager is not None:
             with _quiet():
@@ -261,6 +264,18 @@ def _quiet() -> Iterator[None]:
             yield
     finally:
         logger.setLevel(level)
+
+
+@functools.cache
+def _ignore_closed_loops() -> None:
+    """What Orbax leaves of a failure is collected later, each with a traceback that says nothing."""
+    show = sys.unraisablehook
+
+    def hook(left: Any) -> None:
+        if not (isinstance(left.exc_value, RuntimeError) and "Event loop is closed" in str(left.exc_value)):
+            show(left)
+
+    sys.unraisablehook = hook
 
 
 def _as_tree(state: TrainState) -> dict[str, PyTree]:
