@@ -9,6 +9,7 @@ import functools
 import json
 import logging
 import pathlib
+import shutil
 import sys
 import warnings
 import zlib
@@ -222,8 +223,10 @@ class Checkpoints:
             options = orbax.CheckpointManagerOptions(
                 best_fn=_accuracy,  # metrics are written only if it is given; what is kept, the policies say
                 preservation_policy=policies.AnyPreservationPolicy([policies.LatestN(self._keep), best]),
-                cleanup_tmp_directories=True,
             )
+            if jax.process_index() == 0:  # of what was being written when a process was killed, or failed and still is
+                for unfinished in self.folder.glob("*.orbax-checkpoint-tmp"):
+                    shutil.rmtree(unfinished, ignore_errors=True)
             for step in self.steps():  # which the manager reads, and cannot do without
                 if self._metrics(step).exists() and self._accuracy(step) == float("-inf"):
                     self._move_away(self._metrics(step), f"{step}-metrics")
