@@ -135,14 +135,16 @@ class Checkpoints:
             self._manager.close()
             self._manager = None
 
-    def restore(self, target: TrainState, *, best: bool = False) -> Restored | None:
+    def restore(self, target: TrainState, *, best: bool = False, put_aside: bool = True) -> Restored | None:
         """The newest sound checkpoint, or the sound one with the best accuracy; None if there is none at all.
 
-        Damaged ones that were met are put aside, into the folder `damaged` beside the checkpoints, and named.
+        Damaged ones that were met are named.
 
         Args:
             target: the shapes, types and, where they are not one device's, shardings of the arrays.
             best: whether the accuracy counts, not the step.
+            put_aside: whether damaged ones are moved into the folder `damaged` beside the checkpoints, so that
+                training can write them again. Not for who only reads: a run may be writing there.
 
         Raises:
             NoSoundCheckpointError: there are checkpoints, all damaged; they stay where they are.
@@ -156,7 +158,10 @@ class Checkpoints:
             restored, reason = self._read(step, target)
             if restored is not None:
                 for bad, why in damaged:
-                    self._put_aside(bad, why, step)
+                    moved = ""
+                    if put_aside:
+                        moved = f" and was moved to {self._move_away(self.folder / str(bad), str(bad))}"
+                    self._say(f"the checkpoint of step {bad} is damaged ({why}){moved}; that of step {step} is used")
                 return restored
             damaged.append((step, reason))
         if not damaged:
@@ -188,13 +193,6 @@ class Checkpoints:
         if altered or set(found) != set(expected):
             return None, f"the checksum of {', '.join(altered[:3]) or 'what is missing'} is another"
         return Restored(_from_tree(tree, target), {k: v for k, v in about.items() if k != "checksums"}), ""
-
-    def _put_aside(self, step: int, reason: str, instead: int) -> None:
-        aside = self._move_away(self.folder / str(step), str(step))
-        self._say(
-            f"the checkpoint of step {step} is damaged ({reason}) and was moved to {aside}; "
-            f"that of step {instead} is used"
-        )
 
     def _move_away(self, path: pathlib.Path, name: str) -> pathlib.Path:
         aside = self.folder.parent / _DAMAGED

@@ -238,7 +238,7 @@ def execute(
             stop=told,
             max_bad_steps=config.max_bad_steps,
             bad_steps=about.get("bad_steps", 0),
-            profile=run.folder / "profile" if config.profile else None,
+            profile=run.folder / "profile" if config.profile and first_process else None,
         )
         written, step = checkpoints.wait(), int(jax.device_get(state.step))
         if step < run.num_steps:

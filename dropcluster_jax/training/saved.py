@@ -97,7 +97,7 @@ def load_run(folder: str | os.PathLike[str], *, best: bool = False, say: Callabl
     target = jax.eval_shape(steps.init, jax.random.key(0), example)
     place = jax.sharding.SingleDeviceSharding(jax.local_devices()[0])
     target = jax.tree.map(lambda leaf: jax.ShapeDtypeStruct(leaf.shape, leaf.dtype, sharding=place), target)
-    restored = Checkpoints(path / "checkpoints", say=say).restore(target, best=best)
+    restored = Checkpoints(path / "checkpoints", say=say).restore(target, best=best, put_aside=False)
     if restored is None:
         raise FileNotFoundError(f"{path} holds no checkpoint yet")
     state = restored.state

@@ -122,6 +122,9 @@ DAMAGE = {
 def test_of_damaged_checkpoints_the_newest_sound_one_is_used_and_it_is_told(three, kind, said, setting):
     checkpoints, target = three
     DAMAGE[kind](checkpoints.folder / "3")
+    checkpoints.restore(target, put_aside=False)
+    assert checkpoints.steps() == [1, 2, 3] and all("moved" not in message for message in said)
+    said.clear()
     restored = checkpoints.restore(target)
     harmless = kind in ("altered metrics", "truncated metadata")  # beside what counts: all arrays are sound
     assert int(restored.state.step) == (3 if harmless else 2) and equal(
