@@ -88,6 +88,17 @@ def test_none_is_no_checkpoint_and_is_no_error(setting, tmp_path):
     assert Checkpoints(tmp_path / "checkpoints").restore(setting[1]) is None
 
 
+def test_one_that_was_being_written_is_not_taken_for_one_and_goes_with_the_next(three, setting):
+    """As when a process is killed, or leaves at a second interrupt, while it saves."""
+    checkpoints, target = three
+    half = checkpoints.folder / "4.orbax-checkpoint-tmp"
+    shutil.copytree(checkpoints.folder / "3", half)
+    assert checkpoints.steps() == [1, 2, 3] and int(checkpoints.restore(target).state.step) == 3 and half.exists()
+    checkpoints.save(at(setting[0], 4), {}, 0.1)
+    assert checkpoints.wait() == [1, 3, 4] and not half.exists()
+    checkpoints.close()
+
+
 def test_no_file_is_a_pickle(three):
     for path in (path for path in three[0].folder.rglob("*") if path.is_file()):
         assert not path.read_bytes().startswith(b"\x80") and path.suffix not in (".pkl", ".pickle")
