@@ -162,7 +162,7 @@ def _train(
                 print(f"{config.out} holds this run already, finished; give another --out to train again")
                 print(progress.summary(finished, config.out))
             return
-        prepared = run.prepare(config, restart or dry_run)
+        prepared = run.prepare(config, restart)
         if dry_run:
             from dropcluster_jax.training import dry_run as dry
 

@@ -228,15 +228,32 @@ def test_a_run_starts_over_only_when_told(finished, tmp_path, capsys):
     folder = tmp_path / "copy"
     shutil.copytree(finished[0], folder)
     (folder / "notes.txt").write_text("mine")
-    assert command(*SHORT, "--out", str(folder), "--steps", "4", "--drop.method", "none", "--restart") == 0
-    assert json.loads((folder / "config.json").read_text())["steps"] == 4 and (folder / "notes.txt").exists()
-    assert [record["step"] for record in records(folder, "train")] == [1, 4]
+    assert command(*SHORT, "--out", str(folder), "--steps", "8", "--drop.method", "none", "--restart") == 0
+    assert json.loads((folder / "config.json").read_text())["steps"] == 8 and (folder / "notes.txt").exists()
+    assert [record["step"] for record in records(folder, "train")] == [1, 8]
     assert not (folder / "clusters.png").exists()
     capsys.readouterr()
     (tmp_path / "other").mkdir()
     (tmp_path / "other" / "thesis.tex").write_text("years of work")
-    assert command(*SHORT, "--out", str(tmp_path / "other"), "--restart") == 1
+    assert command(*SHORT, "--out", str(tmp_path / "other"), "--restart") == 2
     assert "holds other files" in capsys.readouterr().err and (tmp_path / "other" / "thesis.tex").exists()
+
+
+@one_run
+def test_a_run_of_an_older_version_is_known_again_and_has_no_checkpoint(finished, tmp_path, capsys):
+    """Options that it did not have are as they were then."""
+    folder = tmp_path / "old"
+    folder.mkdir()
+    config = json.loads((finished[0] / "config.json").read_text())
+    for option in ("dataset", "checkpoint", "accumulate", "parallel"):
+        del config[option]
+    (folder / "config.json").write_text(json.dumps(config))
+    shutil.copy(finished[0] / "summary.json", folder)
+    assert command(*SHORT, "--out", str(folder)) == 0 and "holds this run already" in capsys.readouterr().out
+    assert command("evaluate", str(folder)) == 2 and "which kept no checkpoint" in capsys.readouterr().err
+    (folder / "config.json").write_text('{"seed"')
+    for arguments in (["evaluate", str(folder)], [*SHORT, "--out", str(folder)]):
+        assert command(*arguments) == 2 and "config.json is damaged" in capsys.readouterr().err
 
 
 @one_run

@@ -63,5 +63,9 @@ def corrupted_test(
             assert isinstance(examples, ArrayExamples)
             return CorruptedTest(examples, "cifar10_corrupted")
     images = corrupt(name, severity, jax.random.key(seed), dataset.test.images)
-    origin = "made, a procedural stand-in for the original's pictures" if name == "frost" else "made"
-    return CorruptedTest(ArrayExamples(images, dataset.test.labels), origin)
+    return CorruptedTest(ArrayExamples(images, dataset.test.labels), made(name))
+
+
+def made(name: str) -> str:
+    """The origin of images to which a corruption was done here."""
+    return "made, a procedural stand-in for the original's pictures" if name == "frost" else "made"

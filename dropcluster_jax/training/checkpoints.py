@@ -185,6 +185,7 @@ class Checkpoints:
         except _OtherFormat as error:
             raise ValueError(str(error)) from None
         except Exception as error:  # whatever a damaged file makes of a reader
+            _ignore_closed_loops()
             reason = _first_line(error)
         if not _all_agree(tree is not None) or tree is None:
             return None, reason or "another process cannot read it"

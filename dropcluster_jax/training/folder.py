@@ -34,28 +34,51 @@ def slug(name: str) -> str:
     return re.sub(r"[^0-9A-Za-z_.-]+", "-", name)
 
 
+def holds_run(folder: pathlib.Path) -> bool:
+    """Whether a folder holds a run, of whatever configuration; else it is new or empty.
+
+    Raises:
+        FileExistsError: it holds anything else.
+    """
+    if folder.exists() and not folder.is_dir():
+        raise FileExistsError(f"out must be a folder, got the file {folder}")
+    if not folder.exists() or not any(folder.iterdir()):
+        return False
+    if not (folder / "config.json").is_file():
+        raise FileExistsError(f"out must be a new or empty folder or one with a run, but {folder} holds other files")
+    return True
+
+
+def read_config(folder: pathlib.Path) -> tuple[TrainConfig, dict[str, Any] | None]:
+    """The configuration of a run, and what it says of its data set; None of runs before version 0.1.
+
+    Raises:
+        FileNotFoundError: the folder holds no run.
+        ValueError: its configuration is damaged, or of a version that has other options.
+    """
+    written = folder / "config.json"
+    if not written.is_file():
+        raise FileNotFoundError(f"{folder} holds no run: there is no config.json")
+    content = _read_json(written)
+    content.pop("version", None)
+    dataset = content.pop("dataset", None)
+    return TrainConfig.from_json(content), dataset
+
+
 def finished_run(folder: pathlib.Path, config: TrainConfig) -> dict[str, Any] | None:
     """The summary of this very run, if the folder holds it finished; None if it is new, empty or holds it unfinished.
 
     Raises:
         FileExistsError: the folder holds anything else; where it is another configuration the differences are named.
+        ValueError: what it holds is damaged, or of a version that has other options.
     """
-    if not folder.exists():
+    if not holds_run(folder):
         return None
-    if not folder.is_dir():
-        raise FileExistsError(f"out must be a folder, got the file {folder}")
-    if not any(folder.iterdir()):
-        return None
-    written = folder / "config.json"
-    if not written.is_file():
-        raise FileExistsError(f"out must be a new or empty folder or one with this run, but {folder} holds other files")
-    there, here = _read_json(written), config.to_json()
-    for name in ("version", "dataset"):
-        there.pop(name, None)
+    there, here = read_config(folder)[0].to_json(), config.to_json()
     for each in (there, here):
         for part, options in HOW.items():  # the same images may lie elsewhere, and come otherwise
             for option in options:
-                (each.get(part, {}) if part else each).pop(option, None)
+                del (each[part] if part else each)[option]
     differences = [
         f"{name} is {there_value!r} there and {here_value!r} here"
         for name, there_value, here_value in _compare(there, here)
@@ -73,12 +96,10 @@ def clear(folder: pathlib.Path) -> None:
     """Remove a run, and nothing else, from its folder.
 
     Raises:
-        FileExistsError: the folder holds no run.
+        FileExistsError: the folder holds anything else.
     """
-    if not folder.exists() or not any(folder.iterdir()):
+    if not holds_run(folder):
         return
-    if not (folder / "config.json").is_file():
-        raise FileExistsError(f"out must be a new or empty folder or one with a run, but {folder} holds other files")
     for name in FILES:
         (folder / name).unlink(missing_ok=True)
     for name in FOLDERS:
@@ -131,7 +152,7 @@ def _read_json(path: pathlib.Path) -> dict[str, Any]:
     try:
         return json.loads(path.read_text())
     except ValueError as error:
-        raise FileExistsError(f"{path} is damaged ({error}); remove it, or give another folder") from None
+        raise ValueError(f"{path} is damaged: {error}") from None
 
 
 def _finite(value: Any) -> Any:

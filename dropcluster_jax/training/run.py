@@ -25,7 +25,7 @@ from dropcluster_jax.models import ResNet
 from dropcluster_jax.training.build import make_model, make_run_steps
 from dropcluster_jax.training.checkpoints import Checkpoints
 from dropcluster_jax.training.config import TrainConfig
-from dropcluster_jax.training.folder import MetricsFile, clear, finished_run, new_folder, write_json
+from dropcluster_jax.training.folder import MetricsFile, clear, finished_run, holds_run, new_folder, write_json
 from dropcluster_jax.training.loop import Record, agreement_of, fit
 from dropcluster_jax.training.parallel import Parallel
 from dropcluster_jax.training.preemption import Preemption
@@ -98,7 +98,9 @@ def prepare(config: TrainConfig, restart: bool = False) -> Run:
     if config.out is None and jax.process_count() > 1:
         raise ValueError("out must be given with several processes, and be a folder that all of them can write to")
     folder = config.out or new_folder(config)
-    if not restart:
+    if restart:
+        holds_run(folder)
+    else:
         finished_run(folder, config)
     parallel = Parallel(config.parallel, shard_optimizer=config.shard_optimizer)
     dataset, road = open_data(config, parallel.batch_sharding)

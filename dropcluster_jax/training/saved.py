@@ -1,7 +1,6 @@
 """What a run has left: its network, for a notebook or another program, and how well it does on test images."""
 
 import dataclasses
-import json
 import os
 import pathlib
 from collections.abc import Callable, Iterable
@@ -13,11 +12,13 @@ import numpy as np
 from jaxtyping import Array, Float, Float32, PyTree, UInt8
 
 from dropcluster_jax.data import ArrayExamples, Dataset, Road, corrupt, corrupted_test, normalize, open_road
+from dropcluster_jax.data.corrupted import made
 from dropcluster_jax.data.dataset import Known
 from dropcluster_jax.models import ResNet
 from dropcluster_jax.training.build import make_model, make_run_steps
 from dropcluster_jax.training.checkpoints import Checkpoints
 from dropcluster_jax.training.config import TrainConfig
+from dropcluster_jax.training.folder import read_config
 from dropcluster_jax.training.loop import evaluate
 from dropcluster_jax.training.run import open_data
 from dropcluster_jax.training.steps import Batch, TrainState
@@ -66,26 +67,24 @@ def load_run(folder: str | os.PathLike[str], *, best: bool = False, say: Callabl
         FileNotFoundError: the folder holds no run, or one without a checkpoint.
         NoSoundCheckpointError: all checkpoints are damaged.
         ImportError: Orbax is not installed.
-        ValueError: the run is of another version, which has other options or checkpoints.
+        ValueError: the run is of another version, which has other options or checkpoints, or its configuration is
+            damaged.
 
     Example:
         >>> import tempfile
         >>> from dropcluster_jax.training import run
         >>> from dropcluster_jax.training.config import DropConfig, TrainConfig
         >>> out = pathlib.Path(tempfile.mkdtemp(), "run")
-        >>> _ = run.execute(run.prepare(TrainConfig(model="resnet8", steps=1, drop=DropConfig("none"), out=out)))
+        >>> config = TrainConfig(model="resnet8", steps=8, batch_size=32, drop=DropConfig("none"), out=out)
+        >>> _ = run.execute(run.prepare(config))
         >>> loaded = load_run(out)
         >>> loaded.logits(jnp.zeros((2, 8, 8, 1), jnp.uint8)).shape, loaded.step, sorted(loaded.variables)
-        ((2, 10), 1, ['batch_stats', 'params'])
+        ((2, 10), 8, ['batch_stats', 'params'])
     """
     path = pathlib.Path(folder)
-    written = path / "config.json"
-    if not written.is_file():
-        raise FileNotFoundError(f"{path} holds no run: there is no config.json")
-    content = json.loads(written.read_text())
-    content.pop("version")
-    about = content.pop("dataset")
-    config = TrainConfig.from_json(content)
+    config, about = read_config(path)
+    if about is None:
+        raise FileNotFoundError(f"{path} holds a run of an older version, which kept no checkpoint")
     classes, shape = tuple(about["classes"]), tuple(about["shape"])
     mean, std = (np.array(about[name], np.float32) for name in ("mean", "std"))
     model = make_model(config, len(classes), shape)
@@ -165,4 +164,4 @@ def _corrupted(
             key = jax.random.fold_in(jax.random.key(0), number)
             yield {**batch, "image": jnp.asarray(corrupt(name, severity, key, np.asarray(batch["image"])))}
 
-    return stream(), name, severity, "made"
+    return stream(), name, severity, made(name)

@@ -13,16 +13,10 @@ import sys
 import time
 
 import pytest
-from training.test_killed import last_checkpoint, records
+from training.test_killed import RUN, STEPS, TURNS, last_checkpoint, records
 
 from dropcluster_jax.cli import main
 from dropcluster_jax.training import load_run
-
-TURNS = int(os.environ.get("SOAK_TURNS", "1"))
-STEPS = "60" if TURNS > 1 else "30"
-RUN = ["train", "digits", "--model", "resnet8", "--steps", STEPS, "--batch-size", "16", "--checkpoint.every", "5"]
-RUN += ["--drop.update-every", "4", "--drop.probe-size", "32", "--drop.places", "stage1"]
-RUN += ["--data.per-class", "32", "--data.test-split", "test[:64]"]
 
 
 def free_port() -> str:
@@ -80,9 +74,9 @@ def test_steps_of_several_processes_are_those_of_one_device(processes, devices):
             assert max(found.values()) < 1e-5, found
 
 
-def commands(folder: pathlib.Path, *more: str) -> list[list[str]]:
+def commands(folder: pathlib.Path) -> list[list[str]]:
     """Of two processes."""
-    both = [*RUN, *more, "--out", str(folder), "--coordinator", free_port(), "--num-processes", "2"]
+    both = [*RUN, "--out", str(folder), "--coordinator", free_port(), "--num-processes", "2"]
     return [["-m", "dropcluster_jax.cli", *both, "--process-id", str(process)] for process in range(2)]
 
 
@@ -98,7 +92,7 @@ def test_two_processes_told_to_stop_save_the_same_step_and_one_goes_on(turn, tmp
     """Either is told, by either signal; then one process with other devices ends the run."""
     number, told = ((signal.SIGTERM, 1), (signal.SIGINT, 0))[turn % 2]
     folder = tmp_path / "run"
-    with together(commands(folder, "--average", "0.9"), devices=2) as running:
+    with together(commands(folder), devices=2) as running:
         wait_for_checkpoint(folder, 5 * (turn % 5), running)
         running[told].send_signal(number)
         ends = [process.communicate(timeout=60) for process in running]
@@ -112,9 +106,9 @@ def test_two_processes_told_to_stop_save_the_same_step_and_one_goes_on(turn, tmp
     assert "stopped" not in ends[1][1]
     arguments = shlex.split(said[-1])[1:]
     main(arguments[: arguments.index("--coordinator")])
-    assert load_run(folder).step == int(STEPS)
+    assert load_run(folder).step == STEPS
     steps = [record["step"] for record in records(folder) if record["event"] == "train"]
-    assert steps == [1, *range(10, int(STEPS) + 1, 10)]
+    assert steps == sorted({1, *range(10, STEPS, 10), STEPS})
 
 
 @pytest.mark.parametrize("turn", range(TURNS))
@@ -132,4 +126,4 @@ def test_one_of_two_killed_the_other_ends_with_a_message_and_both_go_on(turn, tm
         ends = [process.communicate(timeout=120) for process in running]
         assert [process.returncode for process in running] == [0, 0], ends
         assert "going on from the checkpoint of step" in ends[0][0]
-    assert load_run(folder).step == 60 and (folder / "summary.json").is_file()
+    assert load_run(folder).step == STEPS and (folder / "summary.json").is_file()
