@@ -43,6 +43,12 @@ settings.register_profile(
 settings.load_profile("laws")
 
 
+def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
+    """What starts processes takes longest and comes first, or one worker would wait for the other at the end."""
+    longest = ("test_processes", "test_killed", "test_cli")
+    items.sort(key=lambda item: item.path.stem not in longest)
+
+
 @pytest.fixture(autouse=True, scope="session")
 def _cache_of_its_own(tmp_path_factory: pytest.TempPathFactory):
     """Decoded images are kept among the test's files, not in the home folder."""
