@@ -211,10 +211,14 @@ def _join(coordinator: str | None, num_processes: int | None, process_id: int | 
 
 def _keep_compiled() -> None:
     """Keep compiled programs on disk between runs, unless the user has chosen a place."""
+    import warnings
+
     import jax
 
     from dropcluster_jax.data.cache import cache_root
 
+    # An entry that another run is still writing, or was killed while writing, is compiled anew.
+    warnings.filterwarnings("ignore", "Error reading persistent compilation cache entry")
     if not jax.config.values["jax_compilation_cache_dir"]:
         jax.config.update("jax_compilation_cache_dir", str(cache_root() / "compiled"))
 
