@@ -148,9 +148,10 @@ def _train(
     from dropcluster_jax.data import BadImageError
     from dropcluster_jax.training import build, folder, progress, run
     from dropcluster_jax.training.checkpoints import NoSoundCheckpointError
+    from dropcluster_jax.training.compilation import keep_compiled
     from dropcluster_jax.training.loop import NonFiniteError
 
-    _keep_compiled()
+    keep_compiled()
     for name in ("absl", "asyncio"):  # by these Orbax tells, with tracebacks, what `Checkpoints` says in a sentence
         logging.getLogger(name).setLevel(logging.CRITICAL)
     try:
@@ -209,20 +210,6 @@ def _join(coordinator: str | None, num_processes: int | None, process_id: int | 
         )
 
 
-def _keep_compiled() -> None:
-    """Keep compiled programs on disk between runs, unless the user has chosen a place."""
-    import warnings
-
-    import jax
-
-    from dropcluster_jax.data.cache import cache_root
-
-    # An entry that another run is still writing, or was killed while writing, is compiled anew.
-    warnings.filterwarnings("ignore", "Error reading persistent compilation cache entry")
-    if not jax.config.values["jax_compilation_cache_dir"]:
-        jax.config.update("jax_compilation_cache_dir", str(cache_root() / "compiled"))
-
-
 def _how_to_go_on(stopped: "Stopped", folder: pathlib.Path, arguments: list[str]) -> str:
     again = [word for word in arguments if word != "--restart"]
     if not any(word.split("=")[0] == "--out" for word in again):
@@ -241,10 +228,11 @@ def _evaluate(
 
     from dropcluster_jax.data import CORRUPTIONS, BadImageError
     from dropcluster_jax.training.checkpoints import NoSoundCheckpointError
+    from dropcluster_jax.training.compilation import keep_compiled
     from dropcluster_jax.training.folder import write_json
     from dropcluster_jax.training.saved import evaluate_run
 
-    _keep_compiled()
+    keep_compiled()
     with Console(stderr=True).status("opening the run") as status:
 
         def report(record: "Record") -> None:
@@ -278,12 +266,13 @@ def _check(name: str, data: "DataConfig", batch_size: int, seed: int, out: pathl
     from rich.console import Console
 
     from dropcluster_jax.training import check
+    from dropcluster_jax.training.compilation import keep_compiled
     from dropcluster_jax.training.config import PRESETS, AugmentConfig, TrainConfig
     from dropcluster_jax.training.folder import slug
 
     if data.name:
         _refuse(f"data.name must not be given beside NAME, {name!r}, got {data.name!r}")
-    _keep_compiled()
+    keep_compiled()
     folder = out or pathlib.Path("runs", f"check-{slug(name)}")
     preset = PRESETS[name][1] if name in PRESETS else TrainConfig()
     augment = AugmentConfig(resized_crop=True, flip=True) if data.size and name not in PRESETS else preset.augment

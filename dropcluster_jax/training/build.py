@@ -22,6 +22,7 @@ from dropcluster_jax.data import (
     random_shift,
 )
 from dropcluster_jax.linen import DropBlock, DropCluster, Dropout, SpatialDropout
+from dropcluster_jax.masking.common import Rate
 from dropcluster_jax.models import MODELS, ResNet
 from dropcluster_jax.training.config import AugmentConfig, DropConfig, TrainConfig
 from dropcluster_jax.training.schedules import ramp
@@ -31,13 +32,19 @@ _LARGE = 100  # pixels; smaller images take the stem without strides
 
 
 def make_run_steps(
-    config: TrainConfig, model: ResNet, dataset: Dataset, num_steps: int, axis_name: str | None = None
+    config: TrainConfig,
+    model: ResNet,
+    dataset: Dataset,
+    num_steps: int,
+    axis_name: str | None = None,
+    rate: Rate | None = None,
 ) -> Steps:
-    """The pure steps of a run of so many steps."""
+    """The pure steps of a run of so many steps; a `rate`, which may be traced, stands for the configuration's."""
+    full = config.drop.rate if rate is None else rate
     return make_steps(
         model,
         optimizer(config, num_steps, len(dataset.train) // config.batch_size),
-        rate=ramp(config.drop.rate, round(config.drop.begin * num_steps), round(config.drop.full * num_steps)),
+        rate=ramp(full, round(config.drop.begin * num_steps), round(config.drop.full * num_steps)),
         augment=augmentation(config.augment, dataset),
         preprocess=lambda images: normalize(images, dataset.mean, dataset.std),
         mix=mixing(config.augment, dataset.num_classes),

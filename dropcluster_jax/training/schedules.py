@@ -10,16 +10,16 @@ from collections.abc import Callable
 import jax.numpy as jnp
 import optax
 
-from dropcluster_jax.masking.common import check_rate
+from dropcluster_jax.masking.common import Rate, check_rate
 
 Cadence = Callable[[int], bool]
 
 
-def ramp(rate: float, begin: int, end: int) -> optax.Schedule:
+def ramp(rate: Rate, begin: int, end: int) -> optax.Schedule:
     """0 until step `begin`, `rate` from step `end` on, and linear between: `rate (step - begin) / (end - begin)`.
 
     Args:
-        rate: the full rate, in [0, 1].
+        rate: the full rate, in [0, 1]; may be a traced scalar.
         begin: the last step with 0 (the first with the full rate, where `end` is no later).
         end: the first step with the full rate, at least `begin`.
 
@@ -38,7 +38,7 @@ def ramp(rate: float, begin: int, end: int) -> optax.Schedule:
         raise ValueError(f"end must not be before begin, step {begin}, got {end}")
     if end == begin:
         return lambda step: jnp.where(jnp.asarray(step) < begin, 0.0, rate)
-    return optax.linear_schedule(0.0, rate, end - begin, begin)
+    return optax.linear_schedule(0.0, rate, end - begin, begin)  # pyright: ignore[reportArgumentType]
 
 
 def every(steps: int | Callable[[int], int], begin: int = 0) -> Cadence:
