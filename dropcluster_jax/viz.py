@@ -53,7 +53,7 @@ def cluster_figure(
         shared = labels.shape[-1] == 1
         for axis, channel in zip(row, chosen, strict=False):
             group = 0 if shared else channel
-            _draw_map(axis, mean[..., channel], labels[..., group])
+            draw_clusters(axis, mean[..., channel], labels[..., group])
             axis.set_title(f"channel {channel}" + ("" if shared else f", {explained[group]:.0%}"), fontsize=9)
         for axis in row[len(chosen) :]:
             axis.set_axis_off()
@@ -155,8 +155,21 @@ def _show(axis: Any, image: np.ndarray) -> None:
     axis.imshow(image[..., 0] if image.shape[-1] == 1 else image, cmap="gray", vmin=0, vmax=255)
 
 
-def _draw_map(axis: Any, values: np.ndarray, labels: np.ndarray) -> None:
-    """One map: values scaled to [0, 1], and a line along every edge between positions of different clusters."""
+def draw_clusters(axis: Any, values: np.ndarray, labels: np.ndarray) -> None:
+    """One map: values scaled to [0, 1], and a line along every edge between positions of different clusters.
+
+    Args:
+        axis: of Matplotlib, to draw on.
+        values: `(height, width)`.
+        labels: integers `(height, width)`.
+
+    Example:
+        >>> from matplotlib.figure import Figure
+        >>> axis = Figure().subplots()
+        >>> draw_clusters(axis, np.eye(4), np.arange(16).reshape(4, 4) // 8)
+        >>> len(axis.collections[0].get_segments())
+        4
+    """
     from matplotlib import patheffects
     from matplotlib.collections import LineCollection
 

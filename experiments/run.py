@@ -340,6 +340,7 @@ def _name(study: str, scale: Scale, job: Job) -> dict[str, Any]:
     return {
         "study": study,
         "scale": scale.name,
+        "base": scale.base_id,
         "method": job.method,
         "setting": dict(job.setting),
         "seed": job.config.seed,

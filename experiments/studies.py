@@ -68,6 +68,11 @@ class Scale:
     per_class: int | None = None
     corruption_images: int | None = None
 
+    @property
+    def base_id(self) -> str:
+        """The same for runs that may stand in one table."""
+        return _digest(_identity(self.base), self.per_class)
+
 
 @dataclasses.dataclass(frozen=True)
 class Job:
