@@ -4,6 +4,7 @@ Files of several machines are merged by concatenation; a run that is in them twi
 """
 
 import datetime
+import functools
 import importlib.metadata
 import json
 import os
@@ -73,6 +74,7 @@ def device() -> str:
     return f"{_processor()}, {os.cpu_count()} cores"
 
 
+@functools.cache
 def _processor() -> str:
     try:
         lines = pathlib.Path("/proc/cpuinfo").read_text().splitlines()
@@ -82,6 +84,7 @@ def _processor() -> str:
     return names[0] if names else platform.machine()
 
 
+@functools.cache  # what runs is the code that was there when the process began
 def _commit() -> str | None:
     """That of the code, with a plus sign where files were changed since; None where there is no Git."""
     folder = pathlib.Path(__file__).parent

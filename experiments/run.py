@@ -9,32 +9,25 @@ import pathlib
 import statistics
 import sys
 import time
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from typing import Annotated, Any, Literal
 
-import flax.serialization
 import jax
-import numpy as np
 import tyro
 from rich.console import Console
-from rich.progress import BarColumn, Progress, TextColumn
 
-from dropcluster_jax.data import KNOWN, load
 from dropcluster_jax.models import ModelName
 from dropcluster_jax.training.compilation import keep_compiled
-from dropcluster_jax.training.steps import TrainState
-from experiments import results, studies, training
+from experiments import results, studies
+from experiments.measure import Measure, describe
 from experiments.results import Line
-from experiments.studies import Choice, Chosen, Job, Scale
-from experiments.training import Images
+from experiments.studies import Choice, Job, Scale
 
 StudyName = Literal[
     "choices", "headline", "limited_data", "corruption", "placement", "rate_and_size", "clustering", "cadence"
 ]
 MethodName = Literal["none", "dropout", "spatial", "block", "grid", "cluster"]
 Lines = dict[str, dict[str, Line]]  # by study, then by the id of the run
-
-_NETWORKS = pathlib.Path(__file__).parent / "networks"
 
 
 @dataclasses.dataclass(frozen=True)
@@ -75,69 +68,83 @@ class Runner:
     Args:
         options: which runs, and where.
         console: where it says what it does.
+        measure: trains jobs that one program can do, and gives what was measured of each.
 
     Raises:
-        ValueError: an option that cannot be.
+        ValueError: an option that cannot be, or a damaged result file.
     """
 
-    def __init__(self, options: Options, console: Console) -> None:
-        self.options, self.console = options, console
+    def __init__(self, options: Options, console: Console, measure: Callable[..., list[dict[str, Any]]]) -> None:
+        self.options, self.console, self.measure = options, console, measure
         self.scale = resolve(options)
         self.part, self.parts = _shard(options.shard)
         self.lines: Lines = {name: results.read(self._path(name)) for name in studies.STUDIES}
         self.begin = time.perf_counter()
-        self._images: Images | None = None
 
     def run(self, study: str) -> None:
-        """Work through a study."""
-        if study != "choices":
-            missing = self._missing("choices", {})
-            if missing and self.parts > 1 and not self.options.dry_run:
+        """Work through a study.
+
+        Raises:
+            ValueError: it needs what the options leave out.
+        """
+        if study in ("clustering", "cadence") and "cluster" not in self.scale.methods:
+            raise ValueError(f"methods must hold cluster for {study}, got {', '.join(self.scale.methods)}")
+        if study != "choices" and (missing := self._missing("choices", studies.choices(self.scale, {}))):
+            if self.parts > 1 and not self.options.dry_run:
                 raise ValueError(
                     f"shard needs the {len(missing)} runs by which hyper-parameters are chosen: "
-                    "python -m experiments.run choices first, for all machines"
+                    "python -m experiments.run choices first, on one machine, for all"
                 )
-            if missing:
-                self._work("choices", missing)
-                missing = self._missing("choices", {})
-            if missing and not self.options.dry_run:
+            if not self._work("choices", self._groups(missing)):
                 return
         chosen = choose(self.scale, self.lines["choices"])
-        self._work(study, self._missing(study, chosen))
+        groups = self._groups(studies.STUDIES[study](self.scale, chosen))[self.part :: self.parts]
+        self._work(study, [missing for group in groups if (missing := self._missing(study, group))])
 
-    def _missing(self, study: str, chosen: Chosen) -> list[Job]:
-        return [job for job in studies.STUDIES[study](self.scale, chosen) if job.id not in self.lines[study]]
+    def _missing(self, study: str, jobs: Sequence[Job]) -> list[Job]:
+        return [job for job in jobs if job.id not in self.lines[study]]
 
     def _path(self, study: str) -> pathlib.Path:
         return self.options.results / f"{study}.jsonl"
 
-    def _work(self, study: str, jobs: list[Job]) -> None:
-        groups = _groups(jobs, self.options.together or self._together())[self.part :: self.parts]
-        number = sum(map(len, groups))
+    def _groups(self, jobs: Sequence[Job]) -> list[list[Job]]:
+        """Jobs that one program can do side by side."""
+        together = self.options.together
+        if together is None:
+            # On CPUs the convolutions of several networks at once are slower than one after the other.
+            together = 1 if jax.default_backend() == "cpu" else len(self.scale.seeds)
+        groups: list[list[Job]] = []
+        for job in jobs:
+            if groups and len(groups[-1]) < together and _kind(groups[-1][0]) == _kind(job):
+                groups[-1].append(job)
+            else:
+                groups.append([job])
+        return groups
+
+    def _work(self, study: str, groups: Sequence[Sequence[Job]]) -> bool:
+        """Run them one after the other; whether all are done, or would be."""
+        number, done = sum(map(len, groups)), 0
         if self.options.dry_run:
             self.console.print(f"{study}: {number} runs are missing, {_time(self._seconds(groups))}")
-            return
-        done = 0
-        for group in groups:
-            expected = self._seconds([group])
-            limit = self.options.max_minutes
-            if limit is not None and time.perf_counter() - self.begin + (expected or 0) > 60 * limit:
+            return True
+        for place, group in enumerate(groups):
+            limit, spent = self.options.max_minutes, time.perf_counter() - self.begin
+            if limit is not None and spent + (self._seconds([group]) or 0) > 60 * limit:
                 self.console.print(f"{study}: stopped before {limit:g} minutes; {number - done} runs are left")
-                return
+                return False
             lines = self._known(study, group) or self._execute(study, group)
             for line in lines:
                 results.append(self._path(study), line)
                 self.lines[study][line["id"]] = line
             done += len(group)
-            left = _time(self._seconds(groups[groups.index(group) + 1 :]))
-            self.console.print(f"{study} {done}/{number}  {_describe(lines)}  {left}")
-
-    def _together(self) -> int:
-        return 1 if jax.default_backend() == "cpu" else len(self.scale.seeds)
+            accuracies = ", ".join(f"{100 * line['accuracy']:.2f} %" for line in lines)
+            left = _time(self._seconds(groups[place + 1 :]))
+            self.console.print(f"{study} {done}/{number}  {describe(group)}: {accuracies}  {left}")
+        return True
 
     def _known(self, study: str, group: Sequence[Job]) -> list[Line]:
-        """The lines of runs that another study has made already."""
-        found = [line for job in group for line in [self._elsewhere(job)] if line]
+        """The lines of runs that another study has made already; none, if one is missing."""
+        found = [line for job in group if (line := self._elsewhere(job))]
         if len(found) < len(group):
             return []
         return [line | _name(study, self.scale, job) for line, job in zip(found, group, strict=True)]
@@ -146,20 +153,21 @@ class Runner:
         return next((lines[job.id] for lines in self.lines.values() if job.id in lines), None)
 
     def _execute(self, study: str, group: Sequence[Job]) -> list[Line]:
-        begin, images = time.perf_counter(), self._open()
-        first = group[0]
-        if first.corrupted is None:
-            measured = self._train(group, images)
-        else:
-            measured = self._corrupt(group, images, first.corrupted)
+        begin = time.perf_counter()
+        try:
+            measured = self.measure(group)
+        except jax.errors.JaxRuntimeError as error:
+            if "RESOURCE_EXHAUSTED" not in str(error) or len(group) == 1:
+                raise
+            half = len(group) // 2  # there is not the memory for so many at once
+            return self._execute(study, group[:half]) + self._execute(study, group[half:])
         seconds = (time.perf_counter() - begin) / len(group)
         about = results.provenance()
         return [
             {
                 "id": job.id,
                 **_name(study, self.scale, job),
-                "dataset": self.scale.base.data.name,
-                "digest": images.digest,
+                "dataset": job.config.data.name,
                 "model": job.config.model,
                 "target": job.target,
                 **found,
@@ -171,84 +179,20 @@ class Runner:
             for job, found in zip(group, measured, strict=True)
         ]
 
-    def _train(self, group: Sequence[Job], images: Images) -> list[dict[str, Any]]:
-        """Train, keep the networks, and measure them."""
-        configs = [job.config for job in group]
-        with Progress(
-            TextColumn("{task.description}"),
-            BarColumn(),
-            TextColumn("step {task.completed}/{task.total}"),
-            console=self.console,
-            transient=True,
-            disable=not self.console.is_terminal,
-        ) as progress:
-            task = progress.add_task(_call(group), total=configs[0].steps)
-            trained = training.train(configs, images, lambda step: progress.update(task, completed=step))
-        variables = jax.device_get(_variables(trained.state))
-        _NETWORKS.mkdir(exist_ok=True)
-        for number, job in enumerate(group):
-            one = jax.tree.map(lambda leaf, number=number: leaf[number], variables)
-            (_NETWORKS / job.model).write_bytes(flax.serialization.msgpack_serialize(one))
-        found = training.evaluate(configs[0], trained.state, images, training.measured(images, group[0].target))
-        clusters = training.clusters_of(configs[0], trained.state, images)
-        snapshots = [trained.snapshots] + [{}] * (len(group) - 1)
-        return [
-            {
-                **one,
-                "loss": _number(one["loss"]),
-                "train_loss": _number(trained.train_loss[i]),
-                "finite": trained.finite[i],
-                "images_per_second": round(trained.images_per_second, 1),
-                **({"clusters": clusters[i]} if clusters[i] else {}),
-                **({"snapshots": snapshots[i]} if snapshots[i] and _drawn(job, self.scale) else {}),
-            }
-            for i, (job, one) in enumerate(zip(group, found, strict=True))
-        ]
-
-    def _corrupt(self, group: Sequence[Job], images: Images, number: int) -> list[dict[str, Any]]:
-        if not all((_NETWORKS / job.model).exists() for job in group):
-            self._train(group, images)
-        networks = [flax.serialization.msgpack_restore((_NETWORKS / job.model).read_bytes()) for job in group]
-        variables = jax.tree.map(lambda *leaves: np.stack(leaves), *networks)
-        state = TrainState(variables["params"], variables["batch_stats"], {}, (), (), np.zeros(len(group), np.int32))  # pyright: ignore[reportArgumentType]
-        data_dir = self.options.data_dir
-        found = training.under_corruptions(group[0].config, state, images, number, data_dir and str(data_dir))
-        return [
-            {
-                "accuracy": float(np.mean([each["accuracy"] for each in one.values()])),
-                "count": number or len(images.test),
-                "corruptions": one,
-            }
-            for one in found
-        ]
-
-    def _open(self) -> Images:
-        if self._images is None:
-            name, npz = self.scale.base.data.name, self.options.npz
-            if npz is None:
-                dataset = load(name, self.options.data_dir)
-            else:
-                dataset = dataclasses.replace(load(f"npz:{npz}"), name=name, test_split="test", known=KNOWN.get(name))
-            self._images = training.divide(dataset)
-        return self._images
-
     def _seconds(self, groups: Sequence[Sequence[Job]]) -> float | None:
-        """How long runs take, by those that were measured here; None where none was."""
+        """How long runs take, by those that were measured on such a device; None where none was."""
         here, total = results.device(), 0.0
-        for job in (job for group in groups for job in group):
-            if self._elsewhere(job):
-                continue
+        for job in (job for group in groups for job in group if not self._elsewhere(job)):
+            corrupted = job.corrupted is not None
             rates = [
-                line["wall_seconds"] / _work_of(line["config"], "corruptions" in line)
+                line["wall_seconds"] / _size(line["config"], "corruptions" in line)
                 for lines in self.lines.values()
                 for line in lines.values()
-                if line["device"] == here
-                and line["model"] == job.config.model
-                and ("corruptions" in line) == (job.corrupted is not None)
+                if (line["device"], line["model"], "corruptions" in line) == (here, job.config.model, corrupted)
             ]
             if not rates:
                 return None
-            total += statistics.median(rates) * _work_of(job.config.to_json(), job.corrupted is not None)
+            total += statistics.median(rates) * _size(job.config.to_json(), corrupted)
         return total
 
 
@@ -263,18 +207,19 @@ def resolve(options: Options) -> Scale:
         scale = studies.for_dataset(scale, options.dataset)
     own = {"model": options.model, "steps": options.steps}
     base = dataclasses.replace(scale.base, **{name: value for name, value in own.items() if value is not None})
-    scale = dataclasses.replace(scale, base=base)
-    if options.methods is not None:
-        scale = dataclasses.replace(scale, methods=options.methods)
-    if options.seeds is not None:
-        scale = dataclasses.replace(scale, seeds=tuple(range(options.seeds)))
-    return scale
+    methods = scale.methods if options.methods is None else options.methods
+    seeds = scale.seeds if options.seeds is None else tuple(range(options.seeds))
+    if not methods or not seeds:
+        raise ValueError("there must be a method and a seed")
+    return dataclasses.replace(scale, base=base, methods=methods, seeds=seeds)
 
 
 def choose(scale: Scale, lines: Mapping[str, Line]) -> dict[str, Choice]:
     """For each method the choice with the best mean accuracy on the held-out images; of equal ones the first.
 
-    Where runs are missing, the first choice stands for what is not known yet.
+    Args:
+        scale: whose methods.
+        lines: of the study `choices`; a choice without any counts as 0.
     """
     accuracies: dict[tuple[str, Choice], list[float]] = {}
     for job in studies.choices(scale, {}):
@@ -282,8 +227,7 @@ def choose(scale: Scale, lines: Mapping[str, Line]) -> dict[str, Choice]:
             accuracies.setdefault((job.method, Choice(**job.setting)), []).append(lines[job.id]["accuracy"])
 
     def accuracy(method: str, choice: Choice) -> float:
-        found = accuracies.get((method, choice))
-        return statistics.mean(found) if found else 0.0
+        return statistics.mean(accuracies.get((method, choice), [0.0]))
 
     return {
         method: max(studies.CHOICES[method], key=lambda choice, method=method: accuracy(method, choice))
@@ -304,7 +248,8 @@ def main(
     keep_compiled()
     console = Console(highlight=False, soft_wrap=True)
     try:
-        Runner(options, console).run(study)
+        measure = Measure(resolve(options).base.data.name, console, options.npz, options.data_dir)
+        Runner(options, console, measure).run(study)
     except (ValueError, TypeError, OSError, ImportError) as error:
         print(f"experiments.run: error: {error}", file=sys.stderr)
         sys.exit(2)
@@ -320,23 +265,12 @@ def _shard(text: str) -> tuple[int, int]:
     return int(part) - 1, int(parts)
 
 
-def _groups(jobs: Sequence[Job], together: int) -> list[list[Job]]:
-    """Jobs that one program can do side by side, so many at most."""
-    groups: list[list[Job]] = []
-    for job in jobs:
-        last = groups[-1] if groups else []
-        if last and len(last) < together and _kind(last[0]) == _kind(job):
-            last.append(job)
-        else:
-            groups.append([job])
-    return groups
-
-
 def _kind(job: Job) -> tuple[Any, ...]:
     return job.program, job.target, job.corrupted, job.config.data.fraction, job.config.data.per_class
 
 
 def _name(study: str, scale: Scale, job: Job) -> dict[str, Any]:
+    """What a line is in this study."""
     return {
         "study": study,
         "scale": scale.name,
@@ -347,36 +281,9 @@ def _name(study: str, scale: Scale, job: Job) -> dict[str, Any]:
     }
 
 
-def _call(group: Sequence[Job]) -> str:
-    first = group[0]
-    setting = "".join(f", {name.replace('_', ' ')} {value}" for name, value in first.setting.items())
-    return f"{first.method}{setting}, seed {' '.join(str(job.config.seed) for job in group)}"
-
-
-def _describe(lines: Sequence[Line]) -> str:
-    first = lines[0]
-    setting = "".join(f", {name.replace('_', ' ')} {value}" for name, value in first["setting"].items())
-    seeds = " ".join(str(line["seed"]) for line in lines)
-    return f"{first['method']}{setting}, seed {seeds}: " + " ".join(f"{100 * line['accuracy']:.2f} %" for line in lines)
-
-
-def _variables(state: TrainState) -> dict[str, Any]:
-    """What a network needs to be evaluated: the averages where there are any; no clusters."""
-    variables = state.variables(average=True)
-    return {name: variables.get(name, {}) for name in ("params", "batch_stats")}
-
-
-def _drawn(job: Job, scale: Scale) -> bool:
-    """Whether the report shows how the clusters of this run came about."""
-    return job.setting.get("structure") == "k-means, shared" and job.config.seed == scale.seeds[0]
-
-
-def _work_of(config: Mapping[str, Any], corrupted: bool) -> float:
+def _size(config: Mapping[str, Any], corrupted: bool) -> float:
+    """What the time of a run goes with: images that are learned from; all corruptions are of one size."""
     return 1.0 if corrupted else config["steps"] * config["batch_size"]
-
-
-def _number(value: float) -> float | None:
-    return value if np.isfinite(value) else None
 
 
 def _time(seconds: float | None) -> str:

@@ -6,6 +6,7 @@ other studies are measured on the held-out images, so that defaults may be chose
 """
 
 import dataclasses
+import functools
 import hashlib
 import json
 from collections.abc import Callable, Iterable, Mapping
@@ -92,17 +93,22 @@ class Job:
     target: Target
     corrupted: int | None = None
 
-    @property
+    @functools.cached_property
     def id(self) -> str:
         """The same for the same run, in whatever study."""
         return _digest(_identity(self.config), self.target, self.corrupted)
 
-    @property
+    @functools.cached_property
     def model(self) -> str:
         """The same for runs that train the same network."""
         return _digest(_identity(self.config))
 
     @property
+    def drawn(self) -> bool:
+        """Whether the report shows how the clusters of this run came about."""
+        return self.setting.get("structure") == "k-means, shared" and self.config.seed == 0
+
+    @functools.cached_property
     def program(self) -> str:
         """The same for runs of one compiled program: they differ in seeds, rates and shares of the images alone."""
         return _digest(_identity(program_config(self.config)))

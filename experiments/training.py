@@ -105,12 +105,10 @@ def train(configs: Sequence[TrainConfig], images: Images, tell: Callable[[int], 
         ValueError: the configurations differ in more than seeds, rates and shares of one size, or it is none of these.
     """
     first = configs[0]
-    if (
-        len({program_config(config) for config in configs}) > 1
-        or first.steps is None
-        or first.warmup_epochs is not None
-    ):
-        raise ValueError("configs must have steps, no warmup_epochs, and differ in seeds, rates and shares alone")
+    if len({program_config(config) for config in configs}) > 1:
+        raise ValueError("configs must differ in seeds, rates and shares of the images alone")
+    if first.steps is None or first.warmup_epochs is not None:
+        raise ValueError("configs must have steps, and no warmup_epochs")
     drop = first.drop
     programs = _compile(program_config(first), images, len(configs))
     shares = [_share(images.train, config.data) for config in configs]
