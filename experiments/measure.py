@@ -13,7 +13,7 @@ from rich.progress import BarColumn, Progress, TextColumn
 
 from dropcluster_jax.data import KNOWN, load
 from dropcluster_jax.training.steps import TrainState
-from experiments import training
+from experiments import streamed, training
 from experiments.studies import Job
 from experiments.training import Images
 
@@ -45,8 +45,10 @@ class Measure:
 
     def __call__(self, group: Sequence[Job]) -> list[dict[str, Any]]:
         """What was measured of each job, as JSON takes it."""
-        images = self._open()
         first = group[0]
+        if first.config.data.size is not None:
+            return [streamed.measure(job, self._networks, self._data_dir, self._console.print) for job in group]
+        images = self._open()
         found = self._train(group, images) if first.corrupted is None else self._corrupt(group, images, first.corrupted)
         return [{"digest": images.digest, **one} for one in found]
 

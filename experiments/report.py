@@ -6,6 +6,7 @@ Writes `docs/results.md`, its figures, and what README quotes. The same files gi
 import dataclasses
 import pathlib
 import re
+import statistics
 import sys
 from collections.abc import Callable, Iterable, Mapping, Sequence
 
@@ -121,13 +122,14 @@ def _claims(lines: list[Line]) -> list[tuple[str, Interval | None]]:
     whole = _of(limited, share=1.0) or _of(lines, study="headline")
     little = [_of(limited, share=share) for share in (0.05, 0.1)]
     shares = [_of(limited, share=share) for share in studies.SHARES]
+    worse = [_of(corrupted, share=1.0)]
     return [
         ("DropCluster does better than no drop layer, all images", _versus([whole], "none")),
         ("DropCluster does better than DropBlock, all images", _versus([whole], "block")),
-        ("... with 5 and 10 % of the images", _versus(little, "block")),
-        ("... on corrupted test images", _versus([_of(corrupted, share=1.0)], "block")),
+        ("DropCluster does better than DropBlock, 5 and 10 % of the images", _versus(little, "block")),
+        ("DropCluster does better than DropBlock, corrupted test images", _versus(worse, "block")),
         ("learned clusters do better than a fixed grid, mean over all shares", _versus(shares, "grid")),
-        ("... on corrupted test images", _versus([_of(corrupted, share=1.0)], "grid")),
+        ("learned clusters do better than a fixed grid, corrupted test images", _versus(worse, "grid")),
     ]
 
 
@@ -141,6 +143,7 @@ def _limited_data(lines: list[Line], figure: pathlib.Path) -> list[str]:
     shares, methods = sorted({line["setting"]["share"] for line in lines}), _methods(lines)
     at = {_percent(share): _of(lines, share=share) for share in shares}
     rows = [[NAMES[method], *(_accuracy(_by_seed(here, method)) for here in at.values())] for method in methods]
+    losses = [[NAMES[method], *(_loss(_of(here, method=method)) for here in at.values())] for method in methods]
     series = {NAMES[method]: [_mean(_by_seed(here, method)) for here in at.values()] for method in methods}
     drawn = figures.curves(
         series, [100 * share for share in shares], "share of the training images, %", "test accuracy, %", log=True
@@ -151,6 +154,32 @@ def _limited_data(lines: list[Line], figure: pathlib.Path) -> list[str]:
         *_table(["method", *at], rows),
         *_against(methods, {**{share: [here] for share, here in at.items()}, "mean": list(at.values())}),
         *_drawn(drawn, figure, "Accuracy against the share of the training images, with 95 % intervals."),
+        "Training loss at the end, with what is dropped: near 0 the images are known by heart, and there is something "
+        "to regularise.\n",
+        *_table(
+            ["method", *at], [[NAMES[it], *(_loss(_of(here, method=it)) for here in at.values())] for it in methods]
+        ),
+        *_cost(lines),
+    ]
+
+
+def _loss(lines: Sequence[Line]) -> str:
+    known = [line["train_loss"] for line in lines if line["train_loss"] is not None]
+    return f"{statistics.mean(known):.2f}" if known else ""
+
+
+def _cost(lines: Sequence[Line]) -> list[str]:
+    """Training speed beside that of the network without drop layers."""
+    speeds = {
+        method: statistics.median(line["images_per_second"] for line in _of(lines, method=method))
+        for method in _methods(lines)
+    }
+    if "none" not in speeds:
+        return []
+    rows = [[NAMES[method], f"{speed:,.0f}", f"{speed / speeds['none']:.2f}"] for method, speed in speeds.items()]
+    return [
+        "What it costs: training images a second, the median over these runs, updates of the clusters included.\n",
+        *_table(["method", "images/s", "of that without"], rows),
     ]
 
 

@@ -27,6 +27,7 @@ StudyName = Literal[
     "choices", "headline", "limited_data", "corruption", "placement", "rate_and_size", "clustering", "cadence"
 ]
 MethodName = Literal["none", "dropout", "spatial", "block", "grid", "cluster"]
+_SMALL_NETWORKS = ("resnet8", "resnet20", "resnet32", "resnet44", "resnet56")
 Lines = dict[str, dict[str, Line]]  # by study, then by the id of the run
 
 
@@ -53,7 +54,7 @@ class Options:
     dry_run: bool = False
     """Say how many runs are missing and how long they would take by those that were measured; train nothing."""
     together: int | None = None
-    """So many runs are trained side by side in one program; else one on a CPU, all seeds on a GPU or TPU."""
+    """So many runs are trained side by side in one program; else all seeds of a small network on a GPU or TPU."""
     npz: pathlib.Path | None = None
     """An archive with the images of the data set, for a machine without TFDS."""
     data_dir: pathlib.Path | None = None
@@ -111,8 +112,10 @@ class Runner:
         """Jobs that one program can do side by side."""
         together = self.options.together
         if together is None:
-            # On CPUs the convolutions of several networks at once are slower than one after the other.
-            together = 1 if jax.default_backend() == "cpu" else len(self.scale.seeds)
+            # On CPUs the convolutions of several networks at once are slower than one after the other; and a large
+            # network keeps a GPU busy by itself.
+            alone = jax.default_backend() == "cpu" or self.scale.base.model not in _SMALL_NETWORKS
+            together = 1 if alone else len(self.scale.seeds)
         groups: list[list[Job]] = []
         for job in jobs:
             if groups and len(groups[-1]) < together and _kind(groups[-1][0]) == _kind(job):

@@ -19,6 +19,8 @@ ScaleName = Literal["small", "gpu", "paper"]
 
 SHARES = (0.05, 0.1, 0.25, 0.5, 1.0)
 CORRUPTED_SHARES = (0.1, 1.0)
+# Nine tenths of the training images of the data sets that are streamed.
+_EXAMPLES = {"imagenette": 8_522, "imagenet2012": 1_153_050}
 NEVER_AGAIN = 10**9  # steps from one update of the clusters to the next: the first is the only one
 
 # By their names in tables.
@@ -131,15 +133,21 @@ def with_drop(config: TrainConfig, **changes: Any) -> TrainConfig:
 
 
 def for_dataset(scale: Scale, name: str) -> Scale:
-    """The scale on another data set; on digits, of 8x8 pixels, drop layers are of the size that its preset has."""
-    data = dataclasses.replace(scale.base.data, name=name)
-    augment = scale.base.augment
-    if name in PRESETS:
-        augment = dataclasses.replace(augment, flip=PRESETS[name][1].augment.flip)
-    base = dataclasses.replace(scale.base, data=data, augment=augment)
+    """The scale on another data set: of the presets with their augmentation, of streamed ones with all but drop layers.
+
+    On digits, of 8x8 pixels, drop layers are of the size that the preset has.
+    """
+    presets = {config.data.name: config for _, config in PRESETS.values()}
+    own, base = presets.get(name), dataclasses.replace(scale.base, data=DataConfig(name=name))
+    if own is None:
+        return dataclasses.replace(scale, base=base)
+    if own.data.size is not None:
+        known = _EXAMPLES[name] // own.batch_size
+        base = dataclasses.replace(own, steps=round(own.epochs * known), drop=own.drop)
+        return dataclasses.replace(scale, base=base, per_class=None)
+    base = dataclasses.replace(base, augment=dataclasses.replace(base.augment, flip=own.augment.flip))
     if name == "digits":
-        own = PRESETS[name][1].drop
-        sizes = {"places": own.places, "cluster_size": own.cluster_size, "block_size": own.block_size}
+        sizes = {"places": own.drop.places, "cluster_size": own.drop.cluster_size, "block_size": own.drop.block_size}
         return dataclasses.replace(scale, base=with_drop(base, **sizes), per_class=None)
     return dataclasses.replace(scale, base=base)
 
