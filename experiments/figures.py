@@ -23,50 +23,45 @@ _STYLES = [
 ]
 
 
-def curves(
-    series: Mapping[str, Sequence[Interval | None]],
-    x: Sequence[float],
-    x_label: str,
-    y_label: str,
-    log: bool = False,
-) -> Figure:
-    """A curve for each name, with its intervals.
+Series = Mapping[str, Sequence[Interval | None]]
+
+
+def curves(series: Series, differences: Series, x: Sequence[float], labels: tuple[str, str, str], log: bool) -> Figure:
+    """On the left a curve for each name, on the right the differences of some of them to another, with intervals.
 
     Args:
         series: for each name the interval at each x; None where there is none.
+        differences: of some of these names, likewise.
         x: where.
-        x_label: of the axis.
-        y_label: of the axis.
+        labels: of the x axis, of the curves, and of the differences.
         log: whether x goes by a logarithm.
     """
-    figure = Figure(figsize=(6.4, 4.2), layout="constrained")
-    axis: Any = figure.subplots()
-    spread = np.linspace(-1, 1, len(series)) if len(series) > 1 else [0.0]
-    for (name, found), (colour, marker, dashes), beside in zip(series.items(), _STYLES, spread, strict=False):
-        drawn = [(at, one) for at, one in zip(x, found, strict=True) if one is not None]
-        places = [at * (1 + 0.02 * beside) if log else at + 0.06 * beside for at, _ in drawn]
-        means = [one.mean for _, one in drawn]
-        halves = [one.high - one.mean if one.number > 1 else 0.0 for _, one in drawn]
-        axis.errorbar(
-            places,
-            means,
-            yerr=halves,
-            label=name,
-            color=colour,
-            marker=marker,
-            linestyle=dashes,
-            capsize=3,
-            markersize=5,
-        )
+    figure = Figure(figsize=(10, 4.2), layout="constrained")
+    left, right = figure.subplots(1, 2)
+    looks = dict(zip(series, _STYLES, strict=False))
+    for axis, drawn, label in ((left, series, labels[1]), (right, differences, labels[2])):
+        _draw(axis, drawn, looks, x, log)
+        axis.set_xlabel(labels[0])
+        axis.set_ylabel(label)
+    right.axhline(0, color="grey", linewidth=1)
+    left.legend(frameon=False)
+    return figure
+
+
+def _draw(axis: Any, series: Series, looks: Mapping[str, tuple[Any, ...]], x: Sequence[float], log: bool) -> None:
+    beside = np.linspace(-1, 1, len(series)) if len(series) > 1 else [0.0]
+    for (name, found), aside in zip(series.items(), beside, strict=True):
+        colour, marker, dashes = looks[name]
+        known = [(at, one) for at, one in zip(x, found, strict=True) if one is not None]
+        places = [at * (1 + 0.03 * aside) if log else at + 0.08 * aside for at, _ in known]  # bars beside each other
+        halves = [one.high - one.mean if one.number > 1 else 0.0 for _, one in known]
+        look = {"color": colour, "marker": marker, "linestyle": dashes, "capsize": 3, "markersize": 5}
+        axis.errorbar(places, [one.mean for _, one in known], yerr=halves, label=name, **look)
     if log:
         axis.set_xscale("log")
     axis.set_xticks(x, labels=[f"{at:g}" for at in x])
     axis.set_xticks([], minor=True)
-    axis.set_xlabel(x_label)
-    axis.set_ylabel(y_label)
     axis.grid(alpha=0.3)
-    axis.legend(frameon=False)
-    return figure
 
 
 def snapshots(found: Sequence[Mapping[str, Any]]) -> Figure:

@@ -29,6 +29,7 @@ NAMES = {
     "cluster": "DropCluster",
 }
 _AGAINST = ("none", "block", "grid")
+_TO_NONE = "difference to no drop layer, points"
 _MINUS = "\N{MINUS SIGN}"
 
 PREFACE = """# Results
@@ -144,9 +145,12 @@ def _limited_data(lines: list[Line], figure: pathlib.Path) -> list[str]:
     at = {_percent(share): _of(lines, share=share) for share in shares}
     rows = [[NAMES[method], *(_accuracy(_by_seed(here, method)) for here in at.values())] for method in methods]
     losses = [[NAMES[method], *(_loss(_of(here, method=method)) for here in at.values())] for method in methods]
-    series = {NAMES[method]: [_mean(_by_seed(here, method)) for here in at.values()] for method in methods}
     drawn = figures.curves(
-        series, [100 * share for share in shares], "share of the training images, %", "test accuracy, %", log=True
+        {NAMES[method]: [_mean(_by_seed(here, method)) for here in at.values()] for method in methods},
+        _to_none(methods, [lambda method, here=here: _by_seed(here, method) for here in at.values()]),
+        [100 * share for share in shares],
+        ("share of the training images, %", "test accuracy, %", _TO_NONE),
+        log=True,
     )
     return [
         "### Limited data\n",
@@ -156,11 +160,22 @@ def _limited_data(lines: list[Line], figure: pathlib.Path) -> list[str]:
         *_drawn(drawn, figure, "Accuracy against the share of the training images, with 95 % intervals."),
         "Training loss at the end, with what is dropped: near 0 the images are known by heart, and there is something "
         "to regularise.\n",
-        *_table(
-            ["method", *at], [[NAMES[it], *(_loss(_of(here, method=it)) for here in at.values())] for it in methods]
-        ),
+        *_table(["method", *at], losses),
         *_cost(lines),
     ]
+
+
+def _to_none(
+    methods: Sequence[str], accuracies: Sequence[Callable[[str], Mapping[int, float]]]
+) -> dict[str, list[Interval | None]]:
+    """For each method its differences to no drop layer, in points; empty where that was not run."""
+
+    def difference(points: Callable[[str], Mapping[int, float]], method: str) -> Interval | None:
+        ours, theirs = ({seed: 100 * it for seed, it in points(one).items()} for one in (method, "none"))
+        return paired(ours, theirs)
+
+    others = [method for method in methods if method != "none"] if "none" in methods else []
+    return {NAMES[method]: [difference(points, method) for points in accuracies] for method in others}
 
 
 def _loss(lines: Sequence[Line]) -> str:
@@ -193,12 +208,14 @@ def _corruption(lines: list[Line], figure: pathlib.Path) -> list[str]:
         [name.replace("_", " "), *(_accuracy(_corrupted(whole, method, [name])) for method in methods)]
         for name in origins
     ]
-    series = {
-        NAMES[method]: [_mean(_corrupted(whole, method, origins, [severity])) for severity in range(5)]
-        for method in methods
-    }
+    drawn = figures.curves(
+        {NAMES[it]: [_mean(_corrupted(whole, it, origins, [severity])) for severity in range(5)] for it in methods},
+        _to_none(methods, [lambda it, at=at: _corrupted(whole, it, origins, [at]) for at in range(5)]),
+        range(1, 6),
+        ("severity", "test accuracy, %, mean over 15 corruptions", _TO_NONE),
+        log=False,
+    )
     made = [name for name, origin in origins.items() if origin != "cifar10_corrupted"]
-    drawn = figures.curves(series, range(1, 6), "severity", "test accuracy, %, mean over 15 corruptions")
     return [
         "### Corruption\n",
         f"The networks of *limited data*, by the share of the training images, on {lines[0]['count']:,} test images "
