@@ -8,6 +8,7 @@ import os
 import pathlib
 import shlex
 import sys
+import traceback
 from collections.abc import Callable
 from typing import TYPE_CHECKING, Annotated, NoReturn
 
@@ -147,7 +148,7 @@ def _train(
 
     from dropcluster_jax.data import BadImageError
     from dropcluster_jax.training import build, folder, progress, run
-    from dropcluster_jax.training.checkpoints import NoSoundCheckpointError
+    from dropcluster_jax.training.checkpoints import NoSoundCheckpointError, OtherFormatError
     from dropcluster_jax.training.compilation import keep_compiled
     from dropcluster_jax.training.loop import NonFiniteError
 
@@ -179,22 +180,28 @@ def _train(
             print(progress.summary(summary, prepared.folder))
         else:
             run.execute(prepared, say=lambda message: None, restart=restart)
-    except (BadImageError, NoSoundCheckpointError) as error:  # an image is met on the way, in a stream
+    except (BadImageError, NoSoundCheckpointError, OtherFormatError) as error:  # an image is met on the way
         _refuse(_reason(error))
     except NonFiniteError as error:
-        _fail(f"{error} (--max-bad-steps). The last good checkpoint stays in {prepared.folder}")
+        _fail(
+            f"{error}. With --max-bad-steps the same command goes on from the last good checkpoint, in "
+            f"{prepared.folder}; with other changes give another --out, or --restart"
+        )
     except OSError as error:
         _fail(f"{error}. The same command goes on from the last checkpoint")
     except run.Stopped as stopped:
         if first:
             print(_how_to_go_on(stopped, prepared.folder, arguments), file=sys.stderr)
         sys.exit(stopped.status)
-    except jax.errors.JaxRuntimeError as error:
+    except Exception as error:
         if jax.process_count() == 1:
             raise
+        if not isinstance(error, jax.errors.JaxRuntimeError):
+            traceback.print_exc()
+            _leave(1)
         print(f"dropcluster: another process is gone: {str(error).splitlines()[0]}", file=sys.stderr)
-        print("start all again: they go on from the last checkpoint", file=sys.stderr, flush=True)
-        os._exit(1)  # an orderly end would wait for the other process
+        print("start all again: they go on from the last checkpoint", file=sys.stderr)
+        _leave(1)
 
 
 def _join(coordinator: str | None, num_processes: int | None, process_id: int | None) -> None:
@@ -251,9 +258,9 @@ def _evaluate(
                 report=report,
                 say=lambda message: print(message, file=sys.stderr),
             )
+            write_json(folder / "evaluation.json", results)
         except (ValueError, TypeError, OSError, ImportError, BadImageError, NoSoundCheckpointError) as error:
             _refuse(_reason(error))
-    write_json(folder / "evaluation.json", results)
     if as_json:
         print(json.dumps(results, indent=2))
         return
@@ -295,13 +302,23 @@ def _reason(error: Exception) -> str:
 
 def _refuse(message: str) -> NoReturn:
     print(f"dropcluster: error: {message}", file=sys.stderr)
-    sys.exit(2)
+    _leave(2)
 
 
 def _fail(message: str) -> NoReturn:
     """What went wrong on the way, not with the input."""
     print(f"dropcluster: {message}", file=sys.stderr)
-    sys.exit(1)
+    _leave(1)
+
+
+def _leave(status: int) -> NoReturn:
+    """End the process. One of several ends at once: an orderly end would wait for the others, which wait for it."""
+    jax = sys.modules.get("jax")
+    if jax is not None and jax.distributed.is_initialized():
+        sys.stdout.flush()
+        sys.stderr.flush()
+        os._exit(status)
+    sys.exit(status)
 
 
 if __name__ == "__main__":

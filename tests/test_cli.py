@@ -21,6 +21,7 @@ from dropcluster_jax.cli import main
 from dropcluster_jax.data import KNOWN, load
 from dropcluster_jax.models import MODELS, ModelName
 from dropcluster_jax.training import build, load_run
+from dropcluster_jax.training.checkpoints import Checkpoints
 from dropcluster_jax.training.config import (
     PRESETS,
     AugmentConfig,
@@ -257,6 +258,33 @@ def test_a_run_of_an_older_version_is_known_again_and_has_no_checkpoint(finished
 
 
 @one_run
+def test_a_run_whose_images_have_changed_is_refused_and_left_as_it_is(finished, tmp_path, capsys):
+    folder = tmp_path / "copy"
+    shutil.copytree(finished[0], folder)
+    (folder / "summary.json").unlink()
+    config = json.loads((folder / "config.json").read_text())
+    config["dataset"]["train_examples"] += 1
+    (folder / "config.json").write_text(json.dumps(config))
+    before = contents(folder)
+    assert command(*SHORT, "--out", str(folder)) == 2
+    assert "holds a run on other images" in (error := capsys.readouterr().err) and "train_examples 1438 there" in error
+    assert contents(folder) == before
+
+
+@one_run
+def test_a_run_whose_last_checkpoint_is_not_there_is_not_finished(finished, tmp_path, capsys, monkeypatch):
+    folder = tmp_path / "copy"
+    shutil.copytree(finished[0], folder)
+    (folder / "summary.json").unlink()
+    with monkeypatch.context() as patched:
+        patched.setattr(Checkpoints, "wait", lambda self: [])
+        assert command(*SHORT, "--out", str(folder)) == 1
+    assert "the checkpoint of the last step, 24, could not be written" in capsys.readouterr().err
+    assert not (folder / "summary.json").exists()
+    assert command(*SHORT, "--out", str(folder)) == 0 and (folder / "summary.json").exists()
+
+
+@one_run
 @pytest.mark.filterwarnings("ignore::pytest.PytestUnraisableExceptionWarning")  # of what Orbax leaves behind
 def test_a_run_without_a_sound_checkpoint_is_refused_and_nothing_is_removed(finished, tmp_path, capsys):
     folder = tmp_path / "copy"
@@ -291,6 +319,10 @@ def test_a_loss_that_is_not_finite_ends_the_run_with_advice_and_its_last_checkpo
     step = int(re.search(r"not finite at step (\d+): try a lower learning rate.*--max-bad-steps", error)[1])
     assert len(error.splitlines()) == 1
     assert load_run(tmp_path / "run").step == step - 1
+    # As it says, the same command with that option goes on from there, to the same end as there is no end to it.
+    assert command(*options, "--out", str(tmp_path / "run"), "--max-bad-steps", "2") == 1
+    again = capsys.readouterr()
+    assert f"going on from the checkpoint of step {step - 1}" in again.out and f"step {step + 2}" in again.err
     leaves = jax.tree.leaves(load_run(tmp_path / "run").variables)
     assert all(np.isfinite(leaf).all() for leaf in leaves)
 
@@ -298,6 +330,12 @@ def test_a_loss_that_is_not_finite_ends_the_run_with_advice_and_its_last_checkpo
 def test_the_profiler_writes_what_it_saw_into_the_run_folder(tmp_path):
     assert command(*SHORT, "--steps", "8", "--profile", "--drop.method", "none", "--out", str(tmp_path / "run")) == 0
     assert list((tmp_path / "run" / "profile").rglob("*.xplane.pb"))
+
+
+def test_random_images_are_for_benchmarks_so_a_run_on_them_is_evaluated_at_its_end_alone(tmp_path):
+    arguments = [*SHORT, "--steps", "3", "--batch-size", "1024", "--fake-data", "--drop.method", "none"]
+    assert command(*arguments, "--out", str(tmp_path / "run")) == 0
+    assert [record["step"] for record in records(tmp_path / "run", "test")] == [3]
 
 
 @pytest.mark.parametrize("name", PRESETS)

@@ -26,6 +26,7 @@ from dropcluster_jax.training.steps import TrainState
 
 FORMAT = 1  # raised whenever what a checkpoint holds changes
 _DAMAGED = "damaged"
+_MOST = 1024  # checkpoints that processes tell one another of
 
 
 class Restored(NamedTuple):
@@ -42,6 +43,10 @@ class Restored(NamedTuple):
 
 class NoSoundCheckpointError(Exception):
     """There are checkpoints, and none can be trusted."""
+
+
+class OtherFormatError(ValueError):
+    """A checkpoint is of a format that this version does not read."""
 
 
 class Checkpoints:
@@ -103,7 +108,7 @@ class Checkpoints:
         """
         self.wait()
         step = int(state.step)
-        if step in self.steps():
+        if step in _of_first(self.steps()):
             return
         tree = _as_tree(state)
         args = self._orbax.args.Composite(
@@ -148,11 +153,12 @@ class Checkpoints:
 
         Raises:
             NoSoundCheckpointError: there are checkpoints, all damaged; they stay where they are.
-            ValueError: a checkpoint of another format.
+            OtherFormatError: a checkpoint of another format; a ValueError.
         """
         order = sorted(self.steps(), reverse=True)
         if best:
             order.sort(key=lambda step: self._accuracy(step), reverse=True)  # stable: the newest of equals
+        order = _of_first(order)
         damaged: list[tuple[int, str]] = []
         for step in order:
             restored, reason = self._read(step, target)
@@ -177,13 +183,13 @@ class Checkpoints:
                 sealed = reader.restore(self.folder / str(step), orbax.args.Composite(about=orbax.args.JsonRestore()))
                 about = _unsealed(sealed["about"])
                 if about["format"] != FORMAT:
-                    raise _OtherFormat(
+                    raise OtherFormatError(
                         f"{self.folder / str(step)} has format {about['format']}, this version reads {FORMAT}"
                     )
                 item = orbax.args.StandardRestore(_as_tree(target))
                 tree = reader.restore(self.folder / str(step), orbax.args.Composite(state=item))["state"]
-        except _OtherFormat as error:
-            raise ValueError(str(error)) from None
+        except OtherFormatError:
+            raise
         except Exception as error:  # whatever a damaged file makes of a reader
             _ignore_closed_loops()
             reason = _first_line(error)
@@ -226,9 +232,11 @@ class Checkpoints:
             if jax.process_index() == 0:  # of what was being written when a process was killed, or failed and still is
                 for unfinished in self.folder.glob("*.orbax-checkpoint-tmp"):
                     shutil.rmtree(unfinished, ignore_errors=True)
-            for step in self.steps():  # which the manager reads, and cannot do without
-                if self._metrics(step).exists() and self._accuracy(step) == float("-inf"):
-                    self._move_away(self._metrics(step), f"{step}-metrics")
+            unreadable = [
+                step for step in self.steps() if self._metrics(step).exists() and self._accuracy(step) == float("-inf")
+            ]
+            for step in _of_first(unreadable):  # which the manager reads, and cannot do without
+                self._move_away(self._metrics(step), f"{step}-metrics")
             self._manager = orbax.CheckpointManager(self.folder, options=options)
         return self._manager
 
@@ -249,10 +257,6 @@ class Checkpoints:
 
 def _accuracy(metrics: PyTree) -> float:
     return metrics["accuracy"]
-
-
-class _OtherFormat(Exception):
-    pass
 
 
 @contextlib.contextmanager
@@ -340,6 +344,14 @@ def _all_agree(mine: bool) -> bool:
     if jax.process_count() == 1:
         return mine
     return bool(multihost_utils.process_allgather(jnp.array(mine)).all())
+
+
+def _of_first(steps: list[int]) -> list[int]:
+    """What the first process sees in the folder, in all: of a shared one not all see the same at the same time."""
+    if jax.process_count() == 1:
+        return steps
+    told = jnp.array((steps + [-1] * _MOST)[:_MOST], jnp.int32)
+    return [int(step) for step in multihost_utils.broadcast_one_to_all(told) if step >= 0]
 
 
 def _first_line(error: Exception) -> str:

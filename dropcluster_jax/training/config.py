@@ -211,7 +211,7 @@ class TrainConfig:
 HOW = {
     "data": ("dir", "download", "road", "workers"),
     "checkpoint": ("every", "keep"),
-    "": ("shard_optimizer", "remat", "profile"),
+    "": ("shard_optimizer", "remat", "profile", "max_bad_steps"),
 }
 
 

@@ -92,6 +92,31 @@ def finished_run(folder: pathlib.Path, config: TrainConfig) -> dict[str, Any] | 
     return _read_json(summary) if summary.is_file() else None
 
 
+def check_same_data(folder: pathlib.Path, dataset: Mapping[str, Any]) -> None:
+    """Refuse to go on with other images than a run began with.
+
+    Args:
+        folder: of the run, or an empty or new one.
+        dataset: what `config.json` is to hold of the data set.
+
+    Raises:
+        FileExistsError: with the differences.
+    """
+    there = read_config(folder)[1] if holds_run(folder) else None
+    if there is None:
+        return
+    names = ("classes", "shape", "train_examples")  # a mean may be another in its last bit on another machine
+    differences = [
+        f"{name} {was!r} there and {is_!r} here"
+        for name, was, is_ in _compare({name: there[name] for name in names}, {name: dataset[name] for name in names})
+    ]
+    if differences:
+        raise FileExistsError(
+            f"out holds a run on other images, {folder}: {'; '.join(differences)}. "
+            "Give another folder, or --restart to remove it"
+        )
+
+
 def clear(folder: pathlib.Path) -> None:
     """Remove a run, and nothing else, from its folder.
 
@@ -100,10 +125,10 @@ def clear(folder: pathlib.Path) -> None:
     """
     if not holds_run(folder):
         return
-    for name in FILES:
-        (folder / name).unlink(missing_ok=True)
     for name in FOLDERS:
         shutil.rmtree(folder / name, ignore_errors=True)
+    for name in reversed(FILES):  # what tells that it is a run last, so that a kill leaves one
+        (folder / name).unlink(missing_ok=True)
 
 
 class MetricsFile:
@@ -144,8 +169,12 @@ class MetricsFile:
 def write_json(path: pathlib.Path, content: Mapping[str, Any]) -> None:
     """Whole or not at all."""
     beside = path.with_name(path.name + ".new")
-    beside.write_text(json.dumps(content, indent=2) + "\n")
-    beside.replace(path)
+    try:
+        beside.write_text(json.dumps(content, indent=2) + "\n")
+        beside.replace(path)
+    except OSError:
+        beside.unlink(missing_ok=True)
+        raise
 
 
 def _read_json(path: pathlib.Path) -> dict[str, Any]:

@@ -7,6 +7,7 @@ all call the same functions; the first alone writes, but for its part of a check
 import contextlib
 import functools
 import importlib.util
+import json
 import pathlib
 import time
 from collections.abc import Callable, Mapping
@@ -15,6 +16,7 @@ from typing import Any, NamedTuple
 import jax
 import jax.numpy as jnp
 import numpy as np
+from jax.experimental import multihost_utils
 from jax.sharding import NamedSharding
 
 from dropcluster_jax import __version__
@@ -25,7 +27,15 @@ from dropcluster_jax.models import ResNet
 from dropcluster_jax.training.build import make_model, make_run_steps
 from dropcluster_jax.training.checkpoints import Checkpoints
 from dropcluster_jax.training.config import TrainConfig
-from dropcluster_jax.training.folder import MetricsFile, clear, finished_run, holds_run, new_folder, write_json
+from dropcluster_jax.training.folder import (
+    MetricsFile,
+    check_same_data,
+    clear,
+    finished_run,
+    holds_run,
+    new_folder,
+    write_json,
+)
 from dropcluster_jax.training.loop import Record, agreement_of, fit
 from dropcluster_jax.training.parallel import Parallel
 from dropcluster_jax.training.preemption import Preemption
@@ -104,6 +114,8 @@ def prepare(config: TrainConfig, restart: bool = False) -> Run:
         finished_run(folder, config)
     parallel = Parallel(config.parallel, shard_optimizer=config.shard_optimizer)
     dataset, road = open_data(config, parallel.batch_sharding)
+    if not restart:
+        check_same_data(folder, _described(dataset))
     num_steps = config.steps or max(1, round(config.epochs * (len(dataset.train) // config.batch_size)))
     model = make_model(config, dataset.num_classes, dataset.shape, parallel.axis_name)
     steps = make_run_steps(config, model, dataset, num_steps, parallel.axis_name)
@@ -172,13 +184,16 @@ def execute(
     """
     config, parallel, road, begin = run.config, run.parallel, run.road, time.perf_counter()
     first_process = jax.process_index() == 0
+    _meet("the run folder was looked at")
     if restart and first_process:
         clear(run.folder)
+    _meet("the run folder is as it is to be")
     with contextlib.ExitStack() as stack:
         told = stack.enter_context(Preemption())
         if first_process:
             run.folder.mkdir(parents=True, exist_ok=True)
-            write_json(run.folder / "config.json", _described(run))
+            described = {"version": __version__, **config.to_json(), "dataset": _described(run.dataset)}
+            write_json(run.folder / "config.json", described)
         checkpoints = Checkpoints(run.folder / "checkpoints", config.checkpoint.keep, say)
         stack.callback(checkpoints.close)
         batches = stack.enter_context(contextlib.closing(road.train()))
@@ -205,7 +220,7 @@ def execute(
             show(record)
 
         def skipped() -> list[str]:
-            return list(dict.fromkeys([*about.get("skipped", run.dataset.skipped), *road.skipped]))
+            return list(dict.fromkeys(_of_all([*about.get("skipped", run.dataset.skipped), *road.skipped])))
 
         def seconds() -> float:
             return round(about.get("seconds", 0) + time.perf_counter() - begin, 1)
@@ -232,7 +247,7 @@ def execute(
                 config.drop.update_every if state.clusters else 0, round(config.drop.begin * run.num_steps)
             ),
             test=road.test,
-            evaluate_every=max(1, len(run.dataset.train) // config.batch_size),
+            evaluate_every=run.num_steps if config.fake_data else max(1, len(run.dataset.train) // config.batch_size),
             report=report,
             parallel=parallel,
             save=save,
@@ -245,8 +260,10 @@ def execute(
         written, step = checkpoints.wait(), int(jax.device_get(state.step))
         if step < run.num_steps:
             raise Stopped(told.name, told.status, step, written[-1] if written else None)
+        if step not in written:
+            raise OSError(f"the checkpoint of the last step, {step}, could not be written")
 
-    batch = probe(0)  # of all processes
+    batch, left_out = probe(0), skipped()  # of all processes
     if not first_process:
         return {}
     summary = {
@@ -255,28 +272,40 @@ def execute(
         "bad_steps": last["bad"]["bad_steps"] if "bad" in last else 0,
         "parameters": sum(leaf.size for leaf in jax.tree.leaves(state.params)),
         "seconds": seconds(),
-        "skipped": skipped(),
+        "skipped": left_out,
         "clusters": _summarise_clusters(run, state),
     }
     if state.clusters and importlib.util.find_spec("matplotlib"):
-        _draw_clusters(run, jax.device_get(state._replace(key=0)), _here(batch["image"]))
+        _draw_clusters(run, jax.device_get(state._replace(key=(), opt_state=())), _here(batch["image"]))
     write_json(run.folder / "summary.json", summary)
     return summary
 
 
-def _described(run: Run) -> dict[str, Any]:
-    """What `config.json` holds: beside the configuration what a network needs to be used without the data set."""
+def _described(dataset: Dataset) -> dict[str, Any]:
+    """What `config.json` says of it: what a network needs to be used without."""
     return {
-        "version": __version__,
-        **run.config.to_json(),
-        "dataset": {
-            "classes": list(run.dataset.classes),
-            "shape": list(run.dataset.shape),
-            "mean": run.dataset.mean.tolist(),
-            "std": run.dataset.std.tolist(),
-            "train_examples": len(run.dataset.train),
-        },
+        "classes": list(dataset.classes),
+        "shape": list(dataset.shape),
+        "mean": dataset.mean.tolist(),
+        "std": dataset.std.tolist(),
+        "train_examples": len(dataset.train),
     }
+
+
+def _meet(why: str) -> None:
+    """Wait for the other processes."""
+    if jax.process_count() > 1:
+        multihost_utils.sync_global_devices(why)
+
+
+def _of_all(messages: list[str]) -> list[str]:
+    """Those of all processes, one after the other."""
+    if jax.process_count() == 1:
+        return messages
+    text = np.frombuffer(json.dumps(messages).encode(), np.uint8)
+    longest = int(np.max(multihost_utils.process_allgather(np.array(len(text)))))
+    padded = np.pad(text, (0, longest - len(text)), constant_values=ord(" "))
+    return [one for part in multihost_utils.process_allgather(padded) for one in json.loads(bytes(part))]
 
 
 def _summarise_clusters(run: Run, state: TrainState) -> dict[str, dict[str, Any]]:

@@ -55,7 +55,8 @@ class Steps(NamedTuple):
     Attributes:
         init: `(key, batch) -> TrainState`.
         train: `(state, batch) -> (state, metrics)`, one optimiser step; metrics are the means `loss` and `accuracy`,
-            `rate`, and `finite`: whether loss, gradients and statistics are. Leaves the clusters as they are.
+            `rate`, and `finite`: whether loss, gradients, statistics and new parameters are. Leaves the clusters as
+            they are.
         cluster: `(state, batch) -> state`, one update of the clusters on the batch as probe batch, in evaluation mode.
             Leaves all else as it is.
         evaluate: `(state, batch) -> metrics`, the sums `loss` and `correct`, of 100 classes or more also
@@ -125,7 +126,8 @@ def make_steps(
             each replica).
         average: keep moving averages `a <- d a + (1 - d) p` of parameters and BatchNorm statistics after each step,
             where d is the smaller of this and `(1 + step) / (10 + step)`, and evaluate by them; 0 keeps none.
-        skip_nonfinite: leave all but the step number as it was where the loss, a gradient or a statistic is not finite.
+        skip_nonfinite: leave all but the step number as it was where loss, gradients, statistics or new
+            parameters are not finite.
         axis_name: the mapped axis over which the batch is split under `shard_map` or `pmap`: gradients, statistics
             and metrics are averaged over it, and each replica draws masks of its own. Give the same name to the
             `DropCluster` layers, and to BatchNorm where its batch statistics are to be averaged too. None under `jit`,
@@ -238,12 +240,11 @@ def make_steps(
             grads, means = jax.tree.map(lambda total: total / accumulate, (grads, means))
 
         grads, batch_stats, (value, accuracy) = over_replicas(jax.lax.pmean, (grads, batch_stats, means))
-        finite = jnp.all(
-            jnp.array([jnp.all(jnp.isfinite(leaf)) for leaf in jax.tree.leaves((value, grads, batch_stats))])
-        )
         updates, opt_state = tx.update(grads, state.opt_state, state.params)
         after = state._replace(params=optax.apply_updates(state.params, updates), batch_stats=batch_stats)
         after = after._replace(opt_state=opt_state)
+        looked_at = jax.tree.leaves((value, grads, batch_stats, after.params))
+        finite = jnp.all(jnp.array([jnp.all(jnp.isfinite(leaf)) for leaf in looked_at]))
         if average:
             decay = jnp.minimum(average, (1 + state.step) / (10 + state.step))
             newest = {"params": after.params, "batch_stats": batch_stats}

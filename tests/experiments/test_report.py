@@ -84,7 +84,7 @@ def test_claims_say_what_the_intervals_allow(tmp_path):
         folder = tmp_path / str(len(list(tmp_path.iterdir())))
         work("limited_data", folder, changed)
         text = written(folder, tmp_path / f"docs{folder.name}")["results.md"].decode()
-        rows = re.findall(r"^\| (?:DropCluster|learned) .*\| (\S+) \|$", text, re.M)
+        rows = re.findall(r"^\| (?:DropCluster|learned clusters) do.*\| (\S+) \|$", text, re.M)
         assert len(rows) == 4  # all images twice, few images, the grid
         return set(rows)
 

@@ -103,15 +103,16 @@ def test_killed_and_told_to_stop_at_random_moments_a_run_ends_in_the_same_bits(u
 
 
 def test_a_second_interrupt_leaves_at_once():
-    """While the step, which the first one lets go on, takes long."""
+    """While the step, which the first one lets go on, takes long and never comes back to Python."""
     told = (
-        "import os, signal, time\n"
+        "import os, signal, threading\n"
+        "import jax\n"
         "from dropcluster_jax.training.preemption import Preemption\n"
         "with Preemption():\n"
         "    os.kill(os.getpid(), signal.SIGINT)\n"
         "    print('goes on', flush=True)\n"
-        "    os.kill(os.getpid(), signal.SIGINT)\n"
-        "    time.sleep(60)\n"
+        "    threading.Timer(1, os.kill, (os.getpid(), signal.SIGINT)).start()\n"
+        "    jax.block_until_ready(jax.lax.while_loop(lambda x: x < 1, lambda x: x * x, 0.0))\n"
     )
     left = subprocess.run([sys.executable, "-c", told], capture_output=True, text=True, timeout=60, check=False)
     assert left.returncode == 130 and left.stdout == "goes on\n"

@@ -92,7 +92,10 @@ def test_two_processes_told_to_stop_save_the_same_step_and_one_goes_on(turn, tmp
     """Either is told, by either signal; then one process with other devices ends the run."""
     number, told = ((signal.SIGTERM, 1), (signal.SIGINT, 0))[turn % 2]
     folder = tmp_path / "run"
-    with together(commands(folder), devices=2) as running:
+    (folder / "checkpoints" / "0").mkdir(parents=True)  # of another run, which --restart removes before any looks
+    (folder / "config.json").write_text("{}")
+    told_more = ["--restart", "--shard-optimizer"]
+    with together([[*words, *told_more] for words in commands(folder)], devices=2) as running:
         wait_for_checkpoint(folder, 5 * (turn % 5), running)
         running[told].send_signal(number)
         ends = [process.communicate(timeout=60) for process in running]

@@ -479,6 +479,15 @@ def test_a_step_that_is_not_finite_is_told_and_leaves_all_as_it_was_if_asked(bat
     assert not metrics["finite"] and not np.isfinite(spoiled.batch_stats["norm"]["mean"]).all()
 
 
+def test_a_step_whose_new_parameters_are_not_finite_is_none(batch):
+    """Loss and gradients are finite, and what is made of them is not."""
+    steps = make_steps(Small(), optax.scale(float("inf")), skip_nonfinite=True)
+    state = jax.jit(steps.init)(jax.random.key(1), batch)
+    after, metrics = jax.jit(steps.train)(state, batch)
+    assert np.isfinite(metrics["loss"]) and np.isfinite(after.batch_stats["norm"]["mean"]).all()
+    assert not metrics["finite"] and equal(after._replace(step=state.step), state)
+
+
 @pytest.mark.bad_input
 def test_options_of_steps_out_of_range_are_refused():
     for option in ("label_smoothing", "average"):
