@@ -48,11 +48,16 @@ class Measure:
         first = group[0]
         if first.config.data.size is not None:
             return [streamed.measure(job, self._networks, self._data_dir, self._console.print) for job in group]
-        images = self._open()
+        images = self.open()
         found = self._train(group, images) if first.corrupted is None else self._corrupt(group, images, first.corrupted)
         return [{"digest": images.digest, **one} for one in found]
 
-    def _open(self) -> Images:
+    def open(self) -> Images:
+        """The images, once and for all.
+
+        Raises:
+            ValueError, FileNotFoundError, ImportError: as of `load`.
+        """
         if self._images is None:
             if self._npz is None:
                 dataset = load(self._name, self._data_dir)
@@ -74,7 +79,8 @@ class Measure:
         ) as progress:
             task = progress.add_task(describe(group), total=configs[0].steps)
             trained = training.train(configs, images, lambda step: progress.update(task, completed=step))
-        self._keep(group, trained.state)
+        if group[0].target == "test":  # whose networks `corruption` looks at
+            self._keep(group, trained.state, images)
         found = training.evaluate(configs[0], trained.state, images, training.measured(images, group[0].target))
         clusters = training.clusters_of(configs[0], trained.state, images)
         return [
@@ -91,34 +97,37 @@ class Measure:
         ]
 
     def _corrupt(self, group: Sequence[Job], images: Images, number: int) -> list[dict[str, Any]]:
-        if not all(self._path(job).exists() for job in group):
+        if not all(self._path(job, images).exists() for job in group):
+            self._console.print("the networks are not here, and are trained again")
             self._train(group, images)
-        networks = [flax.serialization.msgpack_restore(self._path(job).read_bytes()) for job in group]
-        variables = jax.tree.map(lambda *leaves: np.stack(leaves), *networks)
+        networks = [flax.serialization.msgpack_restore(self._path(job, images).read_bytes()) for job in group]
+        variables = jax.device_put(jax.tree.map(lambda *leaves: np.stack(leaves), *networks))
         data_dir = self._data_dir and str(self._data_dir)
         found = training.under_corruptions(group[0].config, _state(variables), images, number, data_dir)
         return [
             {
                 "accuracy": float(np.mean([each["accuracy"] for each in one.values()])),
-                "count": number or len(images.test),
+                "count": min(number or len(images.test), len(images.test)),
+                "finite": bool(np.all([np.all(np.isfinite(leaf)) for leaf in jax.tree.leaves(network)])),
                 "corruptions": one,
             }
-            for one in found
+            for one, network in zip(found, networks, strict=True)
         ]
 
-    def _keep(self, group: Sequence[Job], state: TrainState) -> None:
+    def _keep(self, group: Sequence[Job], state: TrainState, images: Images) -> None:
         """Write the networks, each whole or not at all; without clusters, as nothing is dropped in evaluation."""
         variables = state.variables(average=True)
         variables = jax.device_get({name: variables.get(name, {}) for name in ("params", "batch_stats")})
         self._networks.mkdir(parents=True, exist_ok=True)
         for number, job in enumerate(group):
             one = jax.tree.map(lambda leaf, number=number: leaf[number], variables)
-            beside = self._path(job).with_suffix(".new")
+            path = self._path(job, images)
+            beside = path.with_suffix(".new")
             beside.write_bytes(flax.serialization.msgpack_serialize(one))
-            beside.replace(self._path(job))
+            beside.replace(path)
 
-    def _path(self, job: Job) -> pathlib.Path:
-        return self._networks / f"{job.model}.msgpack"
+    def _path(self, job: Job, images: Images) -> pathlib.Path:
+        return self._networks / f"{job.model}-{images.digest}.msgpack"
 
 
 def describe(group: Sequence[Job]) -> str:

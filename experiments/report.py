@@ -28,7 +28,6 @@ NAMES = {
     "grid": "fixed grid",
     "cluster": "DropCluster",
 }
-_AGAINST = ("none", "block", "grid")
 _TO_NONE = "difference to no drop layer, points"
 _MINUS = "\N{MINUS SIGN}"
 
@@ -41,12 +40,13 @@ give this page again, byte for byte. `python -m experiments.run STUDY` makes the
 (Student's t). A seed decides the initial weights, the order of the images, the masks and which share of the images is
 learned from, and is the same for all methods, so that differences are taken seed by seed. "Better" and "worse" are said
 where the interval of the difference leaves out 0, "not told apart" elsewhere; each interval stands for itself, so of
-twenty one may be wrong. Every method had the same number of choices of its hyper-parameter, and took the one that did
-best on a tenth of the training set, which is never trained on. All methods have the same schedule, augmentation and
-seeds. The test set was used for *limited data*, *headline* and *corruption* alone; the other studies are measured on
-the held-out images. A run whose loss was not finite counts with the accuracy that its network has. The share that is
-dropped is the rate, for all methods: DropBlock's probability of a block's centre is solved for it. The fixed grid is
-DropCluster whose clusters stay the tiles that they begin as: what it lacks is the learning.
+twenty one may be wrong, and tells of other seeds, not of other test images, which are the same for all. Every method
+had the same number of choices of its hyper-parameter, and took the one that did best, with all the images, on a tenth
+of the training set, which is never trained on. All methods have the same schedule, augmentation and seeds. The test set
+was used for *limited data*, *headline* and *corruption* alone; the other studies are measured on the held-out images. A
+run whose loss was not finite counts with the accuracy that its network has, or as chance. The share that is dropped is
+the rate, for all methods: DropBlock's probability of a block's centre is solved for it. The fixed grid is DropCluster
+whose clusters stay the tiles that they begin as: what it lacks is the learning.
 """
 
 
@@ -68,31 +68,42 @@ def write(options: Options) -> None:
     Raises:
         ValueError: there is no result, a damaged line, or a README without the marks.
     """
-    lines = [line for study in studies.STUDIES for line in results.read(options.results / f"{study}.jsonl").values()]
+    lines = [line for study in studies.STUDIES for line in results.read(options.results / f"{study}.jsonl")]
     if not lines:
         raise ValueError(f"{options.results} holds no result; python -m experiments.run makes some")
     # Whatever order runs were finished and files merged in.
     lines.sort(key=lambda line: (line["study"], _rank(line["method"]), str(line["setting"]), line["seed"], line["id"]))
+    _check_once(lines)
     groups: dict[str, list[Line]] = {}
     for line in lines:
-        groups.setdefault(line["base"], []).append(line)
+        groups.setdefault(line["table"], []).append(line)
     scales = list(studies.SCALES)
     groups = dict(sorted(groups.items(), key=lambda item: (scales.index(item[1][0]["scale"]), item[0])))
 
     text = [PREFACE]
     (options.docs / "figures").mkdir(parents=True, exist_ok=True)
-    for base, group in groups.items():
-        text += _section(group, options.docs / "figures", base)
+    for table, group in groups.items():
+        text += _section(group, options.docs / "figures", table)
     text += _provenance(lines)
     (options.docs / "results.md").write_text("\n".join(text).rstrip() + "\n")
     if options.readme is not None:
-        _quote(options.readme, "\n".join(_title_and_claims(next(iter(groups.values())), "### ")))
+        quoted = [groups[scale.table] for scale in studies.SCALES.values() if scale.table in groups]
+        _quote(options.readme, "\n".join(part for group in quoted for part in _title_and_claims(group, "### ")))
 
 
-def _section(lines: list[Line], folder: pathlib.Path, base: str) -> list[str]:
+def _check_once(lines: Iterable[Line]) -> None:
+    """Refuse to mix runs of different hyper-parameters in one mean."""
+    seen: set[str] = set()
+    for line in lines:
+        place = f"{line['table']}, {line['study']}, {line['method']}, {line['setting']}, seed {line['seed']}"
+        if place in seen:
+            raise ValueError(f"two runs stand for one: {place}; remove those whose hyper-parameters no longer hold")
+        seen.add(place)
+
+
+def _section(lines: list[Line], folder: pathlib.Path, table: str) -> list[str]:
     text = _title_and_claims(lines, "## ")
-    first = lines[0]
-    name = re.sub(r"[^a-z0-9]+", "-", f"{first['scale']}-{first['dataset']}-{first['model']}-{base[:4]}".lower())
+    name = re.sub(r"[^a-z0-9]+", "-", table.lower())
     for study, chapter in _CHAPTERS.items():
         if own := _of(lines, study=study):
             text += chapter(own, folder / f"{study.replace('_', '-')}-{name}")
@@ -185,9 +196,15 @@ def _loss(lines: Sequence[Line]) -> str:
 
 def _cost(lines: Sequence[Line]) -> list[str]:
     """Training speed beside that of the network without drop layers."""
+    # On one kind of device, the one that most runs were on.
+    alike: dict[tuple[str, int], list[Line]] = {}
+    for line in lines:
+        if line["images_per_second"] is not None:
+            alike.setdefault((line["device"], line["together"]), []).append(line)
+    found = max(alike.values(), key=len, default=[])
     speeds = {
-        method: statistics.median(line["images_per_second"] for line in _of(lines, method=method))
-        for method in _methods(lines)
+        method: statistics.median(line["images_per_second"] for line in _of(found, method=method))
+        for method in _methods(found)
     }
     if "none" not in speeds:
         return []
@@ -247,7 +264,7 @@ def _clustering(lines: list[Line], figure: pathlib.Path) -> list[str]:
     def row(name: str) -> list[str]:
         here = _by_seed(of[name], "cluster")
         against = [
-            _difference(paired(here, _by_seed(of[other], "cluster"))) if other in of and other != name else ""
+            _told(paired(here, _by_seed(of[other], "cluster"))) if other in of and other != name else ""
             for other in ("grid, shared", "k-means, shared")
         ]
         places = [place for line in of[name] for place in line["clusters"].values()]
@@ -263,7 +280,7 @@ def _clustering(lines: list[Line], figure: pathlib.Path) -> list[str]:
         "their agreement with the grid (adjusted Rand index: 1 is equal, 0 is chance), means over places.\n",
         *_table(header, [row(name) for name in of]),
     ]
-    for line in lines:
+    for line in of.get("k-means, shared", []):
         for place, maps in list(line.get("snapshots", {}).items())[:1]:
             caption = f"Clusters of {place} over the course of training: k-means, shared by all channels."
             text += _drawn(figures.snapshots(maps), figure, caption)
@@ -355,9 +372,14 @@ def _versus(groups: Sequence[Sequence[Line]], other: str, method: str = "cluster
 
 
 def _against(methods: Sequence[str], columns: Mapping[str, Sequence[Sequence[Line]]]) -> list[str]:
-    others = [other for other in _AGAINST if other in methods and "cluster" in methods]
-    rows = [[NAMES[other], *(_told(_versus(groups, other)) for groups in columns.values())] for other in others]
-    return ["DropCluster against each:\n", *_table(["against", *columns], rows)] if rows else []
+    """Each method's differences to no drop layer and to DropBlock, and what learning the clusters adds to the grid."""
+    pairs = [(method, other) for other in ("none", "block") for method in methods if method not in ("none", other)]
+    pairs = [pair for pair in [*pairs, ("cluster", "grid")] if set(pair) <= set(methods)]
+    rows = [
+        [f"{NAMES[method]} {_MINUS} {NAMES[other]}", *(_told(_versus(it, other, method)) for it in columns.values())]
+        for method, other in pairs
+    ]
+    return ["Differences, in points:\n", *_table(["", *columns], rows)] if rows else []
 
 
 def _by_seed(lines: Iterable[Line], method: str) -> dict[int, float]:

@@ -4,6 +4,7 @@ Files of several machines are merged by concatenation; a run that is in them twi
 """
 
 import datetime
+import fcntl
 import functools
 import importlib.metadata
 import json
@@ -22,8 +23,8 @@ FOLDER = pathlib.Path(__file__).parent / "results"
 _PACKAGES = ("jax", "jaxlib", "flax", "optax", "numpy")
 
 
-def read(path: pathlib.Path) -> dict[str, Line]:
-    """The lines of a file by the ids of their runs, in their order; of a run that is there twice, the first.
+def read(path: pathlib.Path) -> list[Line]:
+    """The lines of a file, in their order; of a run that is there twice, the first.
 
     What a kill has left of a last line is no line.
 
@@ -31,7 +32,7 @@ def read(path: pathlib.Path) -> dict[str, Line]:
         ValueError: a line that is none, with its number.
     """
     if not path.exists():
-        return {}
+        return []
     lines: dict[str, Line] = {}
     whole = path.read_text().split("\n")[:-1]  # behind the last line break there is nothing, or a part of a line
     for number, text in enumerate(whole, 1):
@@ -40,16 +41,22 @@ def read(path: pathlib.Path) -> dict[str, Line]:
             lines.setdefault(line["id"], line)
         except (ValueError, KeyError, TypeError) as error:
             raise ValueError(f"{path}, line {number} is no result: {error!r}") from None
-    return lines
+    return list(lines.values())
 
 
 def append(path: pathlib.Path, line: Mapping[str, Any]) -> None:
-    """Write a line behind the others, whole or not at all: what a kill has left of one is cut off first."""
+    """Write a line behind the others, whole or not at all: what a kill has left of one is cut off first.
+
+    Others may write to the same file at the same time.
+    """
     path.parent.mkdir(parents=True, exist_ok=True)
     with path.open("a+b") as file:
+        fcntl.flock(file, fcntl.LOCK_EX)  # until it is closed
         file.seek(0)
-        end = file.read().rfind(b"\n") + 1
-        file.truncate(end)
+        content = file.read()
+        end = content.rfind(b"\n") + 1
+        if end < len(content):
+            file.truncate(end)
         file.write(json.dumps(line, allow_nan=False).encode() + b"\n")
         file.flush()
         os.fsync(file.fileno())
@@ -58,7 +65,7 @@ def append(path: pathlib.Path, line: Mapping[str, Any]) -> None:
 def provenance() -> dict[str, Any]:
     """Where and by what a number was made: `commit`, `versions`, `device`, `time`."""
     return {
-        "commit": _commit(),
+        "commit": commit(),
         "versions": {"python": platform.python_version()}
         | {name: importlib.metadata.version(name) for name in _PACKAGES},
         "device": device(),
@@ -84,19 +91,17 @@ def _processor() -> str:
     return names[0] if names else platform.machine()
 
 
-@functools.cache  # what runs is the code that was there when the process began
-def _commit() -> str | None:
-    """That of the code, with a plus sign where files were changed since; None where there is no Git."""
+@functools.cache
+def commit() -> str | None:
+    """That of the code when this was first called, with a plus sign where it was changed; None without Git."""
     folder = pathlib.Path(__file__).parent
     try:
-        commit = _git(folder, "rev-parse", "--short=12", "HEAD")
-        # New results are no change of the code.
-        changed = _git(
-            folder, "status", "--porcelain", "--untracked-files=no", "--", ":/", ":(exclude,top)experiments/results"
-        )
+        head = _git(folder, "rev-parse", "--short=12", "HEAD")
+        code = (":/dropcluster_jax", ":/experiments", ":(exclude,top)experiments/results")
+        changed = _git(folder, "status", "--porcelain", "--", *code)
     except (OSError, subprocess.CalledProcessError):
         return None
-    return commit + ("+" if changed else "")
+    return head + ("+" if changed else "")
 
 
 def _git(folder: pathlib.Path, *words: str) -> str:

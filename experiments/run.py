@@ -18,6 +18,8 @@ from rich.console import Console
 
 from dropcluster_jax.models import ModelName
 from dropcluster_jax.training.compilation import keep_compiled
+from dropcluster_jax.training.config import TrainConfig
+from dropcluster_jax.training.run import Stopped
 from experiments import results, studies
 from experiments.measure import Measure, describe
 from experiments.results import Line
@@ -47,6 +49,8 @@ class Options:
     """Another number of seeds than the scale's."""
     steps: int | None = None
     """Another number of optimiser steps than the scale's."""
+    shares: tuple[float, ...] | None = None
+    """Shares of the training images, for limited_data and corruption."""
     shard: str = "1/1"
     """i/n: the i-th of n parts of the study, for as many machines; their result files are merged by concatenation."""
     max_minutes: float | None = None
@@ -79,28 +83,43 @@ class Runner:
         self.options, self.console, self.measure = options, console, measure
         self.scale = resolve(options)
         self.part, self.parts = _shard(options.shard)
-        self.lines: Lines = {name: results.read(self._path(name)) for name in studies.STUDIES}
+        self.lines: Lines = {name: _known_lines(self._path(name)) for name in studies.STUDIES}
         self.begin = time.perf_counter()
+        results.commit()  # of the code as it is now
 
-    def run(self, study: str) -> None:
-        """Work through a study.
+    def check(self, study: str) -> None:
+        """See whether a study can be run.
 
         Raises:
             ValueError: it needs what the options leave out.
         """
         if study in ("clustering", "cadence") and "cluster" not in self.scale.methods:
             raise ValueError(f"methods must hold cluster for {study}, got {', '.join(self.scale.methods)}")
-        if study != "choices" and (missing := self._missing("choices", studies.choices(self.scale, {}))):
-            if self.parts > 1 and not self.options.dry_run:
-                raise ValueError(
-                    f"shard needs the {len(missing)} runs by which hyper-parameters are chosen: "
-                    "python -m experiments.run choices first, on one machine, for all"
-                )
-            if not self._work("choices", self._groups(missing)):
-                return
+        missing = self._missing("choices", studies.choices(self.scale, {}))
+        if study != "choices" and missing and self.parts > 1 and not self.options.dry_run:
+            raise ValueError(
+                f"shard needs the {len(missing)} runs by which hyper-parameters are chosen: "
+                "python -m experiments.run choices first, on one machine, for all"
+            )
+
+    def run(self, study: str) -> None:
+        """Work through a study, and first through what it needs of others: choices, and networks to be corrupted."""
+        self.check(study)
+        if study != "choices" and not self._work("choices", studies.choices(self.scale, {})):
+            return
         chosen = choose(self.scale, self.lines["choices"])
-        groups = self._groups(studies.STUDIES[study](self.scale, chosen))[self.part :: self.parts]
-        self._work(study, [missing for group in groups if (missing := self._missing(study, group))])
+        jobs = self._own(studies.STUDIES[study](self.scale, chosen))
+        if study == "corruption":
+            trained = {job.trained.id for job in jobs}
+            needed = [job for job in studies.limited_data(self.scale, chosen) if job.id in trained]
+            if not self._work("limited_data", needed):
+                return
+        self._work(study, jobs)
+
+    def _own(self, jobs: Sequence[Job]) -> list[Job]:
+        """This machine's part: all seeds of a setting go to one, whatever it has done already."""
+        seeds = len({job.config.seed for job in jobs})
+        return [job for place, job in enumerate(jobs) if place // seeds % self.parts == self.part]
 
     def _missing(self, study: str, jobs: Sequence[Job]) -> list[Job]:
         return [job for job in jobs if job.id not in self.lines[study]]
@@ -124,45 +143,45 @@ class Runner:
                 groups.append([job])
         return groups
 
-    def _work(self, study: str, groups: Sequence[Sequence[Job]]) -> bool:
-        """Run them one after the other; whether all are done, or would be."""
-        number, done = sum(map(len, groups)), 0
+    def _work(self, study: str, jobs: Sequence[Job]) -> bool:
+        """Do those that are missing; whether all are done then, or would be."""
+        missing = self._missing(study, jobs)
         if self.options.dry_run:
-            self.console.print(f"{study}: {number} runs are missing, {_time(self._seconds(groups))}")
+            if missing or study != "choices":
+                console, left = self.console, _time(self._seconds(missing))
+                console.print(f"{study}: {len(missing)} runs are missing, {left}")
             return True
+        for job in missing:
+            if (line := self._elsewhere(job)) is not None:
+                self._write(study, [line | _name(study, self.scale, job)])
+        groups = self._groups(self._missing(study, missing))
+        number, done = sum(map(len, groups)), 0
         for place, group in enumerate(groups):
             limit, spent = self.options.max_minutes, time.perf_counter() - self.begin
-            if limit is not None and spent + (self._seconds([group]) or 0) > 60 * limit:
+            if limit is not None and spent + (self._seconds(group) or 0) > 60 * limit:
                 self.console.print(f"{study}: stopped before {limit:g} minutes; {number - done} runs are left")
                 return False
-            lines = self._known(study, group) or self._execute(study, group)
-            for line in lines:
-                results.append(self._path(study), line)
-                self.lines[study][line["id"]] = line
+            lines = self._execute(study, group)
+            self._write(study, lines)
             done += len(group)
             accuracies = ", ".join(f"{100 * line['accuracy']:.2f} %" for line in lines)
-            left = _time(self._seconds(groups[place + 1 :]))
+            left = _time(self._seconds([job for group in groups[place + 1 :] for job in group]))
             self.console.print(f"{study} {done}/{number}  {describe(group)}: {accuracies}  {left}")
         return True
 
-    def _known(self, study: str, group: Sequence[Job]) -> list[Line]:
-        """The lines of runs that another study has made already; none, if one is missing."""
-        found = [line for job in group if (line := self._elsewhere(job))]
-        if len(found) < len(group):
-            return []
-        return [line | _name(study, self.scale, job) for line, job in zip(found, group, strict=True)]
+    def _write(self, study: str, lines: Sequence[Line]) -> None:
+        for line in lines:
+            results.append(self._path(study), line)
+            self.lines[study][line["id"]] = line
 
     def _elsewhere(self, job: Job) -> Line | None:
         return next((lines[job.id] for lines in self.lines.values() if job.id in lines), None)
 
     def _execute(self, study: str, group: Sequence[Job]) -> list[Line]:
         begin = time.perf_counter()
-        try:
-            measured = self.measure(group)
-        except jax.errors.JaxRuntimeError as error:
-            if "RESOURCE_EXHAUSTED" not in str(error) or len(group) == 1:
-                raise
-            half = len(group) // 2  # there is not the memory for so many at once
+        measured = self._measured(group)
+        if measured is None:  # there is not the memory for so many at once
+            half = len(group) // 2
             return self._execute(study, group[:half]) + self._execute(study, group[half:])
         seconds = (time.perf_counter() - begin) / len(group)
         about = results.provenance()
@@ -170,6 +189,7 @@ class Runner:
             {
                 "id": job.id,
                 **_name(study, self.scale, job),
+                "corrupted": job.corrupted,
                 "dataset": job.config.data.name,
                 "model": job.config.model,
                 "target": job.target,
@@ -182,20 +202,37 @@ class Runner:
             for job, found in zip(group, measured, strict=True)
         ]
 
-    def _seconds(self, groups: Sequence[Sequence[Job]]) -> float | None:
+    def _measured(self, group: Sequence[Job]) -> list[dict[str, Any]] | None:
+        """None where the device's memory was not enough."""
+        try:
+            found = self.measure(group)
+        except jax.errors.JaxRuntimeError as error:
+            if "RESOURCE_EXHAUSTED" not in str(error) or len(group) == 1:
+                raise
+            return None
+        name, digest = group[0].config.data.name, found[0]["digest"]
+        for lines in self.lines.values():
+            for line in lines.values():
+                if line["dataset"] == name and line["digest"] != digest and "labels" not in digest:
+                    raise ValueError(f"{self.options.results} holds results on other images called {name}")
+        return found
+
+    def _seconds(self, jobs: Sequence[Job]) -> float | None:
         """How long runs take, by those that were measured on such a device; None where none was."""
         here, total = results.device(), 0.0
-        for job in (job for group in groups for job in group if not self._elsewhere(job)):
-            corrupted = job.corrupted is not None
+        for job in jobs:
+            if self._elsewhere(job):
+                continue
+            kind = (here, job.config.model, job.config.data.name, job.corrupted is not None)
             rates = [
                 line["wall_seconds"] / _size(line["config"], "corruptions" in line)
                 for lines in self.lines.values()
                 for line in lines.values()
-                if (line["device"], line["model"], "corruptions" in line) == (here, job.config.model, corrupted)
+                if (line["device"], line["model"], line["dataset"], "corruptions" in line) == kind
             ]
             if not rates:
                 return None
-            total += statistics.median(rates) * _size(job.config.to_json(), corrupted)
+            total += statistics.median(rates) * _size(job.config.to_json(), job.corrupted is not None)
         return total
 
 
@@ -212,9 +249,14 @@ def resolve(options: Options) -> Scale:
     base = dataclasses.replace(scale.base, **{name: value for name, value in own.items() if value is not None})
     methods = scale.methods if options.methods is None else options.methods
     seeds = scale.seeds if options.seeds is None else tuple(range(options.seeds))
-    if not methods or not seeds:
-        raise ValueError("there must be a method and a seed")
-    return dataclasses.replace(scale, base=base, methods=methods, seeds=seeds)
+    shares = scale.shares if options.shares is None else options.shares
+    if not methods or not seeds or not shares:
+        raise ValueError("there must be a method, a seed and a share")
+    if not all(0 < share <= 1 for share in shares):
+        raise ValueError(f"shares must be above 0 and at most 1, got {', '.join(map(str, shares))}")
+    if options.npz is not None and base.data.size is not None:
+        raise ValueError(f"npz is not for {base.data.name}, whose images are streamed")
+    return dataclasses.replace(scale, base=base, methods=methods, seeds=seeds, shares=shares)
 
 
 def choose(scale: Scale, lines: Mapping[str, Line]) -> dict[str, Choice]:
@@ -251,14 +293,33 @@ def main(
     keep_compiled()
     console = Console(highlight=False, soft_wrap=True)
     try:
-        measure = Measure(resolve(options).base.data.name, console, options.npz, options.data_dir)
-        Runner(options, console, measure).run(study)
+        scale = resolve(options)
+        measure = Measure(scale.base.data.name, console, options.npz, options.data_dir)
+        runner = Runner(options, console, measure)
+        runner.check(study)
+        if scale.base.data.size is None and not options.dry_run:
+            measure.open()
     except (ValueError, TypeError, OSError, ImportError) as error:
         print(f"experiments.run: error: {error}", file=sys.stderr)
         sys.exit(2)
-    except KeyboardInterrupt:
+    try:
+        runner.run(study)
+    except OSError as error:
+        print(f"experiments.run: {error}; the same command goes on with what is left", file=sys.stderr)
+        sys.exit(1)
+    except (KeyboardInterrupt, Stopped) as error:
         print("stopped; the same command goes on with what is left", file=sys.stderr)
-        sys.exit(130)
+        sys.exit(error.status if isinstance(error, Stopped) else 130)
+
+
+def _known_lines(path: pathlib.Path) -> dict[str, Line]:
+    """The lines of a file by the ids that their runs have now: an option that is new had its default then."""
+    known: dict[str, Line] = {}
+    for line in results.read(path):
+        config = TrainConfig.from_json(line["config"])
+        job = Job(line["method"], line["setting"], config, line["target"], line["corrupted"])
+        known.setdefault(job.id, {**line, "id": job.id})
+    return known
 
 
 def _shard(text: str) -> tuple[int, int]:
@@ -277,7 +338,7 @@ def _name(study: str, scale: Scale, job: Job) -> dict[str, Any]:
     return {
         "study": study,
         "scale": scale.name,
-        "base": scale.base_id,
+        "table": scale.table,
         "method": job.method,
         "setting": dict(job.setting),
         "seed": job.config.seed,

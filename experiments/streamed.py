@@ -38,22 +38,26 @@ def measure(
         ValueError, OSError, ImportError: as of `run.prepare`.
         Stopped: told to, by a signal.
     """
-    trained = dataclasses.replace(job, corrupted=None)
     data = dataclasses.replace(
         job.config.data,
         dir=data_dir,
         train_split=_TRAIN,
         test_split=_HELD_OUT if job.target == "validation" else None,
     )
-    out = folder / trained.id
+    out = folder / job.trained.id
     prepared = run.prepare(dataclasses.replace(job.config, data=data, out=out))
     about = {"digest": _digest(prepared.dataset), "count": len(prepared.dataset.test)}
     try:
         summary = finished_run(out, prepared.config) or run.execute(prepared, say=say)
     except NonFiniteError:  # nothing is left to be measured, so it counts as chance
-        return {**about, "accuracy": 1 / prepared.dataset.num_classes, "loss": None, "finite": False}
+        chance = 1 / prepared.dataset.num_classes
+        found = {"accuracy": chance, "finite": False}
+        if job.corrupted is not None:
+            made = {"origin": "none, as the run failed", "accuracy": [chance] * 5}
+            return {**about, **found, "corruptions": dict.fromkeys(CORRUPTIONS, made)}
+        return {**about, **found, "loss": None, "train_loss": None, "images_per_second": None}
     if job.corrupted is not None:
-        return about | _corrupted(out, say)
+        return {**about, **_corrupted(out, say), "finite": True}
     records = [json.loads(line) for line in (out / "metrics.jsonl").read_text().splitlines()]
     speeds = [record["images_per_second"] for record in records if record.get("images_per_second")]
     return {

@@ -61,6 +61,8 @@ class Scale:
         choice_seeds: of the runs by which hyper-parameters are chosen; others than those.
         per_class: the training images of each class; None for all.
         corruption_images: the number of test images, the first ones, that are corrupted; None for all.
+        shares: of the training images, for `limited_data`.
+        sides: of blocks and clusters, for `rate_and_size`: as long as the smallest map there at most.
     """
 
     name: ScaleName
@@ -70,11 +72,15 @@ class Scale:
     choice_seeds: tuple[int, ...]
     per_class: int | None = None
     corruption_images: int | None = None
+    shares: tuple[float, ...] = SHARES
+    sides: tuple[int, ...] = (3, 5, 7)
 
     @property
-    def base_id(self) -> str:
-        """The same for runs that may stand in one table."""
-        return _digest(_identity(self.base), self.per_class)
+    def table(self) -> str:
+        """The same for runs that may stand in one table, in words."""
+        base = self.base
+        images = "" if self.per_class is None else f" {self.per_class} a class"
+        return f"{self.name}: {base.model} {base.data.name}{images}, {base.steps} steps of {base.batch_size}"
 
 
 @dataclasses.dataclass(frozen=True)
@@ -100,6 +106,11 @@ class Job:
         """The same for the same run, in whatever study."""
         return _digest(_identity(self.config), self.target, self.corrupted)
 
+    @property
+    def trained(self) -> "Job":
+        """The run whose network this one measures."""
+        return dataclasses.replace(self, corrupted=None)
+
     @functools.cached_property
     def model(self) -> str:
         """The same for runs that train the same network."""
@@ -108,7 +119,9 @@ class Job:
     @property
     def drawn(self) -> bool:
         """Whether the report shows how the clusters of this run came about."""
-        return self.setting.get("structure") == "k-means, shared" and self.config.seed == 0
+        drop = self.config.drop
+        learned = drop.method == "cluster" and drop.clusterer == "kmeans" and not drop.per_channel
+        return learned and self.config.seed == 0 and self.target == "validation"
 
     @functools.cached_property
     def program(self) -> str:
@@ -133,23 +146,29 @@ def with_drop(config: TrainConfig, **changes: Any) -> TrainConfig:
 
 
 def for_dataset(scale: Scale, name: str) -> Scale:
-    """The scale on another data set: of the presets with their augmentation, of streamed ones with all but drop layers.
+    """The scale on another data set: a streamed one by the recipe of its preset, others mirrored where theirs may be.
 
-    On digits, of 8x8 pixels, drop layers are of the size that the preset has.
+    Blocks and clusters are of 4x4 positions where a streamed one's last maps are of 7x7, and smaller on digits.
     """
-    presets = {config.data.name: config for _, config in PRESETS.values()}
-    own, base = presets.get(name), dataclasses.replace(scale.base, data=DataConfig(name=name))
+    own = {config.data.name: config for _, config in PRESETS.values()}.get(name)
+    augment = scale.base.augment
+    if own is not None:
+        augment = dataclasses.replace(augment, flip=own.augment.flip)
+    base = dataclasses.replace(scale.base, data=DataConfig(name=name), augment=augment)
     if own is None:
         return dataclasses.replace(scale, base=base)
     if own.data.size is not None:
-        known = _EXAMPLES[name] // own.batch_size
-        base = dataclasses.replace(own, steps=round(own.epochs * known), drop=own.drop)
+        steps = round(own.epochs * (_EXAMPLES[name] // own.batch_size))
+        base = dataclasses.replace(own, steps=steps, drop=dataclasses.replace(own.drop, **_sized(4)))
         return dataclasses.replace(scale, base=base, per_class=None)
-    base = dataclasses.replace(base, augment=dataclasses.replace(base.augment, flip=own.augment.flip))
     if name == "digits":
-        sizes = {"places": own.drop.places, "cluster_size": own.drop.cluster_size, "block_size": own.drop.block_size}
-        return dataclasses.replace(scale, base=with_drop(base, **sizes), per_class=None)
+        return dataclasses.replace(scale, base=with_drop(base, **_sized(2)), per_class=None, sides=(2, 3, 4))
     return dataclasses.replace(scale, base=base)
+
+
+def _sized(side: int) -> dict[str, Any]:
+    """Blocks of so many positions a side, and clusters of as many positions on average."""
+    return {"block_size": side, "cluster_size": float(side * side)}
 
 
 def choices(scale: Scale, chosen: Chosen) -> list[Job]:
@@ -178,7 +197,7 @@ def limited_data(scale: Scale, chosen: Chosen) -> list[Job]:
         "test",
         (
             (method, {"share": share}, _share(scale, _method(scale, method, chosen[method]), share))
-            for share in SHARES
+            for share in scale.shares
             for method in scale.methods
         ),
     )
@@ -194,15 +213,21 @@ def corruption(scale: Scale, chosen: Chosen) -> list[Job]:
 
 
 def placement(scale: Scale, chosen: Chosen) -> list[Job]:
-    """Where the drop layers stand."""
+    """Where the drop layers stand; their parts are so small that maps of 8x8, the last, have room for four."""
     where = [("stem",), ("stage1",), ("stage2",), ("stage3",), ("stage1", "stage2"), ("stage2", "stage3")]
+    small = _sized(min(4, scale.base.drop.block_size))
     return _each_seed(
         scale,
         "validation",
         (
-            (method, {"places": ", ".join(places)}, with_drop(_method(scale, method, chosen[method]), places=places))
+            (
+                method,
+                {"places": ", ".join(places)},
+                with_drop(_method(scale, method, chosen[method]), places=places, **small),
+            )
             for places in where
-            for method in _dropping(scale)
+            for method in scale.methods
+            if method != "none"
         ),
     )
 
@@ -213,14 +238,11 @@ def rate_and_size(scale: Scale, chosen: Chosen) -> list[Job]:
         scale,
         "validation",
         (
-            (
-                method,
-                {"rate": rate, "side": side},
-                with_drop(_method(scale, method), rate=rate, block_size=side, cluster_size=float(side * side)),
-            )
+            (method, {"side": side, "rate": rate}, with_drop(_method(scale, method), rate=rate, **_sized(side)))
+            for side in scale.sides
+            for method in scale.methods
+            if method in ("block", "grid", "cluster")
             for rate in (0.1, 0.2, 0.3, 0.4)
-            for side in (3, 5, 7)
-            for method in ("block", "grid", "cluster")
         ),
     )
 
@@ -284,10 +306,6 @@ def _share(scale: Scale, config: TrainConfig, share: float) -> TrainConfig:
         part = {"per_class": round(share * scale.per_class)}
     steps = round((config.steps or 0) * share**0.5)
     return dataclasses.replace(config, steps=steps, data=dataclasses.replace(config.data, **part))
-
-
-def _dropping(scale: Scale) -> list[str]:
-    return [method for method in scale.methods if method != "none"]
 
 
 def _each_seed(

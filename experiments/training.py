@@ -34,7 +34,7 @@ _AHEAD = 20  # steps that may wait for the device
 
 
 class Images(NamedTuple):
-    """A data set on the device, divided for studies.
+    """A data set, divided for studies.
 
     Attributes:
         dataset: all of it.
@@ -165,12 +165,12 @@ def evaluate(config: TrainConfig, state: TrainState, images: Images, examples: A
         images: what they learned from.
         examples: what they are measured on.
     """
-    programs = _evaluation(program_config(config), images)
+    program = _evaluation(dataclasses.replace(program_config(config), steps=1), images)
     size = min(_EVALUATION, len(examples))
     sums = []
     for indices, weight in evaluation_indices(len(examples), size):
         batch = {"image": examples.images[indices], "label": examples.labels[indices], "weight": weight}
-        sums.append(programs(state, jax.device_put(batch)))
+        sums.append(program(state, jax.device_put(batch)))
     totals = jax.tree.map(lambda *parts: np.sum(parts, axis=0), *jax.device_get(sums))
     return [
         {"accuracy": float(correct / count), "loss": float(loss / count), "count": int(count)}
@@ -243,7 +243,7 @@ class _Programs(NamedTuple):
     pixels: tuple[jax.Array, jax.Array]
 
 
-@functools.lru_cache(maxsize=8)
+@functools.lru_cache(maxsize=16)
 def _compile(config: TrainConfig, images: Images, number: int) -> _Programs:
     steps_at = functools.partial(_steps, config, images)
     pixels = _pixels(images)
@@ -252,7 +252,8 @@ def _compile(config: TrainConfig, images: Images, number: int) -> _Programs:
         return {"image": images[indices], "label": labels[indices]}
 
     def init(key: jax.Array) -> TrainState:
-        return steps_at().init(key, gather(*pixels, jnp.arange(1)))
+        image = jnp.zeros((1, *images.train.shape), jnp.uint8)
+        return steps_at().init(key, {"image": image, "label": jnp.zeros(1, jnp.int32)})
 
     def train(
         state: TrainState, rate: jax.Array, images: jax.Array, labels: jax.Array, indices: jax.Array
@@ -280,7 +281,7 @@ def _compile(config: TrainConfig, images: Images, number: int) -> _Programs:
     return _Programs(stacked_init, compiled_train, compiled_cluster, pixels)
 
 
-@functools.lru_cache(maxsize=8)
+@functools.lru_cache(maxsize=16)
 def _evaluation(config: TrainConfig, images: Images) -> Callable[..., dict[str, jax.Array]]:
     return jax.jit(jax.vmap(_steps(config, images).evaluate, in_axes=(0, None)))
 

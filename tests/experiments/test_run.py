@@ -1,6 +1,7 @@
 import json
 import subprocess
 import sys
+from concurrent.futures import ThreadPoolExecutor
 
 import jax
 import pytest
@@ -18,7 +19,7 @@ def test_a_study_is_worked_through_and_again_does_nothing(tmp_path):
     printed = work("limited_data", tmp_path)
     assert "choices 12/12" in printed and "limited_data 60/60" in printed
     scale = studies.SCALES["small"]
-    chosen = run.choose(scale, results.read(tmp_path / "choices.jsonl"))
+    chosen = run.choose(scale, {line["id"]: line for line in results.read(tmp_path / "choices.jsonl")})
     assert [choice.value for choice in chosen.values()] == [5e-4, 0.2, 0.2, 0.2]  # the fakes are best at 0.2
     assert ids(tmp_path, "limited_data") == [job.id for job in studies.limited_data(scale, chosen)]
     before = (tmp_path / "limited_data.jsonl").read_bytes()
@@ -47,16 +48,17 @@ def test_a_damaged_line_is_told_with_its_number(tmp_path):
 
 @pytest.mark.parametrize("parts", [2, 5])
 def test_parts_of_a_study_together_are_the_whole_whenever_each_is_stopped(tmp_path, parts):
+    """On whatever machines: as many runs side by side as each has the memory for."""
     work("limited_data", tmp_path / "whole", together=2)
     merged = []
     for part in range(parts):
         folder = tmp_path / str(part)
         folder.mkdir()
         (folder / "choices.jsonl").write_bytes((tmp_path / "whole" / "choices.jsonl").read_bytes())
-        work("limited_data", folder, together=2, shard=f"{part + 1}/{parts}")
+        work("limited_data", folder, together=part + 1, shard=f"{part + 1}/{parts}")
         path = folder / "limited_data.jsonl"
         path.write_text("".join(path.read_text().splitlines(keepends=True)[:3]))  # stopped, and started again
-        work("limited_data", folder, together=2, shard=f"{part + 1}/{parts}")
+        work("limited_data", folder, together=3, shard=f"{part + 1}/{parts}")
         merged += ids(folder, "limited_data")
     assert len(set(merged)) == len(merged) and set(merged) == set(ids(tmp_path / "whole", "limited_data"))
 
@@ -77,8 +79,40 @@ def test_runs_that_another_study_has_made_are_not_made_again(tmp_path):
     number = len(measured)
     work("headline", tmp_path, counting)
     assert len(measured) == number and len(ids(tmp_path, "headline")) == 12
-    line = next(iter(results.read(tmp_path / "headline.jsonl").values()))
+    line = results.read(tmp_path / "headline.jsonl")[0]
     assert line["study"] == "headline" and line["setting"] == {}
+
+
+def test_networks_that_are_corrupted_are_those_of_limited_data_which_come_first(tmp_path):
+    work("corruption", tmp_path, shares=(0.1,))
+    lines = results.read(tmp_path / "limited_data.jsonl")
+    assert {line["setting"]["share"] for line in lines} == {0.1} and len(lines) == 12
+    assert len(ids(tmp_path, "corruption")) == 12
+    work("limited_data", tmp_path)
+    assert len(ids(tmp_path, "limited_data")) == 60
+
+
+def test_results_of_a_version_that_lacked_an_option_are_known_again(tmp_path):
+    work("headline", tmp_path)
+    for path in tmp_path.iterdir():
+        lines = results.read(path)
+        for line in lines:
+            del line["config"]["average"]
+        path.write_text("".join(json.dumps({**line, "id": f"old {i}"}) + "\n" for i, line in enumerate(lines)))
+    assert work("headline", tmp_path) == ""
+
+
+def test_results_on_other_images_of_the_same_name_are_not_mixed(tmp_path):
+    work("choices", tmp_path)
+    with pytest.raises(ValueError, match="holds results on other images called cifar10"):
+        work("headline", tmp_path, lambda group: [{**line, "digest": "1"} for line in measure(group)])
+
+
+def test_lines_are_written_by_several_at_once(tmp_path):
+    path = tmp_path / "lines.jsonl"
+    with ThreadPoolExecutor(8) as pool:
+        list(pool.map(lambda number: results.append(path, {"id": number, "more": "x" * 5000}), range(200)))
+    assert {line["id"] for line in results.read(path)} == set(range(200))
 
 
 def test_a_dry_run_says_how_much_is_missing_and_how_long_it_takes(tmp_path):
@@ -120,7 +154,7 @@ def test_where_memory_does_not_allow_as_many_fewer_are_trained_together(tmp_path
 
 def test_a_line_says_where_its_numbers_come_from(tmp_path):
     work("headline", tmp_path)
-    line = next(iter(results.read(tmp_path / "headline.jsonl").values()))
+    line = results.read(tmp_path / "headline.jsonl")[0]
     assert {"commit", "versions", "device", "time", "digest", "config", "images_per_second"} <= set(line)
     assert line["versions"]["jax"] == jax.__version__ and line["time"].endswith("+00:00")
     assert str(tmp_path) not in json.dumps(line)
@@ -133,7 +167,9 @@ def test_a_line_says_where_its_numbers_come_from(tmp_path):
         ({"shard": "3/2"}, "shard must be i/n"),
         ({"shard": "one"}, "shard must be i/n"),
         ({"steps": 0}, "steps must be at least 1"),
-        ({"seeds": 0}, "a method and a seed"),
+        ({"seeds": 0}, "a method, a seed and a share"),
+        ({"shares": (0.5, 2.0)}, "shares must be above 0 and at most 1, got 0.5, 2.0"),
+        ({"dataset": "imagenet2012", "npz": "x.npz"}, "npz is not for imagenet2012"),
         ({"methods": ("none",)}, "methods must hold cluster"),
     ],
 )

@@ -1,7 +1,6 @@
 """The laws of a fair comparison."""
 
 import dataclasses
-import itertools
 
 import numpy as np
 import pytest
@@ -55,9 +54,11 @@ def test_methods_differ_in_what_is_dropped_alone(study, scale):
 def test_every_run_is_there_once_and_has_its_own_id(study):
     jobs = jobs_of(study)
     assert len({job.id for job in jobs}) == len(jobs)
-    for one, other in itertools.combinations(jobs, 2):
-        if one.program == other.program:
-            assert studies.program_config(one.config) == studies.program_config(other.config)
+
+
+def test_how_clusters_came_about_is_told_once_in_the_study_of_clustering():
+    drawn = [job for job in jobs_of("clustering") if job.drawn]
+    assert [job.setting["structure"] for job in drawn] == ["k-means, shared", "k-means, shared, learned once"]
 
 
 def test_where_data_lies_and_how_it_is_read_is_no_part_of_an_id(tmp_path):

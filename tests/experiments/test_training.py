@@ -92,16 +92,11 @@ def test_runs_that_need_programs_of_their_own_are_refused(images):
 def test_what_is_measured_of_a_run_and_of_its_network_under_corruptions(tmp_path, monkeypatch, images, trained):
     """The network that was kept is the one that was measured: of images as they are it says the same."""
     measure = Measure("digits", Console(file=io.StringIO()), networks=tmp_path)
-    structure = {"structure": "k-means, shared"}
-    jobs = [studies.Job("cluster", structure, config, "test") for config in CONFIGS]
+    jobs = [studies.Job("cluster", {}, config, "test") for config in CONFIGS]
     lines = measure(jobs)
     assert [line["accuracy"] for line in lines] == [
         one["accuracy"] for one in training.evaluate(BASE, trained.state, images, images.test)
     ]
-    assert "snapshots" in lines[0] and "snapshots" not in lines[1]
-    maps = [training.decode(one["labels"]) for one in lines[0]["snapshots"]["stage1"]]
-    assert np.array_equal(maps[0], cluster_states(_begin(images))["drop_stage1"].labels[..., 0])
-    assert np.array_equal(maps[-1], cluster_states(trained.state.clusters)["drop_stage1"].labels[0, ..., 0])
     assert all(line["finite"] and line["clusters"]["stage1"]["updates"] == 2 for line in lines)
 
     monkeypatch.setattr(training, "CORRUPTIONS", ("brightness",))
@@ -113,9 +108,12 @@ def test_what_is_measured_of_a_run_and_of_its_network_under_corruptions(tmp_path
     training._corrupted.cache_clear()
 
 
-def _begin(images):
-    model = make_model(BASE, 10, images.dataset.shape)
-    return model.init(jax.random.key(0), images.test.images[:1] / 255.0)["clusters"]
+def test_how_clusters_came_about_is_kept_from_the_grid_to_the_end(images, trained):
+    maps = [training.decode(one["labels"]) for one in trained.snapshots["stage1"]]
+    grid = make_model(BASE, 10, images.dataset.shape).init(jax.random.key(0), images.test.images[:1] / 255.0)
+    assert np.array_equal(maps[0], cluster_states(grid["clusters"])["drop_stage1"].labels[..., 0])
+    assert np.array_equal(maps[-1], cluster_states(trained.state.clusters)["drop_stage1"].labels[0, ..., 0])
+    assert [one["step"] for one in trained.snapshots["stage1"]] == [0, 2, 5]
 
 
 def test_a_loss_that_is_not_finite_is_measured_and_told(tmp_path):
