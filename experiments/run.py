@@ -147,9 +147,8 @@ class Runner:
         """Do those that are missing; whether all are done then, or would be."""
         missing = self._missing(study, jobs)
         if self.options.dry_run:
-            if missing or study != "choices":
-                console, left = self.console, _time(self._seconds(missing))
-                console.print(f"{study}: {len(missing)} runs are missing, {left}")
+            left = f", {_time(self._seconds(missing))}" if missing else ""
+            self.console.print(f"{study}: {len(missing)} runs are missing{left}")
             return True
         for job in missing:
             if (line := self._elsewhere(job)) is not None:

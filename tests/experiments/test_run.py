@@ -125,7 +125,8 @@ def test_a_dry_run_says_how_much_is_missing_and_how_long_it_takes(tmp_path):
     path = tmp_path / "choices.jsonl"
     lines = [json.loads(line) | {"wall_seconds": 60.0} for line in path.read_text().splitlines()]
     path.write_text("".join(json.dumps(line) + "\n" for line in lines))
-    assert work("headline", tmp_path, dry_run=True) == "headline: 12 runs are missing, about 12 minutes left\n"
+    printed = work("headline", tmp_path, dry_run=True)
+    assert printed == "choices: 0 runs are missing\nheadline: 12 runs are missing, about 12 minutes left\n"
     # As long as was measured, by the steps: 5.5 roots of a half run of each of 12.
     assert "60 runs are missing, about 33 minutes left" in work("limited_data", tmp_path, dry_run=True)
     # What would not end in time is not begun.
