@@ -1,10 +1,13 @@
 import json
+import re
+import shlex
 import subprocess
 import sys
 from concurrent.futures import ThreadPoolExecutor
 
 import jax
 import pytest
+import tyro
 from fake_runs import measure, work
 
 from experiments import results, run, studies
@@ -184,3 +187,13 @@ def test_a_mistake_at_the_command_line_ends_in_a_line_without_traceback(tmp_path
     ended = subprocess.run(command, capture_output=True, text=True, check=False, cwd=studies.__file__.rsplit("/", 2)[0])
     assert ended.returncode == 2 and "Traceback" not in ended.stderr
     assert ended.stderr.startswith("experiments.run: error: 'cifra10' is not")
+
+
+README = (results.FOLDER.parent / "README.md").read_text()
+
+
+@pytest.mark.parametrize("line", re.findall(r"^python -m experiments.run (.*)$", README, re.MULTILINE))
+def test_commands_of_the_readme_are_understood(tmp_path, line, capsys):
+    words = [*shlex.split(line, comments=True), "--dry-run", "--results", str(tmp_path)]
+    tyro.cli(run.main, args=words)
+    assert "runs are missing" in capsys.readouterr().out
