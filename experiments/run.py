@@ -9,7 +9,7 @@ import pathlib
 import statistics
 import sys
 import time
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from typing import Annotated, Any, Literal
 
 import jax
@@ -209,12 +209,14 @@ class Runner:
             if "RESOURCE_EXHAUSTED" not in str(error) or len(group) == 1:
                 raise
             return None
-        name, digest = group[0].config.data.name, found[0]["digest"]
-        for lines in self.lines.values():
-            for line in lines.values():
-                if line["dataset"] == name and line["digest"] != digest and "labels" not in digest:
-                    raise ValueError(f"{self.options.results} holds results on other images called {name}")
+        data, digest = group[0].config.data, found[0]["digest"]
+        same = [line["digest"] == digest for line in self._all() if line["dataset"] == data.name]
+        if data.size is None and not all(same):  # of streamed images the digest is of a run's own share
+            raise ValueError(f"{self.options.results} holds results on other images called {data.name}")
         return found
+
+    def _all(self) -> Iterator[Line]:
+        return (line for lines in self.lines.values() for line in lines.values())
 
     def _seconds(self, jobs: Sequence[Job]) -> float | None:
         """How long runs take, by those that were measured on such a device; None where none was."""
@@ -225,8 +227,7 @@ class Runner:
             kind = (here, job.config.model, job.config.data.name, job.corrupted is not None)
             rates = [
                 line["wall_seconds"] / _size(line["config"], "corruptions" in line)
-                for lines in self.lines.values()
-                for line in lines.values()
+                for line in self._all()
                 if (line["device"], line["model"], line["dataset"], "corruptions" in line) == kind
             ]
             if not rates:

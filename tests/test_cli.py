@@ -267,7 +267,9 @@ def test_a_run_whose_images_have_changed_is_refused_and_left_as_it_is(finished, 
     (folder / "config.json").write_text(json.dumps(config))
     before = contents(folder)
     assert command(*SHORT, "--out", str(folder)) == 2
-    assert "holds a run on other images" in (error := capsys.readouterr().err) and "train_examples 1438 there" in error
+    assert (
+        "holds a run on other images" in (error := capsys.readouterr().err) and "train_examples is 1438 there" in error
+    )
     assert contents(folder) == before
 
 

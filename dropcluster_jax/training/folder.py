@@ -79,15 +79,7 @@ def finished_run(folder: pathlib.Path, config: TrainConfig) -> dict[str, Any] | 
         for part, options in HOW.items():  # the same images may lie elsewhere, and come otherwise
             for option in options:
                 del (each[part] if part else each)[option]
-    differences = [
-        f"{name} is {there_value!r} there and {here_value!r} here"
-        for name, there_value, here_value in _compare(there, here)
-    ]
-    if differences:
-        raise FileExistsError(
-            f"out holds a run of another configuration, {folder}: {'; '.join(differences)}. "
-            "Give another folder, or --restart to remove it"
-        )
+    _check_equal(f"a run of another configuration, {folder}", there, here)
     summary = folder / "summary.json"
     return _read_json(summary) if summary.is_file() else None
 
@@ -106,14 +98,15 @@ def check_same_data(folder: pathlib.Path, dataset: Mapping[str, Any]) -> None:
     if there is None:
         return
     names = ("classes", "shape", "train_examples")  # a mean may be another in its last bit on another machine
-    differences = [
-        f"{name} {was!r} there and {is_!r} here"
-        for name, was, is_ in _compare({name: there[name] for name in names}, {name: dataset[name] for name in names})
-    ]
+    was, is_now = ({name: each[name] for name in names} for each in (there, dataset))
+    _check_equal(f"a run on other images, {folder}", was, is_now)
+
+
+def _check_equal(what: str, there: Mapping[str, Any], here: Mapping[str, Any]) -> None:
+    differences = [f"{name} is {was!r} there and {is_now!r} here" for name, was, is_now in _compare(there, here)]
     if differences:
         raise FileExistsError(
-            f"out holds a run on other images, {folder}: {'; '.join(differences)}. "
-            "Give another folder, or --restart to remove it"
+            f"out holds {what}: {'; '.join(differences)}. Give another folder, or --restart to remove it"
         )
 
 

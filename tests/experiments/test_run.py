@@ -8,7 +8,7 @@ from concurrent.futures import ThreadPoolExecutor
 import jax
 import pytest
 import tyro
-from fake_runs import measure, work
+from fake_runs import accuracy, measure, work
 
 from experiments import results, run, studies
 
@@ -161,6 +161,12 @@ def test_a_line_says_where_its_numbers_come_from(tmp_path):
     line = results.read(tmp_path / "headline.jsonl")[0]
     assert {"commit", "versions", "device", "time", "digest", "config", "images_per_second"} <= set(line)
     assert line["versions"]["jax"] == jax.__version__ and line["time"].endswith("+00:00")
+    assert line["commit"] == results.commit() and line["device"] == results.device()
+    chosen = run.choose(
+        studies.SCALES["small"], {each["id"]: each for each in results.read(tmp_path / "choices.jsonl")}
+    )
+    job = studies.headline(studies.SCALES["small"], chosen)[0]
+    assert line["config"] == job.config.to_json() and (line["target"], line["accuracy"]) == ("test", accuracy(job))
     assert str(tmp_path) not in json.dumps(line)
 
 

@@ -1,12 +1,13 @@
 """The laws of a fair comparison."""
 
 import dataclasses
+from typing import get_args
 
 import numpy as np
 import pytest
 
 from dropcluster_jax.data import load
-from experiments import studies, training
+from experiments import report, run, studies, training
 from experiments.studies import CHOICES, METHODS, SCALES, STUDIES
 
 CHOSEN = {method: choices[0] for method, choices in CHOICES.items()}
@@ -15,6 +16,11 @@ TESTED = {"headline", "limited_data", "corruption"}
 
 def jobs_of(study, scale="gpu"):
     return STUDIES[study](SCALES[scale], CHOSEN)
+
+
+def test_the_command_knows_all_studies_and_methods():
+    assert get_args(run.StudyName) == tuple(STUDIES) and get_args(run.MethodName) == tuple(METHODS)
+    assert set(METHODS) == set(report.NAMES)
 
 
 def test_every_method_has_as_many_choices():
@@ -43,6 +49,7 @@ def test_methods_differ_in_what_is_dropped_alone(study, scale):
                 config = studies.with_drop(job.config, **SCALES[scale].base.drop.__dict__)
                 rest.add(dataclasses.replace(config, weight_decay=0.0, seed=0, data=studies.seeded(config, 0).data))
         assert len(rest) == 1
+    assert {job.config.weight_decay for job in jobs if job.method != "none"} <= {SCALES[scale].base.weight_decay}
     settings = {}
     for job in jobs:
         settings.setdefault((job.method, str(job.setting)), []).append(job.config.seed)
