@@ -36,8 +36,8 @@ def cutout(
         An array like `x`; zeros where all is dropped, never NaN.
 
     Raises:
-        TypeError: `x` is not of a floating-point type.
-        ValueError: `x` has no spatial dimension, a rate outside [0, 1], or an unknown `rescale`.
+        TypeError: `x` is not of a floating-point type, or `rate` no number.
+        ValueError: `x` has no spatial dimension, `rate` is no scalar in [0, 1], or an unknown `rescale`.
 
     References:
         DeVries, Taylor, "Improved Regularization of Convolutional Neural Networks with Cutout", arXiv:1708.04552.
@@ -59,7 +59,27 @@ def cutout_mask(
     per_channel: bool = False,
     per_example: bool = True,
 ) -> Bool[Array, "examples *spatial maps"]:
-    """The mask of `cutout`: True = kept, `(batch or 1, *spatial, channels or 1)`; the same arguments and errors."""
+    """The mask of `cutout`; see there.
+
+    Args:
+        key: a PRNG key.
+        x: activations or images `(batch, *spatial, channels)`; only their shape and type matter.
+        rate: the share of units that is dropped in expectation, in [0, 1]; may be traced.
+        per_channel: whether each channel has a box of its own; else all share one.
+        per_example: whether each example has a box of its own; else all share one mask.
+
+    Returns:
+        bool, True = kept, `(batch or 1, *spatial, channels or 1)`.
+
+    Raises:
+        TypeError: `x` is not of a floating-point type, or `rate` no number.
+        ValueError: `x` has no spatial dimension, or `rate` is no scalar in [0, 1].
+
+    Example:
+        >>> mask = cutout_mask(jax.random.key(1), jnp.ones((2, 8, 3)), 0.25)
+        >>> mask.shape, mask[..., 0].astype(int).tolist()
+        ((2, 8, 1), [[1, 0, 0, 1, 1, 1, 1, 1], [1, 1, 0, 0, 1, 1, 1, 1]])
+    """
     check_units(x)
     check_rate(rate)
     batch, *spatial, channels = x.shape

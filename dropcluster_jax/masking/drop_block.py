@@ -43,7 +43,7 @@ def drop_block(
         key: a PRNG key.
         x: activations `(batch, *spatial, channels)`, with any number of spatial dimensions.
         rate: the share of units that is dropped in expectation, in [0, 1]; may be traced.
-        block_size: the side of a block; 1 is dropout of positions.
+        block_size: the side of a block in positions, from 1, which is dropout of positions, to the map's shortest.
         per_channel: whether each channel draws blocks of its own; else all share one mask.
         per_example: whether each example draws for itself; else all share one mask.
         seeding: `"exact"` uses the exact relation between the probability of a seed and the share dropped; `"paper"`
@@ -57,11 +57,13 @@ def drop_block(
         An array like `x`; zeros where all is dropped, never NaN.
 
     Raises:
-        TypeError: `x` is not of a floating-point type, or `block_size` no integer.
-        ValueError: a block that does not fit the map, a rate outside [0, 1], an unknown `seeding` or `rescale`.
+        TypeError: `x` is not of a floating-point type, `block_size` no integer, or `rate` no number.
+        ValueError: `x` has no spatial dimension, a block that does not fit the map, `rate` is no scalar in [0, 1], an
+            unknown `seeding` or `rescale`.
 
     References:
-        Ghiasi, Lin, Le, "DropBlock: A regularization method for convolutional networks", NeurIPS 2018.
+        Ghiasi, Lin, Le, "DropBlock: A regularization method for convolutional networks", NeurIPS 2018,
+        arXiv:1810.12890, algorithm 1; of `seeding="paper"` equation 1.
 
     Example:
         >>> y = drop_block(jax.random.key(0), jnp.ones((1, 8, 8, 2)), 0.3, block_size=3)
@@ -84,7 +86,32 @@ def drop_block_mask(
     per_example: bool = True,
     seeding: Seeding = "exact",
 ) -> Bool[Array, "examples *spatial maps"]:
-    """The mask of `drop_block`: True = kept, `(batch or 1, *spatial, channels or 1)`; the same arguments and errors."""
+    """The mask of `drop_block`; see there.
+
+    Args:
+        key: a PRNG key.
+        x: activations `(batch, *spatial, channels)`; only their shape and type matter.
+        rate: the share of units that is dropped in expectation, in [0, 1]; may be traced.
+        block_size: the side of a block in positions, from 1 to the map's shortest.
+        per_channel: whether each channel draws blocks of its own; else all share one mask.
+        per_example: whether each example draws for itself; else all share one mask.
+        seeding: `"exact"`, or `"paper"`, which drops less than `rate`.
+
+    Returns:
+        bool, True = kept, `(batch or 1, *spatial, channels or 1)`.
+
+    Raises:
+        TypeError: `x` is not of a floating-point type, `block_size` no integer, or `rate` no number.
+        ValueError: `x` has no spatial dimension, a block that does not fit the map, `rate` is no scalar in [0, 1], or
+            an unknown `seeding`.
+
+    Example:
+        >>> mask = drop_block_mask(jax.random.key(1), jnp.ones((1, 4, 6, 3)), 0.3, block_size=2)
+        >>> mask[0, ..., 0].astype(int).tolist()  # blocks of 2 x 2, some side by side
+        [[0, 0, 1, 1, 0, 0], [0, 0, 1, 1, 0, 0], [1, 1, 0, 0, 0, 0], [1, 1, 0, 0, 0, 0]]
+        >>> round(float(drop_block_mask(jax.random.key(0), jnp.ones((512, 14, 14, 1)), 0.3, block_size=5).mean()), 2)
+        0.7
+    """
     check_units(x)
     check_rate(rate)
     batch, *spatial, channels = x.shape

@@ -55,11 +55,12 @@ def drop_cluster(
         An array like `x`; zeros where all is dropped, never NaN. No gradient flows to `state`.
 
     Raises:
-        TypeError: `x` is not of a floating-point type.
-        ValueError: another shape than the clusters', a rate or `min_explained` outside [0, 1], or an unknown `rescale`.
+        TypeError: `x` is not of a floating-point type, or `rate` no number.
+        ValueError: `x` has another shape than the clusters, `rate` is no scalar in [0, 1], `min_explained` outside
+            [0, 1], or an unknown `rescale`.
 
     References:
-        Chen, Gautier, Aydore, "DropCluster: A structured dropout for convolutional networks", arXiv:2002.02997.
+        Chen, Gautier, Aydore, "DropCluster: A structured dropout for convolutional networks", arXiv:2002.02997v1.
 
     Example:
         >>> from dropcluster_jax import KMeans
@@ -97,7 +98,36 @@ def drop_cluster_mask(
     per_example: bool = True,
     min_explained: float = 0.0,
 ) -> Bool[Array, "examples *spatial groups"]:
-    """The mask of `drop_cluster`: True = kept, `(batch or 1, *spatial, channels or 1)`; the same arguments, errors."""
+    """The mask of `drop_cluster`; see there.
+
+    Args:
+        key: a PRNG key.
+        x: activations `(batch, *spatial, channels)`; only their shape and type matter.
+        rate: the probability of being dropped, in [0, 1]; may be traced.
+        state: the clusters, of the spatial shape of `x`.
+        per_channel: whether each channel draws for itself also where all share the labels.
+        per_example: whether each example draws for itself; else all share one mask.
+        min_explained: channels (with shared labels: the layer) whose clusters explain less are kept whole, in [0, 1];
+            0: off.
+
+    Returns:
+        bool, True = kept, `(batch or 1, *spatial, channels or 1)`; 1 where all channels share labels and draws.
+
+    Raises:
+        TypeError: `x` is not of a floating-point type, or `rate` no number.
+        ValueError: `x` has another shape than the clusters, `rate` is no scalar in [0, 1], or `min_explained` outside
+            [0, 1].
+
+    Example:
+        >>> from dropcluster_jax import Grid
+        >>> x = jnp.ones((1, 4, 4, 8))
+        >>> state = Grid(num_clusters=4).init(x.shape[1:])
+        >>> mask = drop_cluster_mask(jax.random.key(2), x, 0.5, state)
+        >>> mask.shape, mask[0, ..., 0].astype(int).tolist()
+        ((1, 4, 4, 1), [[0, 0, 1, 1], [0, 0, 1, 1], [1, 1, 0, 0], [1, 1, 0, 0]])
+        >>> bool(drop_cluster_mask(jax.random.key(2), x, 0.5, state, min_explained=0.1).all())  # tiles explain nothing
+        True
+    """
     kept = _draw_clusters(key, x, rate, state, per_channel, per_example, min_explained)
     return _unit_mask(_pack(kept), state.labels)
 

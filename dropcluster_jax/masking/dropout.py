@@ -19,7 +19,7 @@ def dropout(
 
     Args:
         key: a PRNG key.
-        x: activations.
+        x: activations `(batch, ...)`; with shared channels `(batch, ..., channels)`.
         rate: the probability of being dropped, in [0, 1]; may be traced.
         per_channel: whether each channel, the last dimension, draws for itself; else whole positions are dropped.
         per_example: whether each example draws for itself; else all share one mask.
@@ -31,8 +31,8 @@ def dropout(
         An array like `x`; zeros where all is dropped, never NaN.
 
     Raises:
-        TypeError: `x` is not of a floating-point type.
-        ValueError: a rate outside [0, 1], an unknown `rescale`, or shared channels where there are none.
+        TypeError: `x` is not of a floating-point type, or `rate` no number.
+        ValueError: `rate` is no scalar in [0, 1], an unknown `rescale`, or shared channels where there are none.
 
     References:
         Srivastava et al., "Dropout: A Simple Way to Prevent Neural Networks from Overfitting", JMLR 15, 2014.
@@ -50,7 +50,28 @@ def dropout(
 def dropout_mask(
     key: Array, x: Float[Array, "batch ..."], rate: Rate, *, per_channel: bool = True, per_example: bool = True
 ) -> Bool[Array, "..."]:
-    """The mask of `dropout`: True = kept, of the shape of `x`, or 1 where shared. Arguments and errors are the same."""
+    """The mask of `dropout`; see there.
+
+    Args:
+        key: a PRNG key.
+        x: activations `(batch, ...)`; only their shape and type matter.
+        rate: the probability of being dropped, in [0, 1]; may be traced.
+        per_channel: whether each channel, the last dimension, draws for itself; else whole positions are dropped.
+        per_example: whether each example draws for itself; else all share one mask.
+
+    Returns:
+        bool, True = kept, of the shape of `x`, but 1 along what is shared.
+
+    Raises:
+        TypeError: `x` is not of a floating-point type, or `rate` no number.
+        ValueError: `rate` is no scalar in [0, 1], or shared channels where there are none.
+
+    Example:
+        >>> import jax, jax.numpy as jnp
+        >>> mask = dropout_mask(jax.random.key(0), jnp.ones((1, 3, 4, 2)), 0.5, per_channel=False)
+        >>> mask.shape, mask[0, ..., 0].astype(int).tolist()
+        ((1, 3, 4, 1), [[0, 0, 1, 0], [0, 0, 1, 1], [1, 0, 0, 0]])
+    """
     check_units(x, least_ndim=1 if per_channel else 2)
     check_rate(rate)
     shape = (len(x) if per_example else 1, *x.shape[1:])
@@ -79,11 +100,11 @@ def spatial_dropout(
         An array like `x`; zeros where all is dropped, never NaN.
 
     Raises:
-        TypeError: `x` is not of a floating-point type.
-        ValueError: `x` has no spatial dimension, a rate outside [0, 1], or an unknown `rescale`.
+        TypeError: `x` is not of a floating-point type, or `rate` no number.
+        ValueError: `x` has no spatial dimension, `rate` is no scalar in [0, 1], or an unknown `rescale`.
 
     References:
-        Tompson et al., "Efficient Object Localization Using Convolutional Networks", CVPR 2015.
+        Tompson et al., "Efficient Object Localization Using Convolutional Networks", CVPR 2015, arXiv:1411.4280.
 
     Example:
         >>> import jax, jax.numpy as jnp
@@ -98,7 +119,26 @@ def spatial_dropout(
 def spatial_dropout_mask(
     key: Array, x: Float[Array, "batch *spatial channels"], rate: Rate, *, per_example: bool = True
 ) -> Bool[Array, "examples *ones channels"]:
-    """The mask of `spatial_dropout`: True = kept, `(batch or 1, 1, ..., channels)`; the same arguments and errors."""
+    """The mask of `spatial_dropout`; see there.
+
+    Args:
+        key: a PRNG key.
+        x: activations `(batch, *spatial, channels)`; only their shape and type matter.
+        rate: the probability of being dropped, in [0, 1]; may be traced.
+        per_example: whether each example draws for itself; else all share one mask.
+
+    Returns:
+        bool, True = kept, `(batch or 1, 1, ..., 1, channels)`.
+
+    Raises:
+        TypeError: `x` is not of a floating-point type, or `rate` no number.
+        ValueError: `x` has no spatial dimension, or `rate` is no scalar in [0, 1].
+
+    Example:
+        >>> import jax, jax.numpy as jnp
+        >>> spatial_dropout_mask(jax.random.key(0), jnp.ones((2, 8, 8, 4)), 0.5).astype(int).tolist()
+        [[[[0, 0, 1, 0]]], [[[0, 1, 1, 0]]]]
+    """
     check_units(x)
     check_rate(rate)
     return draw_kept(key, rate, (len(x) if per_example else 1, *(1,) * (x.ndim - 2), x.shape[-1]))
@@ -111,7 +151,7 @@ def drop_path(
 
     Args:
         key: a PRNG key.
-        x: a residual branch's output, before it is added to the shortcut.
+        x: a residual branch's output `(batch, ...)`, before it is added to the shortcut.
         rate: the probability of being dropped, in [0, 1]; may be traced.
         per_example: whether each example draws for itself; else all share one draw.
         rescale: `"rate"` multiplies what is left by `1 / (1 - rate)`: each unit keeps its expectation; `"batch"` by
@@ -121,11 +161,11 @@ def drop_path(
         An array like `x`; zeros where all is dropped, never NaN.
 
     Raises:
-        TypeError: `x` is not of a floating-point type.
-        ValueError: a rate outside [0, 1], or an unknown `rescale`.
+        TypeError: `x` is not of a floating-point type, or `rate` no number.
+        ValueError: `rate` is no scalar in [0, 1], or an unknown `rescale`.
 
     References:
-        Huang et al., "Deep Networks with Stochastic Depth", ECCV 2016.
+        Huang et al., "Deep Networks with Stochastic Depth", ECCV 2016, arXiv:1603.09382.
 
     Example:
         >>> import jax, jax.numpy as jnp
@@ -141,7 +181,27 @@ def drop_path(
 def drop_path_mask(
     key: Array, x: Float[Array, "batch ..."], rate: Rate, *, per_example: bool = True
 ) -> Bool[Array, "examples ..."]:
-    """The mask of `drop_path`: True = kept, `(batch or 1, 1, ...)`. Arguments and errors are the same."""
+    """The mask of `drop_path`; see there.
+
+    Args:
+        key: a PRNG key.
+        x: a residual branch's output `(batch, ...)`; only its shape and type matter.
+        rate: the probability of being dropped, in [0, 1]; may be traced.
+        per_example: whether each example draws for itself; else all share one draw.
+
+    Returns:
+        bool, True = kept, `(batch or 1, 1, ..., 1)`.
+
+    Raises:
+        TypeError: `x` is not of a floating-point type, or `rate` no number.
+        ValueError: `rate` is no scalar in [0, 1].
+
+    Example:
+        >>> import jax, jax.numpy as jnp
+        >>> mask = drop_path_mask(jax.random.key(1), jnp.ones((4, 8, 8, 2)), 0.5)
+        >>> mask.shape, mask.ravel().tolist()
+        ((4, 1, 1, 1), [False, False, False, True])
+    """
     check_units(x, least_ndim=1)
     check_rate(rate)
     return draw_kept(key, rate, (len(x) if per_example else 1, *(1,) * (x.ndim - 1)))
