@@ -15,11 +15,21 @@ class MonteCarloPrediction(NamedTuple):
     """What `mc_predict` gives, all float32.
 
     Attributes:
-        mean: the probability of each class, the mean over masks; `(..., classes)`.
-        variance: the variance of that probability over masks; `(..., classes)`.
-        entropy: the entropy of the mean, in nats: all there is to doubt; `(...)`.
+        mean: the probability of each class, the mean over masks; `(..., classes)`, in [0, 1].
+        variance: the variance of that probability over masks; `(..., classes)`, in [0, 1/4].
+        entropy: the entropy of the mean, in nats: all there is to doubt; `(...)`, in [0, log(classes)].
         mutual_information: the entropy of the mean less the mean entropy, in nats: how much the masks disagree, which
-            is the doubt about the parameters; `(...)`.
+            is the doubt about the parameters; `(...)`, in [0, entropy].
+
+    Example:
+        >>> from dropcluster_jax import drop_path
+        >>> def apply(variables, x, rngs):  # two masks in five leave nothing to tell classes by
+        ...     return drop_path(rngs["dropout"], x, 0.4)
+        >>> prediction = mc_predict(apply, {}, jnp.array([[0.0, 0.0], [9.0, -9.0]]), jax.random.key(0), samples=500)
+        >>> prediction.entropy.shape, [round(float(p), 1) for p in prediction.mean[:, 0]]
+        ((2,), [0.5, 0.8])
+        >>> [round(float(nats), 1) for nats in prediction.mutual_information]  # the first is unsure under every mask
+        [0.0, 0.2]
     """
 
     mean: Float[Array, "... classes"]
@@ -39,20 +49,22 @@ def mc_predict(
             deterministic=False, rate=0.1`; as no collection is mutable, a BatchNorm that would learn raises. It is
             compiled once for each such object: make it once.
         variables: the network's, clusters included.
-        x: its input.
+        x: its input, any pytree of arrays.
         key: a PRNG key; each mask has a key split from it.
         samples: the number of masks, at least 1.
         chunk: how many masks are computed together, which takes as much more memory; what is kept of them are sums.
 
     Returns:
-        Mean, variance, entropy and mutual information.
+        Mean, variance, entropy and mutual information, of the leading shape of the logits.
 
     Raises:
         ValueError: `samples` or `chunk` is below 1.
 
     References:
-        Gal, Ghahramani, "Dropout as a Bayesian Approximation", ICML 2016; Houlsby et al., "Bayesian Active Learning
-        for Classification and Preference Learning", arXiv:1112.5745, for the mutual information.
+        Gal, Ghahramani, "Dropout as a Bayesian Approximation: Representing Model Uncertainty in Deep Learning", ICML
+        2016, arXiv:1506.02142.
+        Houlsby et al., "Bayesian Active Learning for Classification and Preference Learning", arXiv:1112.5745: the
+        mutual information.
 
     Example:
         >>> from dropcluster_jax import dropout

@@ -25,8 +25,9 @@ class Grid:
     """Clusters that stay the tiles of a regular grid.
 
     Attributes:
-        num_clusters: the number of clusters; or
-        cluster_size: the mean number of positions in a cluster, which fits every map.
+        num_clusters: the number of clusters K, `1 <= K <= positions`; or
+        cluster_size: the mean number of positions in a cluster, at least 1, which fits every map:
+            `K = max(1, round(positions / cluster_size))`.
         per_channel: whether each channel has labels (all the same here) and draws of its own.
 
     Raises:
@@ -52,6 +53,9 @@ class Grid:
         Args:
             shape: `(*spatial, channels)`, an activation's shape without the batch.
 
+        Returns:
+            A state whose clusters explain nothing yet, updated 0 times.
+
         Raises:
             ValueError: no spatial dimension, a length below 1, or more clusters than positions.
         """
@@ -72,10 +76,20 @@ class Grid:
     def update(
         self, state: ClusterState, x: Float[Array, "batch *spatial channels"], axis_name: str | None = None
     ) -> ClusterState:
-        """The same labels, with the variance that they explain on the probe batch `x`.
+        """The same labels, with the variance that they explain on a probe batch.
+
+        Args:
+            state: the clusters.
+            x: the layer's activations in evaluation mode, unmasked. If any is not finite the state is kept, and
+                `skipped` goes up by one.
+            axis_name: a mapped axis over which the batch is split, if any.
+
+        Returns:
+            The state with a new `explained`, and `count` up by one.
 
         Raises:
-            TypeError, ValueError: `x` is not floating-point, or of another shape than the clusters.
+            TypeError: `x` is not of a floating-point type.
+            ValueError: `x` has another shape than the clusters.
         """
         check_activations(x, state)
         return _update(state, x, axis_name)

@@ -41,17 +41,18 @@ class KMeans:
 
     Attributes:
         num_clusters: the number of clusters K, `1 <= K <= positions`; or
-        cluster_size: the mean number of positions in a cluster: `K = max(1, round(positions / cluster_size))`.
-        iterations: Lloyd iterations in an update, at most; it ends early where no unit moves.
+        cluster_size: the mean number of positions in a cluster, at least 1:
+            `K = max(1, round(positions / cluster_size))`.
+        iterations: Lloyd iterations in an update, at most, at least 1; it ends early where no unit moves.
         spatial_weight: adds `spatial_weight * |position - mean position of the cluster|^2` to the squared distance,
-            with positions in [0, 1]^d: keeps clusters compact.
+            with positions in [0, 1]^d: keeps clusters compact. At least 0, which is off.
         per_channel: whether each channel has labels of its own.
 
     Raises:
         ValueError, TypeError: both or neither of `num_clusters` and `cluster_size`, or a value out of range.
 
     References:
-        Chen, Gautier, Aydore, "DropCluster: A structured dropout for convolutional networks", arXiv:2002.02997.
+        Chen, Gautier, Aydore, "DropCluster: A structured dropout for convolutional networks", arXiv:2002.02997v1.
         Arthur, Vassilvitskii, "k-means++: The Advantages of Careful Seeding", SODA 2007.
 
     Example:
@@ -88,6 +89,9 @@ class KMeans:
 
         Args:
             shape: `(*spatial, channels)`, an activation's shape without the batch.
+
+        Returns:
+            A state whose clusters explain nothing yet, updated 0 times.
 
         Raises:
             ValueError: no spatial dimension, a length below 1, or more clusters than positions.

@@ -25,13 +25,13 @@ def explained_variance(
     In the correlation geometry: each unit's response over the batch, centred and scaled to length 1.
 
     Args:
-        labels: int32 labels; `groups` is 1 (shared by all channels) or the number of channels.
-        x: activations of the same spatial shape.
+        labels: int32 `(*spatial, groups)`; `groups` is 1 (shared by all channels) or the number of channels.
+        x: activations `(batch, *spatial, channels)`.
         num_clusters: the number of clusters; labels lie in `[0, num_clusters)`.
         axis_name: a mapped axis over which the batch is split, if any.
 
     Returns:
-        float32 in [0, 1], one for each group; 0 where no unit varies, NaN if any activation is not finite.
+        float32 `(groups,)` in [0, 1]; 0 where no unit varies, NaN if any activation is not finite.
 
     Raises:
         TypeError, ValueError: `x` is not floating-point, or of another shape than the labels.
@@ -58,14 +58,13 @@ def mean_within_correlation(
     over clusters and, where they share labels, channels.
 
     Args:
-        labels: int32 labels; `groups` is 1 (shared by all channels) or the number of channels.
-        x: activations of the same spatial shape.
+        labels: int32 `(*spatial, groups)`; `groups` is 1 (shared by all channels) or the number of channels.
+        x: activations `(batch, *spatial, channels)`.
         num_clusters: the number of clusters; labels lie in `[0, num_clusters)`.
         axis_name: a mapped axis over which the batch is split, if any.
 
     Returns:
-        float32 in [-1, 1], one for each group; 0 where no cluster has two live units, NaN if any activation is not
-        finite.
+        float32 `(groups,)` in [-1, 1]; 0 where no cluster has two live units, NaN if any activation is not finite.
 
     Raises:
         TypeError, ValueError: `x` is not floating-point, or of another shape than the labels.
@@ -107,11 +106,11 @@ def is_connected(
     A step goes to a neighbour along one dimension. No position at all is connected too.
 
     Args:
-        labels: int32 labels, in `[0, num_clusters)`.
+        labels: int32 `(*spatial, groups)`, in `[0, num_clusters)`.
         num_clusters: the number of clusters.
 
     Returns:
-        One for each cluster of each group.
+        bool `(num_clusters, groups)`.
 
     Example:
         >>> import jax.numpy as jnp
@@ -156,11 +155,11 @@ def agreement(
     `(sum C(n_ij) - e) / ((sum C(a_i) + sum C(b_j)) / 2 - e)`.
 
     Args:
-        labels: int32 labels.
+        labels: int32 `(*spatial, groups)`.
         other: of the same shape.
 
     Returns:
-        float32, one for each group: 1 for equal partitions, about 0 for unrelated ones.
+        float32 `(groups,)`, at most 1: 1 for equal partitions, about 0 for unrelated ones, below 0 for worse.
 
     Raises:
         ValueError: the shapes differ.

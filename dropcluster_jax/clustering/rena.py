@@ -35,7 +35,8 @@ class ReNA:
 
     Attributes:
         num_clusters: the number of clusters K, `1 <= K <= positions`; or
-        cluster_size: the mean number of positions in a cluster: `K = max(1, round(positions / cluster_size))`.
+        cluster_size: the mean number of positions in a cluster, at least 1:
+            `K = max(1, round(positions / cluster_size))`.
         per_channel: whether each channel has labels of its own.
 
     Raises:
@@ -48,7 +49,7 @@ class ReNA:
 
     References:
         Hoyos-Idrobo, Varoquaux, Kahn, Thirion, "Recursive Nearest Agglomeration (ReNA): fast clustering for
-        approximation of structured signals", IEEE TPAMI 41(3), 2019, algorithm 1.
+        approximation of structured signals", IEEE TPAMI 41(3), 2019, arXiv:1609.04608, algorithm 1.
 
     Example:
         >>> signal = jax.random.normal(jax.random.key(0), (64, 2))
@@ -74,6 +75,9 @@ class ReNA:
 
         Args:
             shape: `(*spatial, channels)`, an activation's shape without the batch.
+
+        Returns:
+            A state whose clusters explain nothing yet, updated 0 times.
 
         Raises:
             ValueError: no spatial dimension, a length below 1, or more clusters than positions.

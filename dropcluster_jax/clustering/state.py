@@ -20,6 +20,12 @@ class ClusterState(NamedTuple):
             probe batch.
         count: int32 scalar, updates so far.
         skipped: int32 scalar, updates refused because the activations were not finite.
+
+    Example:
+        >>> from dropcluster_jax import Grid
+        >>> state = Grid(num_clusters=2).init((4, 3, 8))  # a map of 4 x 3 positions, 8 channels
+        >>> state.labels.shape, state.sizes.tolist(), state.explained.tolist(), int(state.count)
+        ((4, 3, 1), [[6], [6]], [0.0], 0)
     """
 
     labels: Int[Array, "*spatial groups"]
@@ -33,17 +39,49 @@ class ClusterState(NamedTuple):
 class Clusterer(Protocol):
     """What every clusterer is: hashable hyper-parameters with two pure methods.
 
-    `KMeans` and `Grid` are clusterers; so is any frozen dataclass with these two methods.
+    `KMeans`, `ReNA` and `Grid` are clusterers; so is any frozen dataclass with these two methods.
+
+    Example:
+        >>> import dataclasses
+        >>> from dropcluster_jax import Grid
+        >>> @dataclasses.dataclass(frozen=True)
+        ... class Stripes:
+        ...     def init(self, shape):
+        ...         state = Grid(num_clusters=shape[-2]).init(shape)  # as many clusters as columns
+        ...         columns = jnp.arange(shape[-2], dtype=jnp.int32)[:, None]
+        ...         labels = jnp.broadcast_to(columns, state.labels.shape)
+        ...         return state._replace(labels=labels, sizes=cluster_sizes(labels, shape[-2]))
+        ...     def update(self, state, x, axis_name=None):
+        ...         return state._replace(count=state.count + 1)
+        >>> isinstance(Stripes(), Clusterer), Stripes().init((2, 3, 8)).labels[..., 0].tolist()
+        (True, [[0, 1, 2], [0, 1, 2]])
     """
 
     def init(self, shape: tuple[int, ...]) -> ClusterState:
-        """The clusters before the first update, for activations of `shape = (*spatial, channels)`."""
+        """The clusters before the first update.
+
+        Args:
+            shape: `(*spatial, channels)`, an activation's shape without the batch.
+
+        Returns:
+            A state; its arrays' shapes stay as they are ever after.
+        """
         ...
 
     def update(
         self, state: ClusterState, x: Float[Array, "batch *spatial channels"], axis_name: str | None = None
     ) -> ClusterState:
-        """The clusters after one update on the probe batch `x`, summed over the replicas of `axis_name`."""
+        """The clusters after one update.
+
+        Args:
+            state: the clusters so far.
+            x: a probe batch of activations, `(batch, *spatial, channels)`.
+            axis_name: a mapped axis over which the batch is split, if any: sums over examples go over it, so that all
+                replicas find the same clusters.
+
+        Returns:
+            The next state.
+        """
         ...
 
 
@@ -87,7 +125,14 @@ def cluster_number(num_clusters: int | None, cluster_size: float | None, positio
 
 
 def cluster_sizes(labels: Int[Array, "*spatial groups"], num_clusters: int) -> Int[Array, "clusters groups"]:
-    """How many positions each cluster has. Source: DESIGN's `ClusterState.sizes`.
+    """How many positions each cluster has.
+
+    Args:
+        labels: int32 `(*spatial, groups)`, in `[0, num_clusters)`.
+        num_clusters: the number of clusters.
+
+    Returns:
+        int32 `(num_clusters, groups)`, as `ClusterState.sizes`.
 
     Example:
         >>> cluster_sizes(jnp.array([[0], [0], [2]]), 3).tolist()
@@ -141,8 +186,8 @@ def resize(state: ClusterState, spatial: tuple[int, ...]) -> ClusterState:
     """The same clusters on a map of another spatial shape, by nearest neighbour.
 
     Args:
-        state: clusters of a map with as many spatial dimensions.
-        spatial: the new spatial shape.
+        state: clusters of a map with as many spatial dimensions, labels `(*spatial_before, groups)`.
+        spatial: the new spatial shape, lengths of at least 1.
 
     Returns:
         A state with labels `(*spatial, groups)` and the same number of clusters. On a smaller map a cluster may lose
