@@ -48,6 +48,7 @@ class Dropout(nn.Module):
         rng_collection: the name of the keys' collection.
 
     Raises:
+        TypeError: `x` is not of a floating-point type, or `rate` no number.
         ValueError: an argument is given twice or never, or is out of range.
         flax.errors.InvalidRngError: no key: pass `rngs={"dropout": key}` to `apply`, or `rng=key` to the call.
 
@@ -74,7 +75,20 @@ class Dropout(nn.Module):
         deterministic: bool | None = None,
         rng: Array | None = None,
     ) -> Float[Array, "batch ..."]:
-        """Drop units of `x`, unless deterministic, with the key `rng` if given."""
+        """Drop units of `x`, unless deterministic.
+
+        Args:
+            x: activations `(batch, ...)`.
+            rate: where the field is None.
+            deterministic: where the field is None.
+            rng: a PRNG key; if not given, one is made of the collection `rng_collection`.
+
+        Returns:
+            An array like `x`; `x` itself where deterministic, or at the Python number 0 for a rate.
+
+        Raises:
+            TypeError, ValueError, flax.errors.InvalidRngError: as the class says.
+        """
 
         def drop(key: Array, rate: Rate) -> Array:
             return masking.dropout(key, x, rate, **_options(self, "per_channel", "per_example", "rescale"))
@@ -95,6 +109,7 @@ class SpatialDropout(nn.Module):
         rng_collection: the name of the keys' collection.
 
     Raises:
+        TypeError: `x` is not of a floating-point type, or `rate` no number.
         ValueError: an argument is given twice or never, or is out of range.
         flax.errors.InvalidRngError: no key: pass `rngs={"dropout": key}` to `apply`, or `rng=key` to the call.
 
@@ -119,7 +134,20 @@ class SpatialDropout(nn.Module):
         deterministic: bool | None = None,
         rng: Array | None = None,
     ) -> Float[Array, "batch *spatial channels"]:
-        """Drop channels of `x`, unless deterministic, with the key `rng` if given."""
+        """Drop channels of `x`, unless deterministic.
+
+        Args:
+            x: activations `(batch, *spatial, channels)`.
+            rate: where the field is None.
+            deterministic: where the field is None.
+            rng: a PRNG key; if not given, one is made of the collection `rng_collection`.
+
+        Returns:
+            An array like `x`; `x` itself where deterministic, or at the Python number 0 for a rate.
+
+        Raises:
+            TypeError, ValueError, flax.errors.InvalidRngError: as the class says.
+        """
 
         def drop(key: Array, rate: Rate) -> Array:
             return masking.spatial_dropout(key, x, rate, **_options(self, "per_example", "rescale"))
@@ -143,6 +171,7 @@ class DropBlock(nn.Module):
         rng_collection: the name of the keys' collection.
 
     Raises:
+        TypeError: `x` is not of a floating-point type, or `rate` no number.
         ValueError: an argument is given twice or never, or is out of range.
         flax.errors.InvalidRngError: no key: pass `rngs={"dropout": key}` to `apply`, or `rng=key` to the call.
 
@@ -171,7 +200,20 @@ class DropBlock(nn.Module):
         deterministic: bool | None = None,
         rng: Array | None = None,
     ) -> Float[Array, "batch *spatial channels"]:
-        """Drop blocks of `x`, unless deterministic, with the key `rng` if given."""
+        """Drop blocks of `x`, unless deterministic.
+
+        Args:
+            x: activations `(batch, *spatial, channels)`.
+            rate: where the field is None.
+            deterministic: where the field is None.
+            rng: a PRNG key; if not given, one is made of the collection `rng_collection`.
+
+        Returns:
+            An array like `x`; `x` itself where deterministic, or at the Python number 0 for a rate.
+
+        Raises:
+            TypeError, ValueError, flax.errors.InvalidRngError: as the class says.
+        """
 
         def drop(key: Array, rate: Rate) -> Array:
             names = ("block_size", "per_channel", "per_example", "seeding", "rescale")
@@ -193,6 +235,7 @@ class DropPath(nn.Module):
         rng_collection: the name of the keys' collection.
 
     Raises:
+        TypeError: `x` is not of a floating-point type, or `rate` no number.
         ValueError: an argument is given twice or never, or is out of range.
         flax.errors.InvalidRngError: no key: pass `rngs={"dropout": key}` to `apply`, or `rng=key` to the call.
 
@@ -217,7 +260,20 @@ class DropPath(nn.Module):
         deterministic: bool | None = None,
         rng: Array | None = None,
     ) -> Float[Array, "batch ..."]:
-        """Drop examples of `x`, unless deterministic, with the key `rng` if given."""
+        """Drop examples of `x`, unless deterministic.
+
+        Args:
+            x: activations `(batch, ...)`.
+            rate: where the field is None.
+            deterministic: where the field is None.
+            rng: a PRNG key; if not given, one is made of the collection `rng_collection`.
+
+        Returns:
+            An array like `x`; `x` itself where deterministic, or at the Python number 0 for a rate.
+
+        Raises:
+            TypeError, ValueError, flax.errors.InvalidRngError: as the class says.
+        """
 
         def drop(key: Array, rate: Rate) -> Array:
             return masking.drop_path(key, x, rate, **_options(self, "per_example", "rescale"))
@@ -239,6 +295,7 @@ class Cutout(nn.Module):
         rng_collection: the name of the keys' collection.
 
     Raises:
+        TypeError: `x` is not of a floating-point type, or `rate` no number.
         ValueError: an argument is given twice or never, or is out of range.
         flax.errors.InvalidRngError: no key: pass `rngs={"dropout": key}` to `apply`, or `rng=key` to the call.
 
@@ -264,7 +321,20 @@ class Cutout(nn.Module):
         deterministic: bool | None = None,
         rng: Array | None = None,
     ) -> Float[Array, "batch *spatial channels"]:
-        """Drop a box of `x`, unless deterministic, with the key `rng` if given."""
+        """Drop a box of `x`, unless deterministic.
+
+        Args:
+            x: activations `(batch, *spatial, channels)`.
+            rate: where the field is None.
+            deterministic: where the field is None.
+            rng: a PRNG key; if not given, one is made of the collection `rng_collection`.
+
+        Returns:
+            An array like `x`; `x` itself where deterministic, or at the Python number 0 for a rate.
+
+        Raises:
+            TypeError, ValueError, flax.errors.InvalidRngError: as the class says.
+        """
 
         def drop(key: Array, rate: Rate) -> Array:
             return masking.cutout(key, x, rate, **_options(self, "per_channel", "per_example", "rescale"))
@@ -288,19 +358,20 @@ class DropCluster(nn.Module):
         axis_name: a mapped axis over which the batch is split (`pmap`, `shard_map`), if any, for the update.
         per_channel: whether each channel draws for itself also where all share the labels.
         per_example: whether each example draws for itself; else all share one mask.
-        min_explained: a channel (with shared labels: the layer) whose clusters explain less of the variance is left
-            alone. The dropped share is then `rate` times the share of the other channels. 0: off.
+        min_explained: in [0, 1]. A channel (with shared labels: the layer) whose clusters explain less of the variance
+            is left alone. The dropped share is then `rate` times the share of the other channels. 0: off.
         rescale: `"kept"`, `"rate"`, `"batch"` or `"none"`.
         rng_collection: the name of the keys' collection.
 
     Raises:
+        TypeError: `x` is not of a floating-point type, `rate` no number, or `clusterer` no clusterer.
         ValueError: an argument is given twice or never, or is out of range; there are no clusters (see
             `init_clusters`), or they are of another spatial shape (see `resize_clusters`).
         flax.errors.InvalidRngError: no key: pass `rngs={"dropout": key}` to `apply`, or `rng=key` to the call.
         flax.errors.ModifyScopeVariableError: an update, but `mutable=["clusters"]` is not among `apply`'s arguments.
 
     References:
-        Chen, Gautier, Aydore, "DropCluster: A structured dropout for convolutional networks", arXiv:2002.02997.
+        Chen, Gautier, Aydore, "DropCluster: A structured dropout for convolutional networks", arXiv:2002.02997v1.
 
     Example:
         >>> from dropcluster_jax import KMeans
@@ -310,7 +381,10 @@ class DropCluster(nn.Module):
         >>> _, variables = layer.apply(variables, x, deterministic=True, update_clusters=True, mutable=["clusters"])
         >>> variables["clusters"]["labels"].shape, int(variables["clusters"]["count"])
         ((8, 8, 1), 1)
-        >>> y = layer.apply(variables, x, rate=0.1, deterministic=False, rngs={"dropout": jax.random.key(2)})
+        >>> y = layer.apply(variables, x, rate=0.5, deterministic=False, rngs={"dropout": jax.random.key(2)})
+        >>> dropped = (y == 0)[:, variables["clusters"]["labels"][..., 0] == 0]  # the units of cluster 0
+        >>> bool((dropped.any((1, 2)) == dropped.all((1, 2))).all()), int(dropped.all((1, 2)).sum())  # of 16 examples
+        (True, 10)
     """
 
     clusterer: Clusterer
@@ -333,7 +407,22 @@ class DropCluster(nn.Module):
         update_clusters: bool | None = None,
         rng: Array | None = None,
     ) -> Float[Array, "batch *spatial channels"]:
-        """Update the clusters if asked to; then drop some, unless deterministic, with the key `rng` if given."""
+        """Update the clusters if asked to; then drop some, unless deterministic.
+
+        Args:
+            x: activations `(batch, *spatial, channels)`.
+            rate: where the field is None.
+            deterministic: where the field is None.
+            update_clusters: where the field is None; False if given nowhere.
+            rng: a PRNG key; if not given, one is made of the collection `rng_collection`.
+
+        Returns:
+            An array like `x`; `x` itself where deterministic, or at the Python number 0 for a rate.
+
+        Raises:
+            TypeError, ValueError: as the class says.
+            flax.errors.InvalidRngError, flax.errors.ModifyScopeVariableError: as the class says.
+        """
         check_units(x)
         if not isinstance(self.clusterer, Clusterer) or isinstance(self.clusterer, type):
             raise TypeError(f"clusterer must be one, such as KMeans(num_clusters=16), got {self.clusterer!r}")
@@ -403,7 +492,7 @@ def init_clusters(
     Args:
         model: the network, now with `DropCluster` layers.
         variables: its variables; clusters that are there are kept.
-        x: an input; only its shape and type matter.
+        x: an input of the network, `(batch, *spatial, channels)`; only its shape and type matter.
         args: further arguments of the model's call, as for `model.init`.
         kwargs: likewise.
 
@@ -437,7 +526,7 @@ def resize_clusters(
     Args:
         model: the network.
         variables: its variables, with clusters.
-        x: an input of the new resolution; only its shape and type matter.
+        x: an input of the new resolution, `(batch, *spatial, channels)`; only its shape and type matter.
         args: further arguments of the model's call, as for `model.init`.
         kwargs: likewise.
 
@@ -478,7 +567,7 @@ def cluster_states(clusters: Mapping[str, Any]) -> dict[str, ClusterState]:
     """The clusters of each layer, by the layer's path in the network.
 
     Args:
-        clusters: the collection "clusters".
+        clusters: the collection "clusters", nested by the network's layers.
 
     Returns:
         For each layer's path, such as `"drop_stage1"` or `"encoder/drop"`, its state. Where `nn.scan` or `vmap` has

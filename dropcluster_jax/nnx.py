@@ -22,7 +22,7 @@ Rngs = nnx.Rngs | nnx.RngStream
 
 
 class ClusterVariable(nnx.Variable[Any]):
-    """An array of a layer's clusters. Filter by this type to split, save or replicate clusters.
+    """An array of a layer's clusters, a field of `ClusterState`. Filter by this type to split, save or replicate them.
 
     Example:
         >>> from dropcluster_jax import KMeans
@@ -61,7 +61,22 @@ class _Drop(nnx.Module):
         rngs: Rngs | Array | None = None,
         rng: Array | None = None,
     ) -> Float[Array, "batch ..."]:
-        """Drop of `x`, unless deterministic, with the key `rng` if given, else with one of `rngs`, or that as a key."""
+        """Drop of `x`, unless deterministic.
+
+        Args:
+            x: activations, `(batch, *spatial, channels)`, or as the layer's function takes them.
+            rate: instead of the layer's own; may be traced.
+            deterministic: instead of the layer's own.
+            rngs: where the key comes from, instead of the layer's own: `nnx.Rngs`, a stream, or a key itself.
+            rng: a PRNG key, which goes before all others.
+
+        Returns:
+            An array like `x`; `x` itself where deterministic, or at the Python number 0 for a rate.
+
+        Raises:
+            TypeError: `x` is not of a floating-point type, `rate` no number, or `rngs` none of the three.
+            ValueError: as the class says.
+        """
         check_units(x, least_ndim=1)
         if _first("deterministic", deterministic, self.deterministic):
             return x
@@ -92,8 +107,12 @@ class _Drop(nnx.Module):
         """What `nnx.view` sets.
 
         Args:
-            deterministic: if True nothing is dropped.
-            rate: the probability of being dropped, a Python number.
+            deterministic: if True nothing is dropped; None leaves it as it is.
+            rate: the probability of being dropped, in [0, 1], a Python number; None leaves it as it is.
+
+        Raises:
+            TypeError: `rate` is no Python number.
+            ValueError: `rate` is outside [0, 1].
         """
         if deterministic is not None:
             self.deterministic = deterministic
@@ -128,6 +147,7 @@ class Dropout(_Drop):
         rngs: where keys come from, if not from the call.
 
     Raises:
+        TypeError: `rate` is no number, `rngs` of another type, or `x` not of a floating-point type.
         ValueError: an argument is given nowhere, or is out of range; there is no key.
 
     Example:
@@ -167,6 +187,7 @@ class SpatialDropout(_Drop):
         rngs: where keys come from, if not from the call.
 
     Raises:
+        TypeError: `rate` is no number, `rngs` of another type, or `x` not of a floating-point type.
         ValueError: an argument is given nowhere, or is out of range; there is no key.
 
     Example:
@@ -203,6 +224,7 @@ class DropPath(_Drop):
         rngs: where keys come from, if not from the call.
 
     Raises:
+        TypeError: `rate` is no number, `rngs` of another type, or `x` not of a floating-point type.
         ValueError: an argument is given nowhere, or is out of range; there is no key.
 
     Example:
@@ -240,6 +262,7 @@ class Cutout(_Drop):
         rngs: where keys come from, if not from the call.
 
     Raises:
+        TypeError: `rate` is no number, `rngs` of another type, or `x` not of a floating-point type.
         ValueError: an argument is given nowhere, or is out of range; there is no key.
 
     Example:
@@ -281,6 +304,7 @@ class DropBlock(_Drop):
         rngs: where keys come from, if not from the call.
 
     Raises:
+        TypeError: `rate` is no number, `rngs` of another type, or `x` not of a floating-point type.
         ValueError: an argument is given nowhere, or is out of range; there is no key.
 
     Example:
@@ -325,18 +349,18 @@ class DropCluster(_Drop):
         axis_name: a mapped axis over which the batch is split (`pmap`, `shard_map`), if any, for the update.
         per_channel: whether each channel draws for itself also where all share the labels.
         per_example: whether each example draws for itself; else all share one mask.
-        min_explained: a channel (with shared labels: the layer) whose clusters explain less of the variance is left
-            alone. The dropped share is then `rate` times the share of the other channels. 0: off.
+        min_explained: in [0, 1]. A channel (with shared labels: the layer) whose clusters explain less of the variance
+            is left alone. The dropped share is then `rate` times the share of the other channels. 0: off.
         rescale: `"kept"`, `"rate"`, `"batch"` or `"none"`.
         rng_collection: the name of the stream of keys.
         rngs: where keys come from, if not from the call.
 
     Raises:
-        TypeError: `clusterer` is none.
+        TypeError: `clusterer` or `rngs` is none, `rate` no number, or `x` not of a floating-point type.
         ValueError: an argument is given nowhere, or is out of range; there is no key; `x` has another shape.
 
     References:
-        Chen, Gautier, Aydore, "DropCluster: A structured dropout for convolutional networks", arXiv:2002.02997.
+        Chen, Gautier, Aydore, "DropCluster: A structured dropout for convolutional networks", arXiv:2002.02997v1.
 
     Example:
         >>> import jax
@@ -346,7 +370,10 @@ class DropCluster(_Drop):
         >>> layer.update_clusters(x)
         >>> layer.labels.shape, int(layer.count[...])
         ((8, 8, 1), 1)
-        >>> y = layer(x)
+        >>> y = layer(x, rate=0.5)
+        >>> dropped = (y == 0)[:, layer.labels[..., 0] == 0]  # the units of cluster 0
+        >>> bool((dropped.any((1, 2)) == dropped.all((1, 2))).all()), int(dropped.all((1, 2)).sum())  # of 16 examples
+        (True, 9)
     """
 
     def __init__(
@@ -375,11 +402,15 @@ class DropCluster(_Drop):
 
     @property
     def clusters(self) -> ClusterState:
-        """The clusters as the pure functions take them."""
+        """The clusters as the pure functions take them: labels `(*spatial, 1 or channels)` and what belongs to them."""
         return ClusterState(*(getattr(self, name)[...] for name in ClusterState._fields))
 
     def set_clusters(self, state: ClusterState) -> None:
-        """Take these clusters, such as `dropcluster_jax.resize(layer.clusters, spatial)` for another resolution."""
+        """Take these clusters.
+
+        Args:
+            state: such as `dropcluster_jax.resize(layer.clusters, spatial)` for another resolution.
+        """
         for name, value in state._asdict().items():
             getattr(self, name).set_value(value)
 
@@ -387,7 +418,7 @@ class DropCluster(_Drop):
         """Learn the clusters from a probe batch.
 
         Args:
-            x: activations of this layer's place, which should be those of evaluation mode.
+            x: activations `(batch, *spatial, channels)` of this layer's place, which should be of evaluation mode.
 
         Raises:
             TypeError: `x` is not of a floating-point type.

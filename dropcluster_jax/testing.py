@@ -33,13 +33,14 @@ def assert_mean_preserved(
 
     Args:
         drop: `(key, x) -> y`.
-        x: activations; best without zeros.
-        samples: the number of keys, rounded up to a multiple of 64.
+        x: activations `(batch, ...)`; best without zeros.
+        samples: the number of keys, at least 1, rounded up to a multiple of 64.
         sigmas: how many standard errors, as measured in the samples, a mean may be off.
         seed: of the keys.
 
     Raises:
         AssertionError: a unit's mean is off; the message names the worst.
+        ValueError: `samples` is below 1.
 
     Example:
         >>> import dropcluster_jax as dc
@@ -68,13 +69,14 @@ def assert_sum_preserved(drop: Drop, x: Float[Array, "batch ..."], *, samples: i
 
     Args:
         drop: `(key, x) -> y`.
-        x: only its shape and type matter; the law is tried with ones.
-        samples: the number of keys, rounded up to a multiple of 64.
+        x: activations `(batch, ...)`; only their shape and type matter, the law is tried with ones.
+        samples: the number of keys, at least 1, rounded up to a multiple of 64.
         seed: of the keys.
 
     Raises:
         AssertionError: an example's sum is off by more than 1e-5 of it (for types of lower precision: 3 of their
             roundings); or in all samples nothing is kept.
+        ValueError: `samples` is below 1.
 
     Example:
         >>> import dropcluster_jax as dc
@@ -110,15 +112,16 @@ def assert_rate(
 
     Args:
         drop: `(key, x) -> y`, or a mask.
-        x: only its shape and type matter; the law is tried with ones.
-        rate: what the share should be.
-        samples: the number of keys, rounded up to a multiple of 64.
+        x: activations `(batch, ...)`; only their shape and type matter, the law is tried with ones.
+        rate: what the share should be, in [0, 1].
+        samples: the number of keys, at least 1, rounded up to a multiple of 64.
         sigmas: how many standard errors, as measured in the samples, the share may be off.
         tolerance: what it may be off beside that, relative to `rate`.
         seed: of the keys.
 
     Raises:
         AssertionError: the share is off.
+        ValueError: `samples` is below 1.
 
     Example:
         >>> import dropcluster_jax as dc
@@ -153,13 +156,14 @@ def assert_constant_within_clusters(
 
     Args:
         drop: `(key, x) -> y`, or a mask.
-        x: only its shape and type matter; the law is tried with ones.
-        labels: the clusters, `ClusterState.labels`: of all channels, or of each.
-        samples: the number of keys, rounded up to a multiple of 64.
+        x: activations `(batch, *spatial, channels)`; only their shape and type matter, the law is tried with ones.
+        labels: the clusters, `ClusterState.labels`: int32 `(*spatial, 1)`, of all channels, or `(*spatial, channels)`.
+        samples: the number of keys, at least 1, rounded up to a multiple of 64.
         seed: of the keys.
 
     Raises:
         AssertionError: a cluster is dropped in part; or in all samples nothing or everything is dropped.
+        ValueError: `samples` is below 1.
 
     Example:
         >>> import dropcluster_jax as dc
@@ -199,7 +203,7 @@ def assert_pure(drop: Drop, x: Float[Array, "batch ..."], *, seed: int = 0, rtol
 
     Args:
         drop: `(key, x) -> y`, or a mask.
-        x: activations.
+        x: activations `(batch, ...)`.
         seed: of the keys.
         rtol: by how much results may differ relative to each other, where compilation rounds differently; 1e-6 if not
             given, for types of lower precision 3 of their roundings.
