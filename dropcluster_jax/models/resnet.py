@@ -86,7 +86,7 @@ class ResNet(nn.Module):
     Attributes:
         stage_sizes: the number of blocks in each stage.
         block: `BasicBlock` or `BottleneckBlock`.
-        num_classes: the number of logits.
+        num_classes: the number of logits, at least 1.
         width: the stem's and the first stage's features; each later stage has twice as many.
         stem: `"imagenet"`, a 7x7 convolution of stride 2 and a max-pool, or `"cifar"`, a 3x3 one.
         shortcut: `"projection"` or `"identity"` where a block changes the shape.
@@ -100,7 +100,10 @@ class ResNet(nn.Module):
         ValueError: an unknown place, or an unknown stem.
 
     References:
-        He et al., "Deep Residual Learning for Image Recognition", CVPR 2016; for the small ones section 4.2.
+        He et al., "Deep Residual Learning for Image Recognition", CVPR 2016, arXiv:1512.03385: table 1, and for the
+        small ones section 4.2.
+        Goyal et al., "Accurate, Large Minibatch SGD: Training ImageNet in 1 Hour", arXiv:1706.02677, section 5.1: the
+        3x3 convolution strides, and the last scale of each block begins at 0.
 
     Example:
         >>> import jax
@@ -134,7 +137,7 @@ class ResNet(nn.Module):
 
     @property
     def places(self) -> tuple[str, ...]:
-        """Where a drop layer may stand."""
+        """Where a drop layer may stand: `("stem", "stage1", ...)`, a place for each stage."""
         return ("stem", *(f"stage{i + 1}" for i in range(len(self.stage_sizes))))
 
     @nn.compact
@@ -146,14 +149,21 @@ class ResNet(nn.Module):
         deterministic: bool | None = None,
         update_clusters: bool = False,
     ) -> Float[Array, "batch classes"]:
-        """The logits, float32.
+        """The logits.
 
         Args:
-            x: normalised images.
+            x: normalised images, `(batch, height, width, channels)`.
             train: whether BatchNorm uses and updates the batch's statistics.
-            rate: the rate of the drop layers that have none of their own: one for all, or by place.
+            rate: the rate of the drop layers that have none of their own, in [0, 1]: one for all, or by place.
             deterministic: whether nothing is dropped; None means `not train`.
             update_clusters: whether `DropCluster` layers learn their clusters from this batch.
+
+        Returns:
+            float32 `(batch, num_classes)`.
+
+        Raises:
+            KeyError: `rate` is by place, and leaves out that of a layer without a rate of its own.
+            TypeError, ValueError: what a drop layer refuses.
         """
         norm = functools.partial(
             nn.BatchNorm,
@@ -202,27 +212,125 @@ class ResNet(nn.Module):
 
 
 def resnet18(num_classes: int = 1000, **options: Any) -> ResNet:
-    """ResNet-18: 11,689,512 parameters with 1000 classes. Options as of `ResNet`: `stem`, `drop`, `dtype`, ..."""
+    """ResNet-18: 11,689,512 parameters with 1000 classes.
+
+    Args:
+        num_classes: the number of logits, at least 1.
+        options: the fields of `ResNet` but for `stage_sizes` and `block`: `stem`, `drop`, `dtype`, ...
+
+    Returns:
+        A network for images `(batch, height, width, channels)`, normalised.
+
+    Raises:
+        ValueError, TypeError: an option that `ResNet` does not take, or not so.
+
+    References:
+        He et al., "Deep Residual Learning for Image Recognition", CVPR 2016, arXiv:1512.03385, table 1.
+
+    Example:
+        >>> import jax
+        >>> shapes = jax.eval_shape(resnet18().init, jax.random.key(0), jnp.ones((1, 32, 32, 3)))
+        >>> sum(leaf.size for leaf in jax.tree.leaves(shapes["params"]))
+        11689512
+    """
     return ResNet((2, 2, 2, 2), BasicBlock, num_classes, **options)
 
 
 def resnet34(num_classes: int = 1000, **options: Any) -> ResNet:
-    """ResNet-34: 21,797,672 parameters with 1000 classes. Options as of `ResNet`: `stem`, `drop`, `dtype`, ..."""
+    """ResNet-34: 21,797,672 parameters with 1000 classes.
+
+    Args:
+        num_classes: the number of logits, at least 1.
+        options: the fields of `ResNet` but for `stage_sizes` and `block`: `stem`, `drop`, `dtype`, ...
+
+    Returns:
+        A network for images `(batch, height, width, channels)`, normalised.
+
+    Raises:
+        ValueError, TypeError: an option that `ResNet` does not take, or not so.
+
+    References:
+        He et al., "Deep Residual Learning for Image Recognition", CVPR 2016, arXiv:1512.03385, table 1.
+
+    Example:
+        >>> import jax
+        >>> shapes = jax.eval_shape(resnet34().init, jax.random.key(0), jnp.ones((1, 32, 32, 3)))
+        >>> sum(leaf.size for leaf in jax.tree.leaves(shapes["params"]))
+        21797672
+    """
     return ResNet((3, 4, 6, 3), BasicBlock, num_classes, **options)
 
 
 def resnet50(num_classes: int = 1000, **options: Any) -> ResNet:
-    """ResNet-50: 25,557,032 parameters with 1000 classes. Options as of `ResNet`: `stem`, `drop`, `dtype`, ..."""
+    """ResNet-50: 25,557,032 parameters with 1000 classes.
+
+    Args:
+        num_classes: the number of logits, at least 1.
+        options: the fields of `ResNet` but for `stage_sizes` and `block`: `stem`, `drop`, `dtype`, ...
+
+    Returns:
+        A network for images `(batch, height, width, channels)`, normalised.
+
+    Raises:
+        ValueError, TypeError: an option that `ResNet` does not take, or not so.
+
+    References:
+        He et al., "Deep Residual Learning for Image Recognition", CVPR 2016, arXiv:1512.03385, table 1.
+
+    Example:
+        >>> import jax
+        >>> shapes = jax.eval_shape(resnet50().init, jax.random.key(0), jnp.ones((1, 32, 32, 3)))
+        >>> sum(leaf.size for leaf in jax.tree.leaves(shapes["params"]))
+        25557032
+    """
     return ResNet((3, 4, 6, 3), BottleneckBlock, num_classes, **options)
 
 
 def resnet101(num_classes: int = 1000, **options: Any) -> ResNet:
-    """ResNet-101: 44,549,160 parameters with 1000 classes. Options as of `ResNet`: `stem`, `drop`, `dtype`, ..."""
+    """ResNet-101: 44,549,160 parameters with 1000 classes.
+
+    Args:
+        num_classes: the number of logits, at least 1.
+        options: the fields of `ResNet` but for `stage_sizes` and `block`: `stem`, `drop`, `dtype`, ...
+
+    Returns:
+        A network for images `(batch, height, width, channels)`, normalised.
+
+    Raises:
+        ValueError, TypeError: an option that `ResNet` does not take, or not so.
+
+    References:
+        He et al., "Deep Residual Learning for Image Recognition", CVPR 2016, arXiv:1512.03385, table 1.
+
+    Example:
+        >>> model = resnet101(num_classes=10, stem="cifar")
+        >>> model.stage_sizes, model.block.__name__, model.num_classes
+        ((3, 4, 23, 3), 'BottleneckBlock', 10)
+    """
     return ResNet((3, 4, 23, 3), BottleneckBlock, num_classes, **options)
 
 
 def resnet152(num_classes: int = 1000, **options: Any) -> ResNet:
-    """ResNet-152: 60,192,808 parameters with 1000 classes. Options as of `ResNet`: `stem`, `drop`, `dtype`, ..."""
+    """ResNet-152: 60,192,808 parameters with 1000 classes.
+
+    Args:
+        num_classes: the number of logits, at least 1.
+        options: the fields of `ResNet` but for `stage_sizes` and `block`: `stem`, `drop`, `dtype`, ...
+
+    Returns:
+        A network for images `(batch, height, width, channels)`, normalised.
+
+    Raises:
+        ValueError, TypeError: an option that `ResNet` does not take, or not so.
+
+    References:
+        He et al., "Deep Residual Learning for Image Recognition", CVPR 2016, arXiv:1512.03385, table 1.
+
+    Example:
+        >>> model = resnet152(num_classes=10, stem="cifar")
+        >>> model.stage_sizes, model.block.__name__, model.num_classes
+        ((3, 8, 36, 3), 'BottleneckBlock', 10)
+    """
     return ResNet((3, 8, 36, 3), BottleneckBlock, num_classes, **options)
 
 
@@ -232,25 +340,125 @@ def _small(blocks: int, num_classes: int, **options: Any) -> ResNet:
 
 
 def resnet8(num_classes: int = 10, **options: Any) -> ResNet:
-    """ResNet-8 for small images: 75,290 parameters with 10 classes. Options: `drop`, `dtype`, `axis_name`."""
+    """ResNet-8 for small images: 75,290 parameters with 10 classes.
+
+    Args:
+        num_classes: the number of logits, at least 1.
+        options: of the fields of `ResNet`: `drop`, `dtype`, `axis_name`, `remat`.
+
+    Returns:
+        A network for images `(batch, height, width, channels)`, normalised.
+
+    Raises:
+        ValueError, TypeError: an option that `ResNet` does not take, or not so.
+
+    References:
+        He et al., "Deep Residual Learning for Image Recognition", CVPR 2016, arXiv:1512.03385, section 4.2, with n = 1.
+
+    Example:
+        >>> import jax
+        >>> shapes = jax.eval_shape(resnet8().init, jax.random.key(0), jnp.ones((1, 32, 32, 3)))
+        >>> sum(leaf.size for leaf in jax.tree.leaves(shapes["params"]))
+        75290
+    """
     return _small(1, num_classes, **options)
 
 
 def resnet20(num_classes: int = 10, **options: Any) -> ResNet:
-    """ResNet-20 for small images: 269,722 parameters with 10 classes. Options: `drop`, `dtype`, `axis_name`."""
+    """ResNet-20 for small images: 269,722 parameters with 10 classes.
+
+    Args:
+        num_classes: the number of logits, at least 1.
+        options: of the fields of `ResNet`: `drop`, `dtype`, `axis_name`, `remat`.
+
+    Returns:
+        A network for images `(batch, height, width, channels)`, normalised.
+
+    Raises:
+        ValueError, TypeError: an option that `ResNet` does not take, or not so.
+
+    References:
+        He et al., "Deep Residual Learning for Image Recognition", CVPR 2016, arXiv:1512.03385, section 4.2, with n = 3.
+
+    Example:
+        >>> import jax
+        >>> shapes = jax.eval_shape(resnet20().init, jax.random.key(0), jnp.ones((1, 32, 32, 3)))
+        >>> sum(leaf.size for leaf in jax.tree.leaves(shapes["params"]))
+        269722
+    """
     return _small(3, num_classes, **options)
 
 
 def resnet32(num_classes: int = 10, **options: Any) -> ResNet:
-    """ResNet-32 for small images: 464,154 parameters with 10 classes. Options: `drop`, `dtype`, `axis_name`."""
+    """ResNet-32 for small images: 464,154 parameters with 10 classes.
+
+    Args:
+        num_classes: the number of logits, at least 1.
+        options: of the fields of `ResNet`: `drop`, `dtype`, `axis_name`, `remat`.
+
+    Returns:
+        A network for images `(batch, height, width, channels)`, normalised.
+
+    Raises:
+        ValueError, TypeError: an option that `ResNet` does not take, or not so.
+
+    References:
+        He et al., "Deep Residual Learning for Image Recognition", CVPR 2016, arXiv:1512.03385, section 4.2, with n = 5.
+
+    Example:
+        >>> import jax
+        >>> shapes = jax.eval_shape(resnet32().init, jax.random.key(0), jnp.ones((1, 32, 32, 3)))
+        >>> sum(leaf.size for leaf in jax.tree.leaves(shapes["params"]))
+        464154
+    """
     return _small(5, num_classes, **options)
 
 
 def resnet44(num_classes: int = 10, **options: Any) -> ResNet:
-    """ResNet-44 for small images: 658,586 parameters with 10 classes. Options: `drop`, `dtype`, `axis_name`."""
+    """ResNet-44 for small images: 658,586 parameters with 10 classes.
+
+    Args:
+        num_classes: the number of logits, at least 1.
+        options: of the fields of `ResNet`: `drop`, `dtype`, `axis_name`, `remat`.
+
+    Returns:
+        A network for images `(batch, height, width, channels)`, normalised.
+
+    Raises:
+        ValueError, TypeError: an option that `ResNet` does not take, or not so.
+
+    References:
+        He et al., "Deep Residual Learning for Image Recognition", CVPR 2016, arXiv:1512.03385, section 4.2, with n = 7.
+
+    Example:
+        >>> import jax
+        >>> shapes = jax.eval_shape(resnet44().init, jax.random.key(0), jnp.ones((1, 32, 32, 3)))
+        >>> sum(leaf.size for leaf in jax.tree.leaves(shapes["params"]))
+        658586
+    """
     return _small(7, num_classes, **options)
 
 
 def resnet56(num_classes: int = 10, **options: Any) -> ResNet:
-    """ResNet-56 for small images: 853,018 parameters with 10 classes. Options: `drop`, `dtype`, `axis_name`."""
+    """ResNet-56 for small images: 853,018 parameters with 10 classes.
+
+    Args:
+        num_classes: the number of logits, at least 1.
+        options: of the fields of `ResNet`: `drop`, `dtype`, `axis_name`, `remat`.
+
+    Returns:
+        A network for images `(batch, height, width, channels)`, normalised.
+
+    Raises:
+        ValueError, TypeError: an option that `ResNet` does not take, or not so.
+
+    References:
+        He et al., "Deep Residual Learning for Image Recognition", CVPR 2016, arXiv:1512.03385, section 4.2, with n = 9.
+
+    Example:
+        >>> import jax
+        >>> shapes = jax.eval_shape(resnet56().init, jax.random.key(0), jnp.ones((1, 32, 32, 3)))
+        >>> sum(leaf.size for leaf in jax.tree.leaves(shapes["params"]))
+        853018
+    """
     return _small(9, num_classes, **options)
