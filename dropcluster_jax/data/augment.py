@@ -93,8 +93,8 @@ def random_cutout(
         key: a PRNG key.
         images: `(batch, height, width, channels)`, of any type.
         side: of the square in pixels, at least 0, which is the identity; static under `jit`.
-        fill: what it is filled with: in the paper 0 of images that are normalised, which is the mean of those that are
-            not.
+        fill: what it is filled with, a number or `(channels,)`: in the paper 0 of images that are normalised, which is
+            the mean of those that are not.
 
     Returns:
         An array like `images`.
@@ -147,7 +147,7 @@ def random_resized_crop(
         ValueError: a range that is none, or `images` has another number of dimensions.
 
     References:
-        Szegedy et al., "Going deeper with convolutions", CVPR 2015, https://arxiv.org/abs/1409.4842
+        Szegedy et al., "Going deeper with convolutions", CVPR 2015, arXiv:1409.4842, section 6.
 
     Example:
         >>> import jax, jax.numpy as jnp
@@ -155,6 +155,8 @@ def random_resized_crop(
         >>> cropped = random_resized_crop(jax.random.key(0), images)
         >>> cropped.shape, cropped.dtype
         ((2, 64, 64, 1), dtype('uint8'))
+        >>> cropped[:, 0, ::21, 0].tolist()  # from left to right: a part of what was 0 to 63
+        [[8, 17, 26, 35], [11, 19, 28, 36]]
     """
     images = _as_images(images)
     if not 0 < area[0] <= area[1] <= 1:
@@ -217,9 +219,9 @@ def normalize(
     """Scale images to mean 0 and standard deviation 1: `(images / 255 - mean) / std`.
 
     Args:
-        images: uint8, channels last.
-        mean: of each channel of images scaled to [0, 1], such as `Dataset.mean`.
-        std: the standard deviations, above 0, such as `Dataset.std`.
+        images: uint8 `(..., channels)`, values 0 to 255.
+        mean: of each channel of images scaled to [0, 1], `(channels,)`, such as `Dataset.mean`.
+        std: the standard deviations, `(channels,)`, above 0, such as `Dataset.std`.
 
     Returns:
         float32, of the shape of `images`.

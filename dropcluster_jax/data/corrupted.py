@@ -41,10 +41,17 @@ def corrupted_test(
             test images; as of `load`.
         seed: decides what is random about the corruption.
 
+    Returns:
+        The examples, as many and of the same shape, uint8; and their origin.
+
     Raises:
         FileNotFoundError: `data_dir` is given, and no folder.
         TypeError: the examples are no arrays.
         ValueError: there is no such corruption or severity; see `corrupt`.
+
+    References:
+        Hendrycks, Dietterich, "Benchmarking Neural Network Robustness to Common Corruptions and Perturbations",
+        ICLR 2019, arXiv:1903.12261.
 
     Example:
         >>> digits = load("digits")

@@ -58,6 +58,14 @@ class Dataset:
         size: the side to which encoded images are cropped, in pixels; None for arrays.
         known: what is known of it beforehand, if anything.
         skipped: for each image that was left out as it was loaded, where it lies and why.
+
+    Example:
+        >>> images = np.zeros((2, 4, 4, 1), np.uint8)
+        >>> images[1] = 255  # black and white
+        >>> examples = ArrayExamples(images, np.arange(2, dtype=np.int32))
+        >>> dataset = Dataset("extremes", examples, examples, classes=("black", "white"))
+        >>> dataset.shape, dataset.num_classes, dataset.mean.tolist(), dataset.std.tolist()
+        ((4, 4, 1), 2, [0.5], [0.5])
     """
 
     name: str
@@ -76,12 +84,12 @@ class Dataset:
 
     @property
     def shape(self) -> tuple[int, ...]:
-        """Of an image as a network meets it: `(height, width, channels)`."""
+        """Of an image as a network meets it: `(height, width, channels)`, in pixels."""
         return self.train.shape if isinstance(self.train, ArrayExamples) else (self.size or 0, self.size or 0, 3)
 
     @property
     def mean(self) -> Float32[np.ndarray, " channels"]:
-        """The mean of each channel of images scaled to [0, 1].
+        """The mean of each channel of images scaled to [0, 1], float32 `(channels,)`.
 
         What is known beforehand; else of the training images, where they are in memory; else of ImageNet.
         """
@@ -89,7 +97,7 @@ class Dataset:
 
     @property
     def std(self) -> Float32[np.ndarray, " channels"]:
-        """The standard deviation of each channel of images scaled to [0, 1]; of what, as of `mean`."""
+        """The standard deviation of each channel of images scaled to [0, 1], float32 `(channels,)`, as of `mean`."""
         return self._moments[1]
 
     @functools.cached_property

@@ -28,6 +28,12 @@ class ArrayExamples:
 
     Raises:
         ValueError: they are not equally many.
+
+    Example:
+        >>> images = np.zeros((3, 8, 8, 1), np.uint8)
+        >>> examples = ArrayExamples(images, np.array([0, 1, 2], np.int32))
+        >>> len(examples), examples.shape, examples.take(np.array([2, 0])).labels.tolist()
+        (3, (8, 8, 1), [2, 0])
     """
 
     images: UInt8[np.ndarray, "examples height width channels"] = dataclasses.field(repr=False)
@@ -42,11 +48,21 @@ class ArrayExamples:
 
     @property
     def shape(self) -> tuple[int, ...]:
-        """`(height, width, channels)`."""
+        """Of an image: `(height, width, channels)`, in pixels."""
         return self.images.shape[1:]
 
     def take(self, indices: Int[np.ndarray, " _"] | slice) -> "ArrayExamples":
-        """The examples of these indices."""
+        """Some of the examples.
+
+        Args:
+            indices: integers `(chosen,)` from 0 to below the number of examples, or a slice of them.
+
+        Returns:
+            As many examples as indices, in their order; of a slice no copies.
+
+        Raises:
+            IndexError: an index of no example.
+        """
         return ArrayExamples(self.images[indices], self.labels[indices])
 
 

@@ -20,7 +20,7 @@ def mixup(key: Array, images: Images, labels: Probabilities, alpha: float) -> tu
     Args:
         key: a PRNG key.
         images: floating-point `(batch, height, width, channels)`, such as `normalize` gives.
-        labels: probabilities `(batch, classes)`.
+        labels: probabilities `(batch, classes)`, in [0, 1], floating-point.
         alpha: each example's `share` is drawn from Beta(alpha, alpha); above 0. The smaller, the less is mixed.
 
     Returns:
@@ -32,7 +32,7 @@ def mixup(key: Array, images: Images, labels: Probabilities, alpha: float) -> tu
             `(batch, height, width, channels)`.
 
     References:
-        Zhang et al., "mixup: Beyond Empirical Risk Minimization", ICLR 2018, https://arxiv.org/abs/1710.09412
+        Zhang et al., "mixup: Beyond Empirical Risk Minimization", ICLR 2018, arXiv:1710.09412.
 
     Example:
         >>> images = jnp.arange(2.0).reshape(2, 1, 1, 1)
@@ -57,8 +57,8 @@ def cutmix(key: Array, images: Images, labels: Probabilities, alpha: float) -> t
     Args:
         key: a PRNG key.
         images: floating-point `(batch, height, width, channels)`, such as `normalize` gives.
-        labels: probabilities `(batch, classes)`.
-        alpha: above 0; at 1 all shares are as likely.
+        labels: probabilities `(batch, classes)`, in [0, 1], floating-point.
+        alpha: of the distribution; above 0, at 1 all shares are as likely.
 
     Returns:
         Images and labels of the same shapes and types.
@@ -68,7 +68,7 @@ def cutmix(key: Array, images: Images, labels: Probabilities, alpha: float) -> t
 
     References:
         Yun et al., "CutMix: Regularization Strategy to Train Strong Classifiers with Localizable Features",
-        ICCV 2019, https://arxiv.org/abs/1905.04899
+        ICCV 2019, arXiv:1905.04899, section 3.1.
 
     Example:
         >>> images = jnp.broadcast_to(jnp.arange(2.0).reshape(2, 1, 1, 1), (2, 8, 8, 1))

@@ -23,7 +23,7 @@ def balanced_share(
         seed: at least 0; another seed, another share.
 
     Returns:
-        Sorted indices.
+        Sorted indices, integers `(chosen,)`.
 
     Raises:
         ValueError: neither or both of `fraction` and `per_class`, one is out of range, or a class has fewer examples

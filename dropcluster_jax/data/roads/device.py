@@ -30,6 +30,15 @@ class DeviceRoad:
     Raises:
         TypeError: the examples are no arrays, or a number is no integer.
         ValueError: a number is out of range, or `batch_size` no multiple of the devices.
+
+    Example:
+        >>> from dropcluster_jax.data import load
+        >>> road = DeviceRoad(load("digits"), batch_size=32)
+        >>> batches = road.train()
+        >>> first, second = next(batches), next(batches)
+        >>> batches.restore({**batches.state(), "batch": 1})  # before the second
+        >>> bool((next(batches)["label"] == second["label"]).all())
+        True
     """
 
     def __init__(
@@ -47,7 +56,7 @@ class DeviceRoad:
         self.skipped: list[str] = []
 
     def train(self) -> Batches:
-        """See `Road`."""
+        """Shuffled training batches without end; see `Road.train`."""
 
         def start(first: int) -> Iterator[Batch]:
             return (self._take(self._train, self._order.indices(number)) for number in itertools.count(first))
@@ -55,14 +64,29 @@ class DeviceRoad:
         return Batches(self._order, start)
 
     def test(self, batch_size: int | None = None) -> Iterator[Batch]:
-        """See `Road`."""
+        """Every test example once; see `Road.test`.
+
+        Args:
+            batch_size: examples in a batch, at least 1; the training batches', if not given.
+
+        Raises:
+            TypeError, ValueError: `batch_size` is no integer, or less than 1.
+        """
         size = divisible(self._order.batch_size if batch_size is None else batch_size, parts_of(self._sharding))
         for indices, weight in evaluation_indices(len(self._test[1]), size):
             everywhere = put({"weight": weight}, _everywhere(self._sharding))
             yield {**self._take(self._test, indices), "weight": self._divide(everywhere["weight"])}
 
     def probe(self, size: int, update: int) -> Batch:
-        """See `Road`."""
+        """The training images of an update of the clusters; see `Road.probe`.
+
+        Args:
+            size: how many, at least 1; all where there are fewer.
+            update: the number of the update, from 0 on.
+
+        Raises:
+            TypeError, ValueError: a number is no integer, or out of range.
+        """
         indices = probe_indices(len(self._train[1]), size, self._order.seed, update)
         parts = parts_of(self._sharding)
         return self._take(self._train, indices[: len(indices) // parts * parts])

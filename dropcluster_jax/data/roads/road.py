@@ -50,12 +50,19 @@ class Batches:
         return batch
 
     def state(self) -> dict[str, int]:
-        """Where it is, as JSON takes it: how many epochs are over, how many batches of this one were given."""
+        """Where it is, as JSON takes it: how many epochs are over, how many batches of this one were given.
+
+        Returns:
+            `epoch` and `batch`, from 0 on; and whose place it is: `examples`, `batch_size`, `seed`.
+        """
         epoch, batch = divmod(self._number, self._order.batches_per_epoch)
         return {"epoch": epoch, "batch": batch, **self._identity()}
 
     def restore(self, state: dict[str, int]) -> None:
         """Go where `state` says.
+
+        Args:
+            state: what `state()` gave, of batches of the same examples, size and seed.
 
         Raises:
             ValueError: it is the state of another number of examples, batch size or seed, or is none.
@@ -90,27 +97,56 @@ class Road(Protocol):
 
     Attributes:
         skipped: for each image that was left out on the way, where it lies and why.
+
+    Example:
+        >>> from dropcluster_jax.data import load, open_road
+        >>> road = open_road(load("digits"), batch_size=32)
+        >>> isinstance(road, Road), next(road.train())["image"].shape, road.probe(64, update=0)["image"].shape
+        (True, (32, 8, 8, 1), (64, 8, 8, 1))
+        >>> [int(batch["weight"].sum()) for batch in road.test(100)]  # 360 examples; 40 only fill the last batch
+        [100, 100, 100, 60]
     """
 
     skipped: list[str]
 
     def train(self) -> Batches:
-        """Shuffled training batches without end, from the first on."""
+        """Shuffled training batches without end, from the first on.
+
+        Returns:
+            An iterator that says where it is. Its batches hold `"image"`, uint8
+            `(batch_size, height, width, channels)`, and `"label"`, int32 `(batch_size,)`.
+        """
         ...
 
     def test(self, batch_size: int | None = None) -> Iterator[Batch]:
-        """Every test example once, in order, in batches of one size; the training batches', if none is given.
+        """Every test example once, in order, in batches of one size.
 
-        The batches also hold `"weight"`, float32 `(batch_size,)`: 1 for an example, 0 for what only fills the last
-        batch. Where they are divided over devices, the size is the next larger one that can be.
+        Args:
+            batch_size: examples in a batch, at least 1; the training batches', if not given. Where they are divided
+                over devices, the next larger number that can be.
+
+        Returns:
+            Batches as of `train`, which also hold `"weight"`, float32 `(batch_size,)`: 1 for an example, 0 for what
+            only fills the last batch.
+
+        Raises:
+            TypeError, ValueError: `batch_size` is no integer, or less than 1.
         """
         ...
 
     def probe(self, size: int, update: int) -> Batch:
-        """The training images that the `update`-th update of the clusters learns from.
+        """The training images that one update of the clusters learns from.
 
-        So many of them, or all where there are fewer; where they are divided over devices, the next smaller number
-        that can be.
+        Args:
+            size: how many, at least 1; all where there are fewer. Where they are divided over devices, the next smaller
+                number that can be.
+            update: the number of the update, from 0 on; another update, other images.
+
+        Returns:
+            A batch as of `train`.
+
+        Raises:
+            TypeError, ValueError: a number is no integer, or out of range.
         """
         ...
 

@@ -13,8 +13,11 @@ def fake_data(name: str, examples: int, size: int | None = None) -> Dataset:
 
     Args:
         name: one of `KNOWN`, or `"digits"`; it gives the number of channels and classes.
-        examples: training images.
-        size: their side in pixels; the data set's own, if not given.
+        examples: the number of training images, at least 1.
+        size: their side in pixels, at least 1; the data set's own, if not given.
+
+    Returns:
+        Arrays: uint8 images `(examples, size, size, channels)`, the same ones each time.
 
     Raises:
         ValueError: a data set of which nothing is known.
