@@ -71,7 +71,8 @@ def corrupt(
         name: the corruption.
         severity: 1 to 5. Of `elastic_transform`, 5 changes an image less than 1.
         key: a PRNG key; the corruptions without randomness ignore it.
-        images: uint8, values 0 to 255, with 1 or 3 channels; 1 channel is brightness, 3 are red, green and blue.
+        images: uint8 `(batch, height, width, channels)`, values 0 to 255; 1 channel is brightness, 3 are red, green and
+            blue.
 
     Returns:
         A NumPy array like `images`, rounded, as data sets hold.
@@ -84,7 +85,7 @@ def corrupt(
 
     References:
         Hendrycks, Dietterich, "Benchmarking Neural Network Robustness to Common Corruptions and Perturbations",
-        ICLR 2019, https://arxiv.org/abs/1903.12261
+        ICLR 2019, arXiv:1903.12261.
 
     Example:
         >>> import jax, numpy as np

@@ -24,7 +24,14 @@ _FORMATS = ("JPEG", "PNG", "WEBP")
 
 
 class BadImageError(ValueError):
-    """An image that is damaged, of another kind, or of an absurd size; the message begins with where it lies."""
+    """An image that is damaged, of another kind, or of an absurd size; the message begins with where it lies.
+
+    Example:
+        >>> decode(b"no image at all", "cat/7.jpg")
+        Traceback (most recent call last):
+        ...
+        dropcluster_jax.data.decoding.BadImageError: cat/7.jpg cannot be read as a JPEG, PNG or WebP image
+    """
 
 
 def decode(encoded: bytes, where: str, channels: int = 3) -> Pixels:

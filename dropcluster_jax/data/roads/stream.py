@@ -45,6 +45,15 @@ class StreamRoad:
         ImportError: Grain is not installed.
         TypeError: a number is no integer.
         ValueError: a number is out of range, or `batch_size` no multiple of the processes and devices.
+
+    Example:
+        >>> from dropcluster_jax.data import DeviceRoad, load
+        >>> digits = load("digits")
+        >>> batches = StreamRoad(digits, batch_size=32).train()
+        >>> batch, other = next(batches), next(DeviceRoad(digits, batch_size=32).train())  # the same by either road
+        >>> batch["image"].shape, bool((batch["image"] == other["image"]).all())
+        ((32, 8, 8, 1), True)
+        >>> batches.close()
     """
 
     def __init__(
@@ -78,18 +87,35 @@ class StreamRoad:
         self.skipped: list[str] = []
 
     def train(self) -> Batches:
-        """See `Road`."""
+        """Shuffled training batches without end; see `Road.train`."""
         return Batches(self._order, lambda first: self._read(dataclasses.replace(self._train, first=first)))
 
     def test(self, batch_size: int | None = None) -> Iterator[Batch]:
-        """See `Road`."""
+        """Every test example once; see `Road.test`.
+
+        Args:
+            batch_size: examples in a batch, at least 1; the training batches', if not given.
+
+        Raises:
+            TypeError, ValueError: `batch_size` is no integer, or less than 1.
+            BadImageError: an image that cannot be tested on, or with `skip_bad` none that can; while batches are read.
+        """
         order = self._order
         size = divisible(order.batch_size if batch_size is None else batch_size, self._parts)
         batches = list(evaluation_indices(len(self._test.examples), size, order.process, order.processes))
         return self._read(_TestBatches(self._test, batches), len(self._test.examples))
 
     def probe(self, size: int, update: int) -> Batch:
-        """See `Road`."""
+        """The training images of an update of the clusters; see `Road.probe`.
+
+        Args:
+            size: how many, at least 1; all where there are fewer.
+            update: the number of the update, from 0 on.
+
+        Raises:
+            TypeError, ValueError: a number is no integer, or out of range.
+            BadImageError: an image that cannot be trained on, or with `skip_bad` none that can.
+        """
         order = self._order
         indices = probe_indices(order.examples, size, order.seed, update)
         part = len(indices) // self._parts * self._parts // order.processes
