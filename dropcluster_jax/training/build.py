@@ -89,7 +89,14 @@ def drop_layers(drop: DropConfig, axis_name: str | None = None) -> dict[str, nn.
 
 
 def optimizer(config: TrainConfig, num_steps: int, steps_per_epoch: int) -> optax.GradientTransformation:
-    """Nesterov momentum with weight decay on kernels; a warm-up, then a cosine to 0."""
+    """Nesterov momentum with weight decay on kernels; a warm-up, then a cosine to 0.
+
+    References:
+        Goyal et al., "Accurate, Large Minibatch SGD: Training ImageNet in 1 Hour", arXiv:1706.02677, sections 2.1 and
+        2.2: a learning rate in proportion to the batch, and a gradual warm-up.
+        Loshchilov, Hutter, "SGDR: Stochastic Gradient Descent with Warm Restarts", ICLR 2017, arXiv:1608.03983: the
+        cosine, without a restart.
+    """
     peak = config.learning_rate
     if config.learning_rate_per is not None:
         peak *= config.batch_size / config.learning_rate_per

@@ -76,7 +76,28 @@ def check(config: TrainConfig, folder: pathlib.Path, say: Callable[[str], None] 
 
 
 def describe(found: Mapping[str, Any], folder: pathlib.Path, classes: int = 10) -> str:
-    """What `check` found, in lines; so many classes, then how many more there are."""
+    """What `check` found, in lines.
+
+    Args:
+        found: what `check` returned.
+        folder: where it wrote; the last line names the files there.
+        classes: so many are listed, then how many more there are.
+
+    Returns:
+        Lines of text, without a line's end at the end.
+
+    Example:
+        >>> found = {"name": "two", "train": 9000, "test": 10, "classes": {"cat": {"train": 4000, "test": 5}}}
+        >>> found |= {"shape": [8, 8, 1], "mean": [0.5], "std": [0.25], "road": "device", "batch_size": 32}
+        >>> found |= {"first_batch_seconds": 0.25, "images_per_second": 100000, "skipped": ["cat/7.jpg is damaged"]}
+        >>> print(describe(found, pathlib.Path("nowhere")).removesuffix("results: "))
+        two: 9,000 training and 10 test images, 8x8x1, 1 classes
+          cat    4,000        5
+        mean 0.5000, deviation 0.2500, of values in [0, 1]
+        road: device; first batch of 32 after 0.2 s, then 100,000 images/s, augmented and normalised
+        1 images were skipped, the first: cat/7.jpg is damaged
+        <BLANKLINE>
+    """
     shape = "x".join(map(str, found["shape"]))
     names = list(found["classes"])
     width = max(map(len, names[:classes]))

@@ -39,25 +39,30 @@ class Parallel:
             another way; `"pmap"` with devices of several processes.
 
     References:
-        Rajbhandari et al., "ZeRO: Memory Optimizations Toward Training Trillion Parameter Models", SC 2020: dividing
-        the optimiser's state is its first stage.
+        Rajbhandari et al., "ZeRO: Memory Optimizations Toward Training Trillion Parameter Models", SC 2020,
+        arXiv:1910.02054: dividing the optimiser's state is its first stage.
 
     Example:
-        >>> import optax
+        >>> import flax.linen as nn
         >>> import jax.numpy as jnp
+        >>> import optax
         >>> from dropcluster_jax import KMeans
         >>> from dropcluster_jax.linen import DropCluster
-        >>> from dropcluster_jax.models import resnet8
         >>> from dropcluster_jax.training import make_steps
         >>> parallel = Parallel("shard_map")
-        >>> drop = DropCluster(KMeans(cluster_size=4), axis_name=parallel.axis_name)
-        >>> model = resnet8(drop={"stage1": drop}, axis_name=parallel.axis_name)
-        >>> steps = parallel.compile(make_steps(model, optax.sgd(0.1), rate=0.1, axis_name=parallel.axis_name))
+        >>> class Net(nn.Module):
+        ...     @nn.compact
+        ...     def __call__(self, x, train=False, rate=0.0, update_clusters=False):
+        ...         drop = DropCluster(KMeans(cluster_size=4), axis_name=parallel.axis_name)
+        ...         return nn.Dense(10)(drop(nn.Conv(8, (3, 3))(x), rate, not train, update_clusters).mean((1, 2)))
+        >>> steps = parallel.compile(make_steps(Net(), optax.sgd(0.1), rate=0.1, axis_name=parallel.axis_name))
         >>> batch = parallel.put({"image": jnp.ones((8, 8, 8, 1)), "label": jnp.zeros(8, jnp.int32)})
+        >>> batch["image"].sharding.num_devices == jax.device_count()
+        True
         >>> state = steps.init(jax.random.key(0), batch)
         >>> state, metrics = steps.train(state, batch)
-        >>> int(state.step)
-        1
+        >>> int(state.step), float(steps.evaluate(state, batch)["count"])  # of all devices together
+        (1, 8.0)
     """
 
     way: Way = "jit"
@@ -98,6 +103,9 @@ class Parallel:
 
         Args:
             batch: arrays `(batch, ...)`, where `batch` is a multiple of the devices.
+
+        Returns:
+            The same as JAX arrays, divided along their first axis; of several processes, of all their parts together.
 
         Raises:
             ValueError: it is not.
@@ -170,7 +178,16 @@ class Parallel:
         return jax.jit(function, in_shardings=(None, batches), out_shardings=outputs, donate_argnums=given_away)
 
     def shapes(self, steps: Steps, key: Array, batch: Batch) -> TrainState:
-        """The state that `init` would give, as `jax.ShapeDtypeStruct`s with where each array lies."""
+        """The state that `init` would give, without its arrays; such as `Checkpoints.restore` takes.
+
+        Args:
+            steps: made with this `axis_name`.
+            key: a PRNG key; only its type matters.
+            batch: arrays or shapes; only their shapes and types matter.
+
+        Returns:
+            A state of `jax.ShapeDtypeStruct`s with where each array would lie.
+        """
         state = jax.eval_shape(steps.init, key, batch)
         placed = jax.tree.map(lambda leaf: self._struct(leaf, self.replicated), state)
         if not self.shard_optimizer:

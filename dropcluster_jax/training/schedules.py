@@ -20,11 +20,19 @@ def ramp(rate: Rate, begin: int, end: int) -> optax.Schedule:
 
     Args:
         rate: the full rate, in [0, 1]; may be a traced scalar.
-        begin: the last step with 0 (the first with the full rate, where `end` is no later).
+        begin: the last step with 0 (the first with the full rate, where `end` is no later), at least 0.
         end: the first step with the full rate, at least `begin`.
 
+    Returns:
+        An Optax schedule: of the step, which may be traced, the rate, a scalar in [0, `rate`].
+
     Raises:
-        ValueError: a rate outside [0, 1], a negative `begin`, or `end` before it.
+        TypeError: `rate` is no number.
+        ValueError: `rate` is no scalar in [0, 1], a negative `begin`, or `end` before it.
+
+    References:
+        Ghiasi, Lin, Le, "DropBlock: A regularization method for convolutional networks", NeurIPS 2018,
+        arXiv:1810.12890: its scheduled DropBlock does the same to the probability of being kept.
 
     Example:
         >>> schedule = ramp(0.2, begin=10, end=20)
@@ -47,7 +55,10 @@ def every(steps: int | Callable[[int], int], begin: int = 0) -> Cadence:
     Args:
         steps: the number of steps from one update to the next; 0 is never. Or a schedule of it: an update is due at
             the steps that, counted from `begin`, are multiples of what it gives there.
-        begin: the first step before which there is one.
+        begin: the first step before which there is one, at least 0.
+
+    Returns:
+        `step -> bool`: whether an update is due before that step, a Python integer from 0 on.
 
     Raises:
         TypeError: a number that is no integer.
@@ -77,12 +88,15 @@ def every_epochs(epochs: float, steps_per_epoch: int, begin: float = 0) -> Caden
     """An update before every so many epochs, or every so large part of one.
 
     Args:
-        epochs: the number of epochs from one update to the next; at least one step.
-        steps_per_epoch: the steps in an epoch.
-        begin: the epoch, counted from 0, at whose start there is the first.
+        epochs: the number of epochs from one update to the next, above 0; less than a step counts as one.
+        steps_per_epoch: the steps in an epoch, above 0.
+        begin: the epoch, counted from 0, at whose start there is the first; or a place within one, rounded to a step.
+
+    Returns:
+        `step -> bool`: whether an update is due before that step, a Python integer from 0 on.
 
     Raises:
-        ValueError: a number that is not positive, or a negative `begin`.
+        ValueError: a number that is not positive and finite, or a `begin` that is negative or infinite.
 
     Example:
         >>> due = every_epochs(2, steps_per_epoch=100, begin=0.5)

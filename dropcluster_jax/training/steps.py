@@ -29,6 +29,14 @@ class TrainState(NamedTuple):
         key: a PRNG key that is never consumed: each step folds in its number.
         step: int32 scalar, training steps so far.
         average: moving averages of `params` and `batch_stats`, a dict of the two; empty without.
+
+    Example:
+        >>> weights, smoothed = {"w": jnp.array(3.0)}, {"w": jnp.array(2.5)}
+        >>> state = TrainState(
+        ...     weights, {}, {}, (), jax.random.key(0), jnp.array(7), average={"params": smoothed, "batch_stats": {}}
+        ... )
+        >>> float(state.variables()["params"]["w"]), float(state.variables(average=True)["params"]["w"])
+        (3.0, 2.5)
     """
 
     params: PyTree
@@ -40,7 +48,14 @@ class TrainState(NamedTuple):
     average: PyTree = ()
 
     def variables(self, average: bool = False) -> dict[str, PyTree]:
-        """What the network's `apply` takes; with the averages in place of what they are of, if asked and kept."""
+        """What the network's `apply` takes.
+
+        Args:
+            average: whether the averages, if there are any, stand in for what they are of.
+
+        Returns:
+            Those of `params`, `batch_stats` and `clusters` that are not empty, by these names.
+        """
         named = {"params": self.params, "batch_stats": self.batch_stats, "clusters": self.clusters}
         if average and self.average:
             named |= self.average
@@ -50,19 +65,33 @@ class TrainState(NamedTuple):
 class Steps(NamedTuple):
     """Four pure functions; compile them with `jax.jit`, on a sharded batch if wanted, `shard_map` or `pmap`.
 
-    A batch is a mapping: `"image"`, `(batch, *spatial, channels)`, and `"label"`, `(batch,)`.
+    A batch is a mapping: `"image"`, `(batch, *spatial, channels)`, and `"label"`, integers `(batch,)`.
 
     Attributes:
         init: `(key, batch) -> TrainState`.
-        train: `(state, batch) -> (state, metrics)`, one optimiser step; metrics are the means `loss` and `accuracy`,
-            `rate`, and `finite`: whether loss, gradients, statistics and new parameters are. Leaves the clusters as
-            they are.
+        train: `(state, batch) -> (state, metrics)`, one optimiser step; metrics are scalars, the means `loss` and
+            `accuracy` in [0, 1], `rate`, and `finite`: whether loss, gradients, statistics and new parameters are.
+            Leaves the clusters as they are.
         cluster: `(state, batch) -> state`, one update of the clusters on the batch as probe batch, in evaluation mode.
             Leaves all else as it is.
         evaluate: `(state, batch) -> metrics`, the sums `loss` and `correct`, of 100 classes or more also
             `correct_top5`, and `count`, by the averages if the state has any. An optional `"weight"`, `(batch,)`,
             weighs examples: 0 for those that only fill a batch.
         axis_name: the mapped axis that they were made for; None without.
+
+    Example:
+        >>> class Linear(nn.Module):
+        ...     @nn.compact
+        ...     def __call__(self, x, train=False, rate=0.0):
+        ...         return nn.Dense(2)(x.reshape(len(x), -1))
+        >>> steps = make_steps(Linear(), optax.sgd(1.0))
+        >>> batch = {"image": jnp.array([1.0, -1.0]).reshape(2, 1, 1, 1), "label": jnp.array([0, 1])}
+        >>> state, train = steps.init(jax.random.key(0), batch), jax.jit(steps.train)
+        >>> for _ in range(9):
+        ...     state, metrics = train(state, batch)
+        >>> sums = steps.evaluate(state, {**batch, "weight": jnp.array([1.0, 0.0])})  # the second only fills the batch
+        >>> int(state.step), float(sums["correct"]), float(sums["count"]), float(sums["loss"]) < 0.1
+        (9, 1.0, 1.0, True)
     """
 
     init: Callable[[Array, Batch], TrainState]
@@ -79,7 +108,10 @@ def softmax_cross_entropy(
 
     Args:
         logits: `(batch, classes)`.
-        labels: integers `(batch,)`, or probabilities `(batch, classes)`, as `mixup` gives.
+        labels: integers `(batch,)` from 0 to below the classes, or probabilities `(batch, classes)`, as `mixup` gives.
+
+    Returns:
+        `(batch,)`, at least 0.
 
     Example:
         >>> round(float(softmax_cross_entropy(jnp.zeros((1, 4)), jnp.array([2]))[0]), 4)
@@ -120,7 +152,7 @@ def make_steps(
         preprocess: `images -> images`, always, after `augment`; normalisation, say.
         mix: `(key, images, labels) -> (images, labels)`, in training only, after `preprocess`; `mixup`, say. It may
             make probabilities `(batch, classes)` of the labels, which `loss` then takes.
-        label_smoothing: in training only, so much of each label is spread evenly over all classes.
+        label_smoothing: in training only, so much of each label, in [0, 1), is spread evenly over all classes.
         accumulate: a step goes over its batch in so many parts, one after the other, and takes the mean of their
             gradients: so much less memory for activations. BatchNorm sees each part alone. Divides the batch (of
             each replica).
@@ -137,25 +169,34 @@ def make_steps(
         The steps; equal states and batches give equal results.
 
     Raises:
+        TypeError: `rate` is neither a number nor callable, nor a mapping to numbers.
         ValueError: `rate` is a number outside [0, 1], `label_smoothing` or `average` one outside [0, 1), `accumulate`
             less than 1; when initialising, the model has variables of a collection other than `params`,
             `batch_stats` and `clusters`; when training, `accumulate` does not divide the batch.
 
     References:
-        Szegedy et al., "Rethinking the Inception Architecture for Computer Vision", CVPR 2016, section 7: smoothing.
-        Polyak and Juditsky, "Acceleration of Stochastic Approximation by Averaging", SIAM J. Control Optim. 1992.
+        Szegedy et al., "Rethinking the Inception Architecture for Computer Vision", CVPR 2016, arXiv:1512.00567,
+        section 7: smoothing.
+        Polyak, Juditsky, "Acceleration of Stochastic Approximation by Averaging", SIAM J. Control Optim. 30(4), 1992.
 
     Example:
         >>> from dropcluster_jax import KMeans
         >>> from dropcluster_jax.linen import DropCluster
-        >>> from dropcluster_jax.models import resnet20
-        >>> model = resnet20(drop={"stage1": DropCluster(KMeans(cluster_size=4))})
-        >>> steps = make_steps(model, optax.sgd(0.1), rate=optax.linear_schedule(0.0, 0.1, 100))
+        >>> class Net(nn.Module):
+        ...     @nn.compact
+        ...     def __call__(self, x, train=False, rate=0.0, update_clusters=False):
+        ...         x = DropCluster(KMeans(cluster_size=4))(nn.Conv(8, (3, 3))(x), rate, not train, update_clusters)
+        ...         return nn.Dense(10)(x.mean((1, 2)))
+        >>> steps = make_steps(Net(), optax.sgd(0.1), rate=optax.linear_schedule(0.0, 0.1, 2))
         >>> batch = {"image": jnp.ones((8, 8, 8, 1)), "label": jnp.zeros(8, jnp.int32)}
         >>> state = jax.jit(steps.init)(jax.random.key(0), batch)
-        >>> state, metrics = jax.jit(steps.train)(state, batch)
-        >>> int(state.step), sorted(metrics)
-        (1, ['accuracy', 'finite', 'loss', 'rate'])
+        >>> state, train = jax.jit(steps.cluster)(state, batch), jax.jit(steps.train)
+        >>> for _ in range(3):
+        ...     state, metrics = train(state, batch)
+        ...     print(int(state.step), round(float(metrics["rate"]), 3), int(state.clusters["DropCluster_0"]["count"]))
+        1 0.0 1
+        2 0.05 1
+        3 0.1 1
     """
     if not callable(rate):
         for number in rate.values() if isinstance(rate, Mapping) else [rate]:
