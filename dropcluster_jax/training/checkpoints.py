@@ -42,7 +42,19 @@ class Restored(NamedTuple):
 
 
 class NoSoundCheckpointError(Exception):
-    """There are checkpoints, and none can be trusted."""
+    """There are checkpoints, and none can be trusted.
+
+    Example:
+        >>> import tempfile
+        >>> folder = pathlib.Path(tempfile.mkdtemp())
+        >>> (folder / "3").mkdir()  # all that is left of a checkpoint
+        >>> state = TrainState({}, {}, {}, (), jax.random.key(0), jnp.array(0))
+        >>> try:
+        ...     Checkpoints(folder).restore(state)
+        ... except NoSoundCheckpointError as error:
+        ...     print("step 3" in str(error), [path.name for path in folder.iterdir()])
+        True ['3']
+    """
 
 
 class OtherFormatError(ValueError):
@@ -65,19 +77,15 @@ class Checkpoints:
 
     Example:
         >>> import tempfile
-        >>> import optax
-        >>> from dropcluster_jax.models import resnet8
-        >>> from dropcluster_jax.training import make_steps
-        >>> steps = make_steps(resnet8(), optax.sgd(0.1))
-        >>> batch = {"image": jnp.ones((2, 8, 8, 1)), "label": jnp.zeros(2, jnp.int32)}
-        >>> state = jax.jit(steps.init)(jax.random.key(0), batch)
+        >>> params = {"kernel": jnp.arange(3.0)}  # in earnest: of `make_steps(...).init`
+        >>> state = TrainState(params, {}, {}, (), jax.random.key(0), jnp.array(7))
         >>> checkpoints = Checkpoints(pathlib.Path(tempfile.mkdtemp(), "checkpoints"))
-        >>> checkpoints.save(state, {"note": "untrained"}, accuracy=0.1)
+        >>> checkpoints.save(state, {"note": "a good one"}, accuracy=0.9)
         >>> checkpoints.wait()
-        [0]
-        >>> restored = checkpoints.restore(jax.eval_shape(steps.init, jax.random.key(0), batch))
-        >>> restored.about["note"], int(restored.state.step)
-        ('untrained', 0)
+        [7]
+        >>> restored = checkpoints.restore(jax.eval_shape(lambda: state))
+        >>> restored.about["note"], int(restored.state.step), restored.state.params["kernel"].tolist()
+        ('a good one', 7, [0.0, 1.0, 2.0])
     """
 
     def __init__(self, folder: pathlib.Path, keep: int = 2, say: Callable[[str], None] = print) -> None:
@@ -91,7 +99,11 @@ class Checkpoints:
         self._writing: int | None = None
 
     def steps(self) -> list[int]:
-        """The steps of all checkpoints, sound or not."""
+        """The steps of all checkpoints, sound or not.
+
+        Returns:
+            In ascending order; none where there is no folder.
+        """
         if not self.folder.is_dir():
             return []
         return sorted(int(path.name) for path in self.folder.iterdir() if path.name.isdecimal())
@@ -104,7 +116,7 @@ class Checkpoints:
         Args:
             state: what is saved, under its step.
             about: what JSON takes.
-            accuracy: by which the best is kept.
+            accuracy: by which the best is kept, in [0, 1]; None where it is not known.
         """
         self.wait()
         step = int(state.step)
@@ -124,7 +136,11 @@ class Checkpoints:
             self._failed(error)
 
     def wait(self) -> list[int]:
-        """Wait until what is being written is; the steps that there are then."""
+        """Wait until what is being written is written.
+
+        Returns:
+            The steps that there are then, as of `steps`.
+        """
         if self._manager is not None and self._writing is not None:
             try:
                 self._manager.wait_until_finished()
@@ -141,7 +157,7 @@ class Checkpoints:
             self._manager = None
 
     def restore(self, target: TrainState, *, best: bool = False, put_aside: bool = True) -> Restored | None:
-        """The newest sound checkpoint, or the sound one with the best accuracy; None if there is none at all.
+        """The newest sound checkpoint, or the sound one with the best accuracy.
 
         Damaged ones that were met are named.
 
@@ -150,6 +166,9 @@ class Checkpoints:
             best: whether the accuracy counts, not the step.
             put_aside: whether damaged ones are moved into the folder `damaged` beside the checkpoints, so that
                 training can write them again. Not for who only reads: a run may be writing there.
+
+        Returns:
+            What it held, its arrays of the shapes, types and places of `target`; None if there is no checkpoint at all.
 
         Raises:
             NoSoundCheckpointError: there are checkpoints, all damaged; they stay where they are.
