@@ -2,7 +2,7 @@
 PYTHON ?= python3
 BIN := .venv/bin
 
-.PHONY: train test soak lint clean
+.PHONY: train test soak docs lint clean
 
 train: .venv/.train  ## train ResNet-20 with DropCluster on handwritten digits; results in runs/digits
 	$(BIN)/dropcluster train digits --out runs/digits
@@ -13,13 +13,16 @@ test: .venv/.dev  ## all tests and doctests
 soak: .venv/.dev  ## runs that are killed again and again, alone and with others: half an hour
 	SOAK_TURNS=10 $(BIN)/python -m pytest -n 2 --dist loadgroup tests/training/test_killed.py tests/training/test_processes.py
 
+docs: .venv/.docs  ## the documentation as a site to be read without network, notebooks executed; in site/index.html
+	NO_MKDOCS_2_WARNING=1 $(BIN)/mkdocs build --strict --quiet
+
 lint: .venv/.dev  ## style and types
 	$(BIN)/ruff check .
 	$(BIN)/ruff format --check .
 	$(BIN)/pyright
 
 clean:
-	rm -rf .venv .cache .pytest_cache .ruff_cache .hypothesis
+	rm -rf .venv .cache site .pytest_cache .ruff_cache .hypothesis
 
 .venv/bin/python:
 	$(PYTHON) -c 'import sys; sys.exit(sys.version_info < (3, 11) and "Python 3.11 or newer is needed: make PYTHON=...")'
@@ -32,4 +35,8 @@ clean:
 
 .venv/.dev: .venv/bin/python pyproject.toml constraints.txt
 	$(BIN)/pip install --quiet --disable-pip-version-check -c constraints.txt -e '.[dev]'
+	touch $@ .venv/.train
+
+.venv/.docs: .venv/bin/python pyproject.toml constraints.txt
+	$(BIN)/pip install --quiet --disable-pip-version-check -c constraints.txt -e '.[docs]'
 	touch $@ .venv/.train
