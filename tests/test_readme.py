@@ -22,7 +22,7 @@ def test_the_code_runs_from_top_to_bottom():
 
 def commands() -> list[str]:
     """Of README and docs, without what a shell makes of them."""
-    texts = [README, *(path.read_text() for path in sorted((ROOT / "docs").glob("*.md")))]
+    texts = [README, *(path.read_text() for path in sorted((ROOT / "docs").rglob("*.md")))]
     joined = "\n".join(texts).replace("\\\n", " ")
     lines = re.findall(
         r"^ *\"?(?:srun |[A-Z_]+=\S+ )*dropcluster ((?:train|evaluate|data) [^\n\"&]*)", joined, re.MULTILINE
