@@ -71,7 +71,7 @@ def has_section(thing: Any, title: str) -> bool:
 
 
 def parameters(function: Callable[..., Any]) -> set[str]:
-    return set(inspect.signature(inspect.unwrap(function)).parameters) - {"self"}
+    return set(inspect.signature(inspect.unwrap(function)).parameters) - {"self", "cls"}
 
 
 def fields(cls: type) -> set[str]:
