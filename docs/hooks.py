@@ -10,9 +10,11 @@ import re
 
 import nbformat
 from mkdocs.config.defaults import MkDocsConfig
+from mkdocs.exceptions import PluginError
 from mkdocs.structure.files import File, Files
 from mkdocs.structure.pages import Page
 from nbclient import NotebookClient
+from nbclient.exceptions import CellExecutionError
 
 # Pages of the site that lie elsewhere in the repository, by what they are in docs/.
 ELSEWHERE = {"benchmarks.md": "benchmarks/README.md", "experiments.md": "experiments/README.md"}
@@ -59,7 +61,10 @@ def _execute(path: pathlib.Path) -> tuple[str, dict[str, bytes]]:
     """A notebook with its outputs as Markdown, and its pictures by their file names."""
     notebook = nbformat.read(path, as_version=4)
     quiet = ["--log-level=ERROR"]
-    NotebookClient(notebook, timeout=600, kernel_name="python3", extra_arguments=quiet).execute(cwd=path.parent)
+    try:
+        NotebookClient(notebook, timeout=600, kernel_name="python3", extra_arguments=quiet).execute(cwd=path.parent)
+    except CellExecutionError as error:
+        raise PluginError(f"{path.name}: {error}") from error
     parts: list[str] = []
     pictures: dict[str, bytes] = {}
     for cell in notebook.cells:
