@@ -8,20 +8,8 @@ import matplotlib
 import numpy as np
 from matplotlib.figure import Figure
 
-from dropcluster_jax.viz import draw_clusters
+from dropcluster_jax.viz import LINE_STYLES
 from experiments.intervals import Interval
-from experiments.training import decode
-
-# Told apart also in grey and by the colour-blind: Okabe and Ito's colours, each with a marker and dashes of its own.
-_STYLES = [
-    ("#000000", "o", "-"),
-    ("#E69F00", "s", "--"),
-    ("#56B4E9", "^", "-."),
-    ("#009E73", "D", ":"),
-    ("#CC79A7", "v", (0, (5, 1))),
-    ("#0072B2", "P", (0, (1, 1))),
-]
-
 
 Series = Mapping[str, Sequence[Interval | None]]
 
@@ -38,7 +26,7 @@ def curves(series: Series, differences: Series, x: Sequence[float], labels: tupl
     """
     figure = Figure(figsize=(10, 4.2), layout="constrained")
     left, right = figure.subplots(1, 2)
-    looks = dict(zip(series, _STYLES, strict=False))
+    looks = dict(zip(series, LINE_STYLES, strict=False))
     for axis, drawn, label in ((left, series, labels[1]), (right, differences, labels[2])):
         _draw(axis, drawn, looks, x, log)
         axis.set_xlabel(labels[0])
@@ -48,34 +36,18 @@ def curves(series: Series, differences: Series, x: Sequence[float], labels: tupl
     return figure
 
 
-def _draw(axis: Any, series: Series, looks: Mapping[str, tuple[Any, ...]], x: Sequence[float], log: bool) -> None:
+def _draw(axis: Any, series: Series, looks: Mapping[str, dict[str, Any]], x: Sequence[float], log: bool) -> None:
     beside = np.linspace(-1, 1, len(series)) if len(series) > 1 else [0.0]
     for (name, found), aside in zip(series.items(), beside, strict=True):
-        colour, marker, dashes = looks[name]
         known = [(at, one) for at, one in zip(x, found, strict=True) if one is not None]
         places = [at * (1 + 0.03 * aside) if log else at + 0.08 * aside for at, _ in known]  # bars beside each other
         halves = [one.high - one.mean if one.number > 1 else 0.0 for _, one in known]
-        look = {"color": colour, "marker": marker, "linestyle": dashes, "capsize": 3, "markersize": 5}
-        axis.errorbar(places, [one.mean for _, one in known], yerr=halves, label=name, **look)
+        axis.errorbar(places, [one.mean for _, one in known], yerr=halves, label=name, capsize=3, **looks[name])
     if log:
         axis.set_xscale("log")
     axis.set_xticks(x, labels=[f"{at:g}" for at in x])
     axis.set_xticks([], minor=True)
     axis.grid(alpha=0.3)
-
-
-def snapshots(found: Sequence[Mapping[str, Any]]) -> Figure:
-    """Maps of clusters side by side, each with the step it is from."""
-    figure = Figure(figsize=(2.1 * len(found), 2.4), layout="constrained")
-    axes: Any = figure.subplots(1, len(found), squeeze=False)[0]
-    number_of_clusters = max(int(decode(one["labels"]).max()) for one in found) + 1
-    # A cluster keeps its shade; neighbours in number, which the grid has side by side, get shades far apart.
-    shades = np.random.default_rng(0).permutation(number_of_clusters).astype(float)
-    for number, (axis, one) in enumerate(zip(axes, found, strict=True)):
-        labels = decode(one["labels"])
-        draw_clusters(axis, shades[labels], labels)
-        axis.set_title("the grid" if number == 0 else f"step {one['step']:,}", fontsize=10)
-    return figure
 
 
 def save(figure: Figure, path: pathlib.Path) -> None:

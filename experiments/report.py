@@ -13,9 +13,11 @@ from collections.abc import Callable, Iterable, Mapping, Sequence
 import tyro
 from matplotlib.figure import Figure
 
+from dropcluster_jax.viz import cluster_history_figure
 from experiments import figures, results, studies
 from experiments.intervals import Interval, interval, paired, verdict
 from experiments.results import Line
+from experiments.training import decode
 
 _ROOT = pathlib.Path(__file__).parents[1]
 _BEGIN, _END = "<!-- made by python -m experiments.report -->", "<!-- end -->"
@@ -283,7 +285,8 @@ def _clustering(lines: list[Line], figure: pathlib.Path) -> list[str]:
     for line in of.get("k-means, shared", []):
         for place, maps in list(line.get("snapshots", {}).items())[:1]:
             caption = f"Clusters of {place} over the course of training: k-means, shared by all channels."
-            text += _drawn(figures.snapshots(maps), figure, caption)
+            labels = [(each["step"], decode(each["labels"])[..., None]) for each in maps]
+            text += _drawn(cluster_history_figure({place: labels}), figure, caption)
     return text
 
 

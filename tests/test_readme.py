@@ -7,9 +7,11 @@ import shlex
 import pytest
 
 from dropcluster_jax import cli
+from dropcluster_jax.cli import look, train
 
 ROOT = pathlib.Path(__file__).parents[1]
 README = (ROOT / "README.md").read_text()
+LOOK = ("evaluate", "clusters", "plot", "runs", "presets")
 
 
 def test_the_code_runs_from_top_to_bottom():
@@ -25,7 +27,7 @@ def commands() -> list[str]:
     texts = [README, *(path.read_text() for path in sorted((ROOT / "docs").rglob("*.md")))]
     joined = "\n".join(texts).replace("\\\n", " ")
     lines = re.findall(
-        r"^ *\"?(?:srun |[A-Z_]+=\S+ )*dropcluster ((?:train|evaluate|data) [^\n\"&]*)", joined, re.MULTILINE
+        rf"^ *\"?(?:srun |[A-Z_]+=\S+ )*dropcluster ((?:train|data|{'|'.join(LOOK)})\b[^\n\"&]*)", joined, re.MULTILINE
     )
     return [re.sub(r"\$\w+", "1", line) for line in lines if "..." not in line]
 
@@ -34,8 +36,8 @@ def commands() -> list[str]:
 def test_its_commands_are_understood(line, monkeypatch):
     """Up to where they would begin."""
     understood = []
-    for name in ("_train", "_evaluate", "_check"):
-        monkeypatch.setattr(cli, name, lambda *values: understood.append(values))
+    for module, name in ((train, "train"), *((look, name) for name in (*LOOK, "check"))):
+        monkeypatch.setattr(module, name, lambda *values: understood.append(values))
     words = shlex.split(line, comments=True)
     if "--help" not in words:
         cli.main(words)

@@ -17,7 +17,7 @@ import numpy as np
 from jax.scipy.ndimage import map_coordinates
 from jaxtyping import Array, Float, Int, UInt8
 
-from dropcluster_jax.data.extras import train_extra
+from dropcluster_jax.extras import extra
 
 Image = Float[Array, "height width channels"]
 
@@ -418,7 +418,7 @@ def _pixelate_matrix(side: int, share: float) -> Float[np.ndarray, "side side"]:
 def _jpeg_compression(
     images: UInt8[np.ndarray, "batch height width channels"], quality: int
 ) -> UInt8[np.ndarray, "batch height width channels"]:
-    with train_extra("Pillow"):
+    with extra("Pillow"):
         from PIL import Image as PillowImage
     decoded = np.empty_like(images)
     for image, result in zip(images, decoded, strict=True):

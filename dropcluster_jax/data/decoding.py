@@ -14,7 +14,7 @@ from typing import Any
 import numpy as np
 from jaxtyping import UInt8
 
-from dropcluster_jax.data.extras import train_extra
+from dropcluster_jax.extras import extra
 
 Pixels = UInt8[np.ndarray, "height width channels"]
 
@@ -126,7 +126,7 @@ def decode_random_crop(encoded: bytes, where: str, size: int, rng: np.random.Gen
 
 def _open(encoded: bytes, where: str) -> Any:
     """A Pillow image, its header read, not yet decoded."""
-    with train_extra("Pillow"):
+    with extra("Pillow"):
         from PIL import Image
 
     with _as_bad_image(where):

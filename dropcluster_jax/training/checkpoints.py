@@ -21,7 +21,7 @@ import jax.numpy as jnp
 from jax.experimental import multihost_utils
 from jaxtyping import Array, PyTree, UInt32
 
-from dropcluster_jax.data.extras import train_extra
+from dropcluster_jax.extras import extra
 from dropcluster_jax.training.steps import TrainState
 
 FORMAT = 1  # raised whenever what a checkpoint holds changes
@@ -89,7 +89,7 @@ class Checkpoints:
     """
 
     def __init__(self, folder: pathlib.Path, keep: int = 2, say: Callable[[str], None] = print) -> None:
-        with train_extra("Orbax"):
+        with extra("Orbax"):
             import orbax.checkpoint
         if keep < 1:
             raise ValueError(f"keep must be at least 1, got {keep}")

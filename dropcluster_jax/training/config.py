@@ -149,6 +149,8 @@ class TrainConfig:
     """Random images of the data set's shape in place of its own: for benchmarks."""
     profile: bool = False
     """Write what JAX's profiler sees of five steps into the run folder, under profile/."""
+    tensorboard: bool = False
+    """Also write event files for TensorBoard into the run folder, under tensorboard/."""
     out: pathlib.Path | None = None
     """The run folder; else a new one under runs/."""
     drop: DropConfig = dataclasses.field(default_factory=DropConfig)
@@ -211,7 +213,7 @@ class TrainConfig:
 HOW = {
     "data": ("dir", "download", "road", "workers"),
     "checkpoint": ("every", "keep"),
-    "": ("shard_optimizer", "remat", "profile", "max_bad_steps"),
+    "": ("shard_optimizer", "remat", "profile", "tensorboard", "max_bad_steps"),
 }
 
 

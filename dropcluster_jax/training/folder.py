@@ -1,7 +1,8 @@
 """The folder of a run: what is in it, whose it is, and how its metrics are written.
 
-`config.json`, `metrics.jsonl` (a record a line, as `fit` reports them), `summary.json`, `clusters.png`, `checkpoints/`,
-`damaged/` (checkpoints that could not be trusted) and `profile/`.
+`config.json`, `metrics.jsonl` (a record a line, as `fit` reports them), `clusters.jsonl` (the labels after each
+update), `summary.json`, `clusters.png`, `checkpoints/`, `damaged/` (checkpoints that could not be trusted), `profile/`,
+`tensorboard/`, and what is made of a run later: `evaluation.json`, `pictures/`.
 """
 
 import datetime
@@ -17,8 +18,8 @@ from typing import Any
 from dropcluster_jax.training.config import HOW, TrainConfig
 from dropcluster_jax.training.loop import Record
 
-FILES = ("config.json", "metrics.jsonl", "summary.json", "clusters.png", "evaluation.json")
-FOLDERS = ("checkpoints", "damaged", "profile")
+FILES = ("config.json", "metrics.jsonl", "clusters.jsonl", "summary.json", "clusters.png", "evaluation.json")
+FOLDERS = ("checkpoints", "damaged", "profile", "tensorboard", "pictures")
 
 
 def new_folder(config: TrainConfig) -> pathlib.Path:
@@ -80,8 +81,17 @@ def finished_run(folder: pathlib.Path, config: TrainConfig) -> dict[str, Any] | 
             for option in options:
                 del (each[part] if part else each)[option]
     _check_equal(f"a run of another configuration, {folder}", there, here)
-    summary = folder / "summary.json"
-    return _read_json(summary) if summary.is_file() else None
+    return read_summary(folder)
+
+
+def read_summary(folder: pathlib.Path) -> dict[str, Any] | None:
+    """What a finished run has written of how it went; None of one that is not finished.
+
+    Raises:
+        ValueError: it is damaged.
+    """
+    path = folder / "summary.json"
+    return _read_json(path) if path.is_file() else None
 
 
 def check_same_data(folder: pathlib.Path, dataset: Mapping[str, Any]) -> None:
@@ -124,8 +134,8 @@ def clear(folder: pathlib.Path) -> None:
         (folder / name).unlink(missing_ok=True)
 
 
-class MetricsFile:
-    """`metrics.jsonl`: records are added at its end; a context manager.
+class RecordFile:
+    """`metrics.jsonl` or `clusters.jsonl`: records are added at its end; a context manager.
 
     Args:
         path: of the file.
@@ -139,7 +149,7 @@ class MetricsFile:
         os.truncate(path, min(size, path.stat().st_size))
         self._file = path.open("a")
 
-    def __enter__(self) -> "MetricsFile":
+    def __enter__(self) -> "RecordFile":
         return self
 
     def __exit__(self, *_: object) -> None:
@@ -147,7 +157,7 @@ class MetricsFile:
 
     def records(self) -> list[Record]:
         """Those that are there."""
-        return [json.loads(line) for line in self._path.read_text().splitlines()]
+        return read_records(self._path)
 
     def add(self, record: Record) -> None:
         """Write a record; of numbers that are not finite, which JSON has not, null."""
@@ -157,6 +167,19 @@ class MetricsFile:
     def size(self) -> int:
         """In bytes."""
         return self._path.stat().st_size
+
+
+def read_records(path: pathlib.Path) -> list[Record]:
+    """What a `RecordFile` holds; without its last line, where a run is just being written or was killed in it.
+
+    Raises:
+        ValueError: a line before the last is damaged.
+    """
+    lines = path.read_text().split("\n")[:-1]
+    try:
+        return [json.loads(line) for line in lines]
+    except ValueError as error:
+        raise ValueError(f"{path} is damaged: {error}") from None
 
 
 def write_json(path: pathlib.Path, content: Mapping[str, Any]) -> None:

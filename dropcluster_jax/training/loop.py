@@ -22,7 +22,15 @@ _TRACED = range(5, 10)  # steps of a run that the profiler looks at: after compi
 
 
 class NonFiniteError(FloatingPointError):
-    """The loss or a gradient was not finite at a step, once more than is allowed."""
+    """The loss or a gradient was not finite at a step, once more than is allowed.
+
+    Example:
+        >>> try:
+        ...     raise NonFiniteError("the loss was not finite at step 3")
+        ... except FloatingPointError as error:  # as NumPy's own
+        ...     print(error)
+        the loss was not finite at step 3
+    """
 
 
 class Save(Protocol):
@@ -45,6 +53,7 @@ def fit(
     evaluate_every: int = 0,
     log_every: int = 10,
     report: Callable[[Record], None] = lambda record: None,
+    watch: Callable[[TrainState], None] = lambda state: None,
     parallel: Parallel | None = None,
     save: Save | None = None,
     save_every: int = 0,
@@ -74,6 +83,7 @@ def fit(
             adjusted Rand index), `count` and `skipped`; `"test"` has `loss`, `accuracy`, of 100 classes or more
             `accuracy_top5`, and `count`; `"bad"`, a step whose loss or gradients were not finite, has `bad_steps`, how
             many there were so far.
+        watch: called with the state after each update of its clusters.
         parallel: the devices, and how the steps run on them; None is the default device. State and batches lie there.
         save: called with the state after each evaluation, when stopped, and after the last step; never with a state
             that came after a step that was not finite, unless steps made with `skip_nonfinite` left it as it was.
@@ -89,6 +99,24 @@ def fit(
     Raises:
         ValueError: the batches ended before the last step.
         NonFiniteError: one step more than `max_bad_steps` was not finite.
+
+    Example:
+        >>> import flax.linen as nn
+        >>> import jax.numpy as jnp
+        >>> import optax
+        >>> from dropcluster_jax.training import make_steps
+        >>> class Linear(nn.Module):
+        ...     @nn.compact
+        ...     def __call__(self, x, train=False, rate=0.0):
+        ...         return nn.Dense(2)(x.reshape(len(x), -1))
+        >>> steps = make_steps(Linear(), optax.sgd(1.0))
+        >>> batch = {"image": jnp.array([1.0, -1.0]).reshape(2, 1, 1, 1), "label": jnp.array([0, 1])}
+        >>> state, records = steps.init(jax.random.key(0), batch), []
+        >>> state = fit(
+        ...     steps, state, [batch] * 9, num_steps=9, test=lambda: [batch], evaluate_every=9, report=records.append
+        ... )
+        >>> int(state.step), [(record["event"], record["step"]) for record in records], records[-1]["accuracy"]
+        (9, [('train', 1), ('train', 9), ('test', 9)], 1.0)
     """
     train, cluster, evaluate_step = _compiled(steps, parallel)
     iterator = iter(batches)
@@ -124,6 +152,7 @@ def fit(
             state = cluster(state, batch if probe is None else probe(updates))
             updates += 1
             report({"event": "clusters", "step": step, "layers": _describe(before, state.clusters)})
+            watch(state)
 
         if profile is not None and step == min(first + _TRACED.start, num_steps - 1):
             jax.block_until_ready(state)
@@ -171,10 +200,24 @@ def evaluate(
     Args:
         evaluate_step: `Steps.evaluate`, compiled.
         state: the network.
-        batches: may carry `"weight"`, 0 for examples that only fill a batch.
+        batches: may carry `"weight"`, `(batch,)`, 0 for examples that only fill a batch.
+
+    Returns:
+        `loss`, `accuracy`, of 100 classes or more `accuracy_top5`, and `count`; accuracies are in [0, 1].
 
     Raises:
         ValueError: there is no example.
+
+    Example:
+        >>> def always_0(state, batch):  # in the place of a compiled `Steps.evaluate`
+        ...     weight = batch["weight"]
+        ...     return {"loss": 0.5 * weight.sum(), "correct": weight @ (batch["label"] == 0), "count": weight.sum()}
+        >>> batches = [
+        ...     {"label": np.array([0, 1]), "weight": np.array([1.0, 1.0])},
+        ...     {"label": np.array([0, 0]), "weight": np.array([2.0, 0.0])},
+        ... ]
+        >>> evaluate(always_0, None, batches)
+        {'accuracy': 0.75, 'loss': 0.5, 'count': 4.0}
     """
     sums = None
     for batch in batches:

@@ -79,6 +79,47 @@ class Progress:
         self.console.print(message, markup=False)
 
 
+class Parts:
+    """A bar for work of so many parts, on stderr and only on a terminal; a context manager.
+
+    Args:
+        total: the number of parts.
+
+    Example:
+        >>> with Parts(2) as parts:
+        ...     parts("opening")
+        ...     parts("drawing")
+    """
+
+    def __init__(self, total: int) -> None:
+        from rich import progress
+        from rich.console import Console
+
+        console = Console(stderr=True)
+        self._bar = progress.Progress(
+            progress.SpinnerColumn(),
+            progress.BarColumn(),
+            progress.TextColumn("{task.description}"),
+            progress.TimeElapsedColumn(),
+            console=console,
+            transient=True,
+            disable=not console.is_terminal,
+        )
+        self._task, self._begun = self._bar.add_task("", total=total), False
+
+    def __enter__(self) -> "Parts":
+        self._bar.start()
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        self._bar.stop()
+
+    def __call__(self, what: str) -> None:
+        """The part before is done, and this begins."""
+        self._bar.update(self._task, description=what, advance=int(self._begun))
+        self._begun = True
+
+
 def si(value: float) -> str:
     """A number with a prefix of the SI.
 

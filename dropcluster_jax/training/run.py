@@ -10,7 +10,7 @@ import importlib.util
 import json
 import pathlib
 import time
-from collections.abc import Callable, Mapping
+from collections.abc import Callable
 from typing import Any, NamedTuple
 
 import jax
@@ -20,15 +20,14 @@ from jax.experimental import multihost_utils
 from jax.sharding import NamedSharding
 
 from dropcluster_jax import __version__
-from dropcluster_jax.clustering import ClusterState
 from dropcluster_jax.data import Dataset, Road, fake_data, load, normalize, open_road
-from dropcluster_jax.linen import DropCluster, cluster_states
 from dropcluster_jax.models import ResNet
+from dropcluster_jax.training import history, layers, tensorboard
 from dropcluster_jax.training.build import make_model, make_run_steps
 from dropcluster_jax.training.checkpoints import Checkpoints
 from dropcluster_jax.training.config import TrainConfig
 from dropcluster_jax.training.folder import (
-    MetricsFile,
+    RecordFile,
     check_same_data,
     clear,
     finished_run,
@@ -36,7 +35,7 @@ from dropcluster_jax.training.folder import (
     new_folder,
     write_json,
 )
-from dropcluster_jax.training.loop import Record, agreement_of, fit
+from dropcluster_jax.training.loop import Record, fit
 from dropcluster_jax.training.parallel import Parallel
 from dropcluster_jax.training.preemption import Preemption
 from dropcluster_jax.training.schedules import every
@@ -112,6 +111,8 @@ def prepare(config: TrainConfig, restart: bool = False) -> Run:
         holds_run(folder)
     else:
         finished_run(folder, config)
+    if config.tensorboard:
+        tensorboard.require()
     parallel = Parallel(config.parallel, shard_optimizer=config.shard_optimizer)
     dataset, road = open_data(config, parallel.batch_sharding)
     if not restart:
@@ -207,17 +208,32 @@ def execute(
             state, about = restored
             batches.restore(about["position"])
             say(f"going on from the checkpoint of step {int(state.step)}")
-        metrics = None
+        metrics = labels = board = None
         last: dict[str, Record] = {}
         if first_process:
-            metrics = stack.enter_context(MetricsFile(run.folder / "metrics.jsonl", about.get("metrics", 0)))
+            metrics = stack.enter_context(RecordFile(run.folder / "metrics.jsonl", about.get("metrics", 0)))
             last = {record["event"]: record for record in metrics.records()}
+            if state.clusters:
+                labels = stack.enter_context(RecordFile(run.folder / "clusters.jsonl", about.get("labels", 0)))
+            if config.tensorboard:
+                board = stack.enter_context(tensorboard.TensorBoard(run.folder / "tensorboard", int(state.step)))
 
         def report(record: Record) -> None:
             last[record["event"]] = record
             if metrics:
                 metrics.add(record)
+            if board:
+                board(record)
             show(record)
+
+        def watch(state: TrainState) -> None:
+            if labels:
+                labels.add(history.record(int(state.step), layers.cluster_layers(run.model, state.clusters)))
+            if board:
+                board.watch(state)
+
+        if restored is None and state.clusters:
+            watch(state)
 
         def skipped() -> list[str]:
             return list(dict.fromkeys(_of_all([*about.get("skipped", run.dataset.skipped), *road.skipped])))
@@ -232,6 +248,7 @@ def execute(
                 "position": batches.state(),
                 "bad_steps": bad_steps,
                 "metrics": metrics.size() if metrics else 0,
+                "labels": labels.size() if labels else 0,
                 "skipped": skipped(),
                 "seconds": seconds(),
             }
@@ -249,6 +266,7 @@ def execute(
             test=road.test,
             evaluate_every=run.num_steps if config.fake_data else max(1, len(run.dataset.train) // config.batch_size),
             report=report,
+            watch=watch,
             parallel=parallel,
             save=save,
             save_every=config.checkpoint.every,
@@ -273,10 +291,13 @@ def execute(
         "parameters": sum(leaf.size for leaf in jax.tree.leaves(state.params)),
         "seconds": seconds(),
         "skipped": left_out,
-        "clusters": _summarise_clusters(run, state),
+        "clusters": layers.summarise(run.model, layers.cluster_layers(run.model, state.clusters)),
     }
     if state.clusters and importlib.util.find_spec("matplotlib"):
-        _draw_clusters(run, jax.device_get(state._replace(key=(), opt_state=())), _here(batch["image"]))
+        images = normalize(_here(batch["image"]), run.dataset.mean, run.dataset.std)
+        title = f"Learned clusters: {config.model} on {config.data.name}, step {run.num_steps}"
+        figure = layers.draw(run.model, jax.device_get(state.variables()), images, title)
+        figure.savefig(run.folder / "clusters.png", dpi=130)
     write_json(run.folder / "summary.json", summary)
     return summary
 
@@ -308,52 +329,6 @@ def _of_all(messages: list[str]) -> list[str]:
     return [one for part in multihost_utils.process_allgather(padded) for one in json.loads(bytes(part))]
 
 
-def _summarise_clusters(run: Run, state: TrainState) -> dict[str, dict[str, Any]]:
-    places = cluster_states(jax.device_get(state.clusters))
-    return {
-        layer.removeprefix("drop_"): {
-            "updates": int(np.max(clusters.count)),
-            "skipped": int(np.max(clusters.skipped)),
-            "explained": float(np.mean(clusters.explained)),
-            "agreement_with_grid": agreement_of(clusters, _first_clusters(run, layer, clusters.labels.shape)),
-        }
-        for layer, clusters in _in_order(run, places)
-    }
-
-
-def _first_clusters(run: Run, layer: str, shape: tuple[int, ...]) -> ClusterState:
-    """As they were before any update; `shape` is that of the labels."""
-    drop = run.model.drop[layer.removeprefix("drop_")]
-    assert isinstance(drop, DropCluster) and drop.clusterer is not None
-    return jax.device_get(drop.clusterer.init(shape))
-
-
-def _in_order(run: Run, states: Mapping[str, Any]) -> list[tuple[str, Any]]:
-    """Layers from the input to the output."""
-    return sorted(states.items(), key=lambda item: run.model.places.index(item[0].removeprefix("drop_")))
-
-
 def _here(images: jax.Array) -> np.ndarray:
     """Those of a divided batch that lie on this process's devices."""
     return np.concatenate([np.asarray(part.data) for part in images.addressable_shards])
-
-
-def _draw_clusters(run: Run, state: TrainState, images: np.ndarray) -> None:
-    """Write `clusters.png`: the learned clusters of each layer over the mean activation of a few channels."""
-    from dropcluster_jax.viz import cluster_figure
-
-    def activations(state: TrainState, images: jax.Array) -> Any:
-        _, captured = run.model.apply(
-            state.variables(),
-            normalize(images, run.dataset.mean, run.dataset.std),
-            train=False,
-            capture_intermediates=lambda module, name: isinstance(module, DropCluster) and name == "__call__",
-            mutable=["intermediates"],
-        )
-        return {layer: calls["__call__"][0] for layer, calls in captured["intermediates"].items()}
-
-    maps = jax.device_get(jax.jit(activations)(state, images))
-    clusters = cluster_states(state.clusters)
-    layers = {layer.removeprefix("drop_"): (clustering, maps[layer]) for layer, clustering in _in_order(run, clusters)}
-    steps = f"{run.config.model} on {run.config.data.name}, step {run.num_steps}"
-    cluster_figure(layers, title=f"Learned clusters: {steps}").savefig(run.folder / "clusters.png", dpi=130)

@@ -36,6 +36,16 @@ class LoadedRun(NamedTuple):
         mean: the mean of each channel, by which images are normalised.
         std: the standard deviation.
         state: the whole state of the training.
+
+    Example:
+        >>> import flax.linen as nn
+        >>> class Sums(nn.Module):
+        ...     def __call__(self, x):
+        ...         return x.sum((1, 2))
+        >>> half = np.array([0.5], np.float32)
+        >>> loaded = LoadedRun(Sums(), {}, TrainConfig(), 0, ("white",), mean=half, std=half, state=None)
+        >>> loaded.logits(np.full((1, 2, 2, 1), 255, np.uint8)).tolist()  # (1 - 0.5) / 0.5 of each of 4 pixels
+        [[4.0]]
     """
 
     model: ResNet
@@ -48,7 +58,17 @@ class LoadedRun(NamedTuple):
     state: TrainState
 
     def logits(self, images: UInt8[Array, "batch height width channels"]) -> Float[Array, "batch classes"]:
-        """Of images as they are stored, uint8 `(batch, height, width, channels)`."""
+        """What the network says of images as they are stored.
+
+        Args:
+            images: uint8 `(batch, height, width, channels)`, values 0 to 255.
+
+        Returns:
+            float32 `(batch, classes)`.
+
+        Raises:
+            TypeError: `images` is not uint8.
+        """
         prepared = normalize(jnp.asarray(images), self.mean, self.std)
         return self.model.apply(self.variables, prepared)  # pyright: ignore[reportReturnType]
 
@@ -62,6 +82,9 @@ def load_run(folder: str | os.PathLike[str], *, best: bool = False, say: Callabl
         folder: of the run, as `dropcluster train` leaves it; the run need not be over.
         best: take the checkpoint with the best test accuracy.
         say: called with a message where a checkpoint is damaged.
+
+    Returns:
+        The network, what it has learned, and how its images are normalised.
 
     Raises:
         FileNotFoundError: the folder holds no run, or one without a checkpoint.

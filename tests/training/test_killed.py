@@ -60,10 +60,12 @@ def records(folder: pathlib.Path) -> list[dict]:
 
 
 def assert_same(folder: pathlib.Path, whole: pathlib.Path) -> None:
-    """Final parameters, statistics, clusters, optimiser, key, averages, metrics and summary, bit for bit."""
+    """Final parameters, statistics, clusters, optimiser, key, averages, metrics, history and summary, bit for bit."""
     one, other = load_run(folder), load_run(whole)
     assert one.step == other.step == STEPS and equal(one.state, other.state)
     assert records(folder) == records(whole)
+    histories = [(each / "clusters.jsonl").read_bytes() for each in (folder, whole)]
+    assert histories[0] == histories[1] and histories[0].count(b"\n") > 1
     summaries = [json.loads((each / "summary.json").read_text()) for each in (folder, whole)]
     for summary in summaries:
         del summary["seconds"]

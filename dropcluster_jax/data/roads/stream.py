@@ -15,9 +15,9 @@ from jaxtyping import Int, Int32, UInt8
 from dropcluster_jax.data.dataset import Dataset
 from dropcluster_jax.data.decoding import BadImageError, Pixels, decode_centre, decode_random_crop
 from dropcluster_jax.data.examples import ArrayExamples, Examples, decode_block
-from dropcluster_jax.data.extras import train_extra
 from dropcluster_jax.data.order import CROP_STREAM, Order, check_integer, evaluation_indices, probe_indices
 from dropcluster_jax.data.roads.road import Batch, Batches, check_divisible, divisible, parts_of, put
+from dropcluster_jax.extras import extra
 
 _AHEAD = 2  # batches that wait on the device, and at each worker
 
@@ -70,7 +70,7 @@ class StreamRoad:
         process: int | None = None,
         processes: int | None = None,
     ) -> None:
-        with train_extra("Grain"):
+        with extra("Grain"):
             import grain
 
         self._grain = grain

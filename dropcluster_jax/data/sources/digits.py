@@ -8,13 +8,13 @@ from jaxtyping import Int
 
 from dropcluster_jax.data.dataset import Dataset
 from dropcluster_jax.data.examples import ArrayExamples
-from dropcluster_jax.data.extras import train_extra
 from dropcluster_jax.data.sources.splits import no_split
+from dropcluster_jax.extras import extra
 
 
 def load_digits(train_split: str, test_split: str) -> Dataset:
     """1,797 images of 8x8 pixels, values 0 to 16 scaled to 0 to 255, a fixed fifth of each class for test."""
-    with train_extra("scikit-learn"):
+    with extra("scikit-learn"):
         from sklearn.datasets import load_digits as load_bunch
         from sklearn.model_selection import train_test_split
 

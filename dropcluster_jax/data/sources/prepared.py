@@ -14,9 +14,9 @@ import numpy as np
 from dropcluster_jax.data.cache import cached
 from dropcluster_jax.data.dataset import KNOWN, Dataset
 from dropcluster_jax.data.examples import ArrayExamples, RecordExamples, decode_all, unequal
-from dropcluster_jax.data.extras import train_extra
 from dropcluster_jax.data.sources.splits import no_split
 from dropcluster_jax.data.sources.stamps import stamp
+from dropcluster_jax.extras import extra
 
 
 def load_tfds(
@@ -30,7 +30,7 @@ def load_tfds(
     download: bool,
 ) -> Dataset:
     """The images decoded into memory; with a `size`, given or known, encoded as they lie there."""
-    with train_extra("tensorflow-datasets"):
+    with extra("tensorflow-datasets"):
         import tensorflow_datasets as tfds
 
     dataset, _, _ = _parse(name)

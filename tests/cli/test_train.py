@@ -6,18 +6,15 @@ import json
 import pathlib
 import re
 import shutil
-import subprocess
-import sys
 from typing import get_args
 
 import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
-from image_files import encoded
+from commands import SHORT, command, one_run, records
 
 import dropcluster_jax as dc
-from dropcluster_jax.cli import main
 from dropcluster_jax.data import KNOWN, load
 from dropcluster_jax.models import MODELS, ModelName
 from dropcluster_jax.training import build, load_run
@@ -32,41 +29,6 @@ from dropcluster_jax.training.config import (
     TrainConfig,
 )
 
-SHORT = ["train", "digits", "--model", "resnet8", "--steps", "24", "--batch-size", "32"]
-SHORT += ["--drop.update-every", "4", "--drop.probe-size", "64"]
-
-
-# What looks at the run of the fixture `finished` goes to one worker, so that it is made once.
-one_run = pytest.mark.xdist_group("finished run")
-
-
-def command(*arguments: str) -> int:
-    """Its exit status."""
-    try:
-        main(list(arguments))
-    except SystemExit as stop:
-        return int(stop.code or 0)
-    return 0
-
-
-@pytest.fixture(scope="module")
-def finished(tmp_path_factory):
-    """A short run on digits: its folder and what it printed."""
-    folder = tmp_path_factory.mktemp("runs") / "digits"
-    printed = subprocess.run(
-        [sys.executable, "-c", "from dropcluster_jax.cli import main; main()", *SHORT, "--out", str(folder)],
-        capture_output=True,
-        text=True,
-        check=False,
-    )
-    assert printed.returncode == 0, printed.stderr
-    return folder, printed
-
-
-def records(folder, event):
-    lines = (folder / "metrics.jsonl").read_text().splitlines()
-    return [record for record in map(json.loads, lines) if record["event"] == event]
-
 
 def contents(folder):
     return {path: path.read_bytes() for path in folder.rglob("*") if path.is_file()}
@@ -78,6 +40,7 @@ def test_a_run_folder_holds_what_is_promised(finished):
     assert {path.name for path in folder.iterdir()} == {
         "config.json",
         "metrics.jsonl",
+        "clusters.jsonl",
         "summary.json",
         "clusters.png",
         "checkpoints",
@@ -140,7 +103,7 @@ def test_a_folder_with_another_configurations_run_is_refused_and_kept(finished, 
 @pytest.mark.parametrize(
     ("arguments", "message"),
     [
-        (["train", "digts"], "digits, cifar10"),
+        (["train", "digts"], "did you mean digits"),
         (["trian", "digits"], "trian"),
         (["train", "digits", "--model", "resnet51"], "'resnet50'"),
         (["train", "digits", "--drop.method", "block2"], "'none', 'dropout'"),
@@ -171,7 +134,6 @@ def test_a_folder_with_another_configurations_run_is_refused_and_kept(finished, 
         (["train", "digits", "--batch-size", "60"], "batch_size must be a multiple of the 8 devices"),
         (["train", "digits", "--process-id", "1"], "need --coordinator HOST:PORT"),
         (["train", "imagenet", "--data.name", "photos", "--fake-data"], "fake data needs one of digits, cifar10"),
-        (["evaluate", "nowhere"], "nowhere holds no run: there is no config.json"),
         (["train", "svhn_cropped", "--drop.rte", "0.1"], r"train svhn-cropped --help"),
         (["train", "svhn-cropped", "--drop.rte", "0.1"], r"train svhn-cropped --help"),
     ],
@@ -185,32 +147,6 @@ def test_wrong_input_ends_with_status_2_and_a_short_message(arguments, message, 
     assert re.search(message, said.err + said.out)
     assert "Traceback" not in said.err and len(said.err.splitlines()) < 12
     assert not list(tmp_path.iterdir())
-
-
-@one_run
-def test_a_finished_run_is_measured_again_by_its_checkpoint(finished, capsys):
-    folder, _ = finished
-    assert command("evaluate", str(folder), "--json") == 0
-    results = json.loads(capsys.readouterr().out)
-    test = records(folder, "test")[-1]
-    assert results["step"] == 24 and results["test"]["count"] == 360 and results["corrupted"] == []
-    assert results["test"]["accuracy"] == pytest.approx(test["accuracy"])
-    assert results["test"]["loss"] == pytest.approx(test["loss"], rel=1e-5)
-    assert json.loads((folder / "evaluation.json").read_text()) == results
-    (folder / "evaluation.json").unlink()
-
-
-@one_run
-def test_corruptions_of_a_run_are_measured_each_at_five_severities(finished, capsys, monkeypatch):
-    monkeypatch.setattr("dropcluster_jax.data.CORRUPTIONS", ("contrast",))
-    folder, _ = finished
-    assert command("evaluate", str(folder), "--corruptions", "--best") == 0
-    said = capsys.readouterr().out
-    assert [len(re.findall(rf"contrast {i} +accuracy", said)) for i in range(1, 6)] == [1] * 5
-    results = json.loads((folder / "evaluation.json").read_text())
-    accuracies = [record["accuracy"] for record in results["corrupted"]]
-    assert results["mean_corrupted_accuracy"] == pytest.approx(np.mean(accuracies)) and len(accuracies) == 5
-    (folder / "evaluation.json").unlink()
 
 
 @one_run
@@ -427,66 +363,6 @@ def test_a_run_on_real_cifar10_learns(tfds_dir, tmp_path):
     assert command("train", "cifar10", *options, "--drop.probe-size", "64", "--out", out) == 0
     losses = [record["loss"] for record in records(tmp_path / "cifar10", "train")]
     assert losses[-1] < losses[0]
-
-
-@pytest.fixture
-def photos(tmp_path):
-    """A folder of images of unequal size, one of them no image."""
-    for label, name in enumerate(("cat", "dog")):
-        (tmp_path / "photos" / name).mkdir(parents=True)
-        for i in range(20):
-            pixels = np.full((20 + i, 30, 3), 100 * label + i, np.uint8)
-            (tmp_path / "photos" / name / f"{i}.png").write_bytes(encoded(pixels))
-    (tmp_path / "photos" / "cat" / "text.jpg").write_bytes(b"not a picture")
-    return f"folder:{tmp_path / 'photos'}"
-
-
-def test_check_says_what_a_data_set_holds_and_draws_it(tmp_path, capsys, photos, monkeypatch):
-    """Of a few corruptions: each is compiled five times."""
-    from dropcluster_jax.training import check
-
-    monkeypatch.setattr(check, "CORRUPTIONS", ("contrast", "jpeg_compression"))
-    monkeypatch.setattr(check, "EXTRA_CORRUPTIONS", ("saturate",))
-    monkeypatch.setattr(check, "_SECONDS", 0.05)
-    out = tmp_path / "out"
-    options = ["--data.size", "24", "--batch-size", "8", "--out", str(out)]
-    assert command("data", "check", photos, *options) == 2
-    error = capsys.readouterr().err
-    assert "text.jpg cannot be read as a JPEG" in error and "--data.skip-bad leaves such images out" in error
-    assert command("data", "check", photos, *options, "--data.skip-bad") == 0
-    said = capsys.readouterr().out
-    assert "33 training and 8 test images, 24x24x3, 2 classes" in said
-    assert re.search(r"cat +17 +4\n +dog +16 +4", said) and "road: stream; first batch of 8 after" in said
-    assert "1 images were skipped, the first: " in said and "text.jpg cannot be read" in said
-    found = json.loads((out / "check.json").read_text())
-    assert found["classes"]["dog"] == {"train": 16, "test": 4} and found["images_per_second"] > 0
-    for picture in ("images.png", "corruptions.png"):
-        assert (out / picture).read_bytes().startswith(b"\x89PNG")
-    assert command("data", "check", "digits", "--out", str(out)) == 0
-    said = capsys.readouterr().out
-    assert "1,437 training and 360 test images, 8x8x1, 10 classes" in said and "road: device" in said
-
-
-@pytest.mark.bad_input
-@pytest.mark.parametrize(
-    ("arguments", "message"),
-    [
-        (["folder:nowhere"], "'folder:nowhere' is not there: nowhere is no folder"),
-        (["npz:nowhere.npz"], r"'npz:nowhere\.npz' is not there"),
-        (["cifar10", "--data.dir", "."], r"`tfds build cifar10 --data_dir \. --file_format array_record`"),
-        (["digits", "--data.fraction", "2"], "fraction must be above 0 and at most 1, got 2"),
-        (["digits", "--data.per-class", "5", "--data.fraction", "0.1"], "one of fraction and per_class"),
-        (["digits", "--data.name", "cifar10"], "data.name must not be given beside NAME"),
-        (["digits", "--data.road", "rail"], "'auto', 'device'"),
-    ],
-)
-def test_check_refuses_in_one_short_message(arguments, message, capfd, tmp_path, monkeypatch):
-    monkeypatch.chdir(tmp_path)
-    monkeypatch.setenv("COLUMNS", "300")
-    assert command("data", "check", *arguments) == 2
-    said = capfd.readouterr()
-    assert re.search(message, said.err) and "Traceback" not in said.err and len(said.err.splitlines()) < 12
-    assert not list(tmp_path.iterdir())
 
 
 def test_a_run_streams_a_folder_and_stops_at_what_is_no_image_or_counts_it(photos, tmp_path, capsys):

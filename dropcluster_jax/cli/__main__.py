@@ -1,0 +1,5 @@
+"""`python -m dropcluster_jax.cli`."""
+
+from dropcluster_jax.cli import main
+
+main()

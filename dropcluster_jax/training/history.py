@@ -1,0 +1,65 @@
+"""The clusters of a run over the course of training: `clusters.jsonl`, a line for each update."""
+
+import base64
+import pathlib
+import zlib
+from collections.abc import Mapping
+from typing import Any
+
+import numpy as np
+
+from dropcluster_jax.clustering import ClusterState
+from dropcluster_jax.training.folder import read_records
+
+
+def record(step: int, clusters: Mapping[str, ClusterState]) -> dict[str, Any]:
+    """A line: the step, and for each layer its labels, compressed.
+
+    Args:
+        step: after which the clusters were learned; 0 for those that a run begins with.
+        clusters: for each layer's name its state.
+
+    Example:
+        >>> from dropcluster_jax import Grid
+        >>> line = record(20, {"stage1": Grid(num_clusters=4).init((4, 4, 8))})
+        >>> line["step"], line["layers"]["stage1"]["shape"]
+        (20, [4, 4, 1])
+    """
+    return {"step": step, "layers": {layer: _encoded(np.asarray(state.labels)) for layer, state in clusters.items()}}
+
+
+def read(path: pathlib.Path) -> dict[str, list[tuple[int, np.ndarray]]]:
+    r"""For each layer its `(step, labels)`, as `viz.cluster_history_figure` takes them; labels are int32.
+
+    Raises:
+        FileNotFoundError: there is no such file.
+        ValueError: it is damaged.
+
+    Example:
+        >>> import json, tempfile
+        >>> from dropcluster_jax import Grid
+        >>> state = Grid(num_clusters=4).init((4, 4, 8))
+        >>> path = pathlib.Path(tempfile.mkdtemp(), "clusters.jsonl")
+        >>> _ = path.write_text(json.dumps(record(20, {"stage1": state})) + "\n")
+        >>> [(step, labels)] = read(path)["stage1"]
+        >>> step, bool((labels == state.labels).all())
+        (20, True)
+    """
+    found: dict[str, list[tuple[int, np.ndarray]]] = {}
+    for line in read_records(path):
+        try:
+            for layer, encoded in line["layers"].items():
+                found.setdefault(layer, []).append((line["step"], _decoded(encoded)))
+        except (ValueError, KeyError, TypeError, zlib.error) as error:
+            raise ValueError(f"{path} is damaged: {error!r}") from None
+    return found
+
+
+def _encoded(labels: np.ndarray) -> dict[str, Any]:
+    packed = zlib.compress(labels.astype("<i4").tobytes())
+    return {"shape": list(labels.shape), "labels": base64.b64encode(packed).decode()}
+
+
+def _decoded(encoded: Mapping[str, Any]) -> np.ndarray:
+    flat = np.frombuffer(zlib.decompress(base64.b64decode(encoded["labels"])), "<i4")
+    return flat.reshape(encoded["shape"]).astype(np.int32)

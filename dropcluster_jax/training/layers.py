@@ -1,0 +1,73 @@
+"""The DropCluster layers of a run's network: what comes to them, and what has become of their clusters."""
+
+from typing import TYPE_CHECKING, Any
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+from jaxtyping import Array, Float, PyTree
+
+from dropcluster_jax.clustering import ClusterState
+from dropcluster_jax.linen import DropCluster, cluster_states
+from dropcluster_jax.models import ResNet
+from dropcluster_jax.training.loop import agreement_of
+
+if TYPE_CHECKING:
+    from matplotlib.figure import Figure
+
+
+def cluster_layers(model: ResNet, clusters: PyTree) -> dict[str, ClusterState]:
+    """The clusters of each place, from the input to the output, on the host; `clusters` is the Flax collection."""
+    states = {_place(layer): state for layer, state in cluster_states(jax.device_get(clusters)).items()}
+    return {place: states[place] for place in model.places if place in states}
+
+
+def activations(
+    model: ResNet, variables: PyTree, images: Float[Array, "batch height width channels"]
+) -> dict[str, np.ndarray]:
+    """What comes to each place in evaluation, `(batch, height, width, channels)`, of normalised images; on the host."""
+
+    def captured(variables: PyTree, images: Array) -> Any:
+        _, found = model.apply(
+            variables,
+            images,
+            train=False,
+            capture_intermediates=lambda module, name: isinstance(module, DropCluster) and name == "__call__",
+            mutable=["intermediates"],
+        )
+        return {_place(layer): calls["__call__"][0] for layer, calls in found["intermediates"].items()}
+
+    return jax.device_get(jax.jit(captured)(variables, jnp.asarray(images)))
+
+
+def summarise(model: ResNet, clusters: dict[str, ClusterState]) -> dict[str, dict[str, Any]]:
+    """What `summary.json` says of each place's clusters."""
+    return {
+        place: {
+            "updates": int(np.max(state.count)),
+            "skipped": int(np.max(state.skipped)),
+            "explained": float(np.mean(state.explained)),
+            "agreement_with_grid": agreement_of(state, _first(model, place, state.labels.shape)),
+        }
+        for place, state in clusters.items()
+    }
+
+
+def draw(model: ResNet, variables: PyTree, images: Float[Array, "batch height width channels"], title: str) -> "Figure":
+    """The clusters of each place over the mean activations of normalised images."""
+    from dropcluster_jax.viz import cluster_figure
+
+    maps = activations(model, variables, images)
+    layers = {place: (state, maps[place]) for place, state in cluster_layers(model, variables["clusters"]).items()}
+    return cluster_figure(layers, title=title)
+
+
+def _first(model: ResNet, place: str, shape: tuple[int, ...]) -> ClusterState:
+    """As they were before any update; `shape` is that of the labels."""
+    drop = model.drop[place]
+    assert isinstance(drop, DropCluster) and drop.clusterer is not None
+    return jax.device_get(drop.clusterer.init(shape))
+
+
+def _place(layer: str) -> str:
+    return layer.removeprefix("drop_")

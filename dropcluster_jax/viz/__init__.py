@@ -1,0 +1,30 @@
+"""Pictures of clusters, masks, images and runs.
+
+Every function returns a Matplotlib figure; nothing is shown, and nothing but the animation is written. Figures can be
+told apart without colour.
+"""
+
+from dropcluster_jax.viz.canvas import pixels
+from dropcluster_jax.viz.clusters import (
+    cluster_animation,
+    cluster_figure,
+    cluster_history_figure,
+    draw_clusters,
+)
+from dropcluster_jax.viz.curves import LINE_STYLES, curve_figure, quality_figure
+from dropcluster_jax.viz.images import corruption_figure, image_figure
+from dropcluster_jax.viz.masks import mask_figure
+
+__all__ = [
+    "LINE_STYLES",
+    "cluster_animation",
+    "cluster_figure",
+    "cluster_history_figure",
+    "corruption_figure",
+    "curve_figure",
+    "draw_clusters",
+    "image_figure",
+    "mask_figure",
+    "pixels",
+    "quality_figure",
+]

@@ -1,0 +1,271 @@
+"""The commands that look at runs, data sets and presets."""
+
+import io
+import json
+import re
+import shutil
+import sys
+
+import jax.numpy as jnp
+import numpy as np
+import pytest
+from commands import command, one_run, records
+from PIL import Image
+
+from dropcluster_jax.cli import look
+from dropcluster_jax.training import history
+from dropcluster_jax.training.config import PRESETS
+
+
+@one_run
+def test_a_finished_run_is_measured_again_by_its_checkpoint(finished, capsys):
+    folder, _ = finished
+    assert command("evaluate", str(folder), "--json") == 0
+    results = json.loads(capsys.readouterr().out)
+    test = records(folder, "test")[-1]
+    assert results["step"] == 24 and results["test"]["count"] == 360 and results["corrupted"] == []
+    assert results["test"]["accuracy"] == pytest.approx(test["accuracy"])
+    assert results["test"]["loss"] == pytest.approx(test["loss"], rel=1e-5)
+    assert json.loads((folder / "evaluation.json").read_text()) == results
+    (folder / "evaluation.json").unlink()
+
+
+@one_run
+def test_corruptions_of_a_run_are_measured_each_at_five_severities(finished, capsys, monkeypatch):
+    monkeypatch.setattr("dropcluster_jax.data.CORRUPTIONS", ("contrast",))
+    folder, _ = finished
+    assert command("evaluate", str(folder), "--corruptions", "--best") == 0
+    said = capsys.readouterr().out
+    assert [len(re.findall(rf"contrast {i} +accuracy", said)) for i in range(1, 6)] == [1] * 5
+    results = json.loads((folder / "evaluation.json").read_text())
+    accuracies = [record["accuracy"] for record in results["corrupted"]]
+    assert results["mean_corrupted_accuracy"] == pytest.approx(np.mean(accuracies)) and len(accuracies) == 5
+    (folder / "evaluation.json").unlink()
+
+
+def test_check_says_what_a_data_set_holds_and_draws_it(tmp_path, capsys, photos, monkeypatch):
+    """Of a few corruptions: each is compiled five times."""
+    from dropcluster_jax.training import check
+
+    monkeypatch.setattr(check, "CORRUPTIONS", ("contrast", "jpeg_compression"))
+    monkeypatch.setattr(check, "EXTRA_CORRUPTIONS", ("saturate",))
+    monkeypatch.setattr(check, "_SECONDS", 0.05)
+    out = tmp_path / "out"
+    options = ["--data.size", "24", "--batch-size", "8", "--out", str(out)]
+    assert command("data", "check", photos, *options) == 2
+    error = capsys.readouterr().err
+    assert "text.jpg cannot be read as a JPEG" in error and "--data.skip-bad leaves such images out" in error
+    assert command("data", "check", photos, *options, "--data.skip-bad") == 0
+    said = capsys.readouterr().out
+    assert "33 training and 8 test images, 24x24x3, 2 classes" in said
+    assert re.search(r"cat +17 +4\n +dog +16 +4", said) and "road: stream; first batch of 8 after" in said
+    assert "1 images were skipped, the first: " in said and "text.jpg cannot be read" in said
+    found = json.loads((out / "check.json").read_text())
+    assert found["classes"]["dog"] == {"train": 16, "test": 4} and found["images_per_second"] > 0
+    for picture in ("images.png", "corruptions.png"):
+        assert (out / picture).read_bytes().startswith(b"\x89PNG")
+    assert command("data", "check", "digits", "--out", str(out)) == 0
+    said = capsys.readouterr().out
+    assert "1,437 training and 360 test images, 8x8x1, 10 classes" in said and "road: device" in said
+
+
+@pytest.mark.bad_input
+@pytest.mark.parametrize(
+    ("arguments", "message"),
+    [
+        (["folder:nowhere"], "'folder:nowhere' is not there: nowhere is no folder"),
+        (["npz:nowhere.npz"], r"'npz:nowhere\.npz' is not there"),
+        (["cifar10", "--data.dir", "."], r"`tfds build cifar10 --data_dir \. --file_format array_record`"),
+        (["digits", "--data.fraction", "2"], "fraction must be above 0 and at most 1, got 2"),
+        (["digits", "--data.per-class", "5", "--data.fraction", "0.1"], "one of fraction and per_class"),
+        (["digits", "--data.name", "cifar10"], "data.name must not be given beside NAME"),
+        (["digits", "--data.road", "rail"], "'auto', 'device'"),
+    ],
+)
+def test_check_refuses_in_one_short_message(arguments, message, capfd, tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.setenv("COLUMNS", "300")
+    assert command("data", "check", *arguments) == 2
+    said = capfd.readouterr()
+    assert re.search(message, said.err) and "Traceback" not in said.err and len(said.err.splitlines()) < 12
+    assert not list(tmp_path.iterdir())
+
+
+@one_run
+def test_the_clusters_of_a_run_are_drawn(finished, tmp_path, capsys):
+    folder, _ = finished
+    out = tmp_path / "pictures"
+    assert command("clusters", str(folder), "--out", str(out), "--rate", "0.5") == 0
+    said = capsys.readouterr()
+    names = ["clusters.png", "history.gif", "history.png", "masks-stage1.png", "masks-stage2.png", "quality.png"]
+    assert said.out.splitlines() == [str(out / name) for name in names] and said.err == ""
+    for name in names:
+        with Image.open(out / name) as image:
+            # The grid before the first of six updates.
+            assert getattr(image, "n_frames", 1) == (7 if name == "history.gif" else 1)
+            image.load()
+
+
+@one_run
+def test_the_history_of_a_run_begins_with_the_grid_and_ends_with_its_clusters(finished):
+    import dropcluster_jax as dc
+    from dropcluster_jax.training import load_run
+
+    folder, _ = finished
+    loaded, labels = load_run(folder), history.read(folder / "clusters.jsonl")
+    assert list(labels) == ["stage1", "stage2"]
+    for place, updates in labels.items():
+        assert [step for step, _ in updates] == [0, *(record["step"] for record in records(folder, "clusters"))]
+        clusterer = loaded.model.drop[place].clusterer
+        np.testing.assert_array_equal(updates[0][1], clusterer.init(updates[0][1].shape).labels)
+        np.testing.assert_array_equal(updates[-1][1], loaded.variables["clusters"][f"drop_{place}"]["labels"])
+        agreement = dc.clustering.agreement(jnp.array(updates[-2][1]), jnp.array(updates[-1][1]))
+        assert records(folder, "clusters")[-1]["layers"][f"drop_{place}"]["agreement"] == pytest.approx(
+            float(agreement[0])
+        )
+
+
+@one_run
+def test_a_run_without_clusters_or_history_says_so_or_is_drawn_without(finished, tmp_path, capsys):
+    folder = tmp_path / "older"
+    shutil.copytree(finished[0], folder)
+    (folder / "clusters.jsonl").unlink()
+    assert command("clusters", str(folder)) == 0
+    drawn = capsys.readouterr().out.split()
+    assert str(folder / "pictures" / "clusters.png") in drawn and not any("history" in name for name in drawn)
+    config = json.loads((folder / "config.json").read_text())
+    config["drop"]["method"] = "block"
+    (folder / "config.json").write_text(json.dumps(config))
+    assert command("clusters", str(folder)) == 2
+    assert "has no clusters: it was trained with drop.method block" in capsys.readouterr().err
+
+
+@one_run
+def test_curves_of_several_runs_are_one_picture(finished, tmp_path, capsys):
+    shutil.copytree(finished[0], tmp_path / "other")
+    out = tmp_path / "curves.svg"
+    assert command("plot", str(finished[0]), str(tmp_path / "other"), "--out", str(out)) == 0
+    assert capsys.readouterr().out == f"{out}\n"
+    assert "<svg" in out.read_text()
+    assert command("plot", str(finished[0]), "--out", str(tmp_path / "curves.xyz")) == 2
+    assert "Format 'xyz' is not supported" in capsys.readouterr().err
+
+
+@one_run
+def test_runs_are_listed_with_what_they_are_and_how_they_went(finished, tmp_path, capsys):
+    shutil.copytree(finished[0], tmp_path / "a" / "deep")
+    shutil.copytree(finished[0], tmp_path / "b")
+    (tmp_path / "b" / "summary.json").unlink()
+    (tmp_path / "c" / "checkpoints").mkdir(parents=True)
+    (tmp_path / "c" / "config.json").write_text("{")
+    assert command("runs", str(tmp_path), "--json") == 0
+    deep, unfinished, damaged = json.loads(capsys.readouterr().out)
+    summary = json.loads((finished[0] / "summary.json").read_text())
+    assert deep == {
+        "run": str(tmp_path / "a" / "deep"),
+        "method": "cluster",
+        "rate": 0.1,
+        "model": "resnet8",
+        "data": "digits",
+        "seed": 0,
+        "step": 24,
+        "finished": True,
+        "test_accuracy": summary["test_accuracy"],
+        "seconds": summary["seconds"],
+    }
+    assert not unfinished["finished"] and unfinished["seconds"] is None
+    assert "config.json is damaged" in damaged["error"]
+    assert command("runs", str(tmp_path)) == 0
+    lines = capsys.readouterr().out.splitlines()
+    assert lines[0].split() == ["run", "method", "rate", "data", "model", "seed", "step", "accuracy", "time"]
+    assert f"{100 * summary['test_accuracy']:.2f} %" in lines[1] and "not finished" in lines[2]
+
+
+def test_presets_are_listed_with_every_value_on_demand(capsys):
+    assert command("presets", "--json") == 0
+    content = json.loads(capsys.readouterr().out)
+    assert list(content) == list(PRESETS)
+    for name, (about, config) in PRESETS.items():
+        assert content[name] == {"description": about, **config.to_json()}
+    assert command("presets") == 0
+    said = capsys.readouterr().out
+    assert all(re.search(rf"^{name} +{config.model} ", said, re.MULTILINE) for name, (_, config) in PRESETS.items())
+
+
+@pytest.mark.parametrize("words", ["train digits", "evaluate", "clusters", "plot", "runs", "presets", "data check"])
+def test_every_command_helps_with_an_example(words, capsys):
+    assert command(*words.split(), "--help") == 0
+    assert f"Example:\n  dropcluster {words}" in capsys.readouterr().out
+
+
+@pytest.mark.bad_input
+@pytest.mark.parametrize(
+    ("arguments", "message"),
+    [
+        (["cluster", "runs/digits"], "no command is called 'cluster'; did you mean clusters?"),
+        (["data", "chek", "digits"], "no command is called 'chek'; did you mean check?"),
+        (["train", "digit"], "no preset is called 'digit'; did you mean digits?"),
+        (["clusters", "runs/digts"], "runs/digts holds no run: there is no config.json; did you mean runs/digits?"),
+        (["evaluate", "runs"], "runs holds no run: there is no config.json; did you mean runs/digits?"),
+        (["plot", "elsewhere"], "elsewhere holds no run: .*; `dropcluster runs DIR` lists runs"),
+        (["plot"], r"plot needs a run: dropcluster plot RUN \[RUN ...\]"),
+        (["runs", "elsewhere"], "there is no folder elsewhere"),
+        (["runs", "empty"], "empty holds no run; `dropcluster train digits --out empty/digits` makes one"),
+        (["clusters", "runs/digits", "--rate", "2"], "rate must be at least 0 and at most 1, got 2"),
+    ],
+    ids=lambda value: " ".join(value) if isinstance(value, list) else "",
+)
+def test_a_mistake_ends_in_a_line_that_says_what_to_type(arguments, message, capsys, tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    (tmp_path / "empty").mkdir()
+    (tmp_path / "runs" / "digits").mkdir(parents=True)
+    (tmp_path / "runs" / "digits" / "config.json").write_text("{}")
+    assert command(*arguments) == 2
+    said = capsys.readouterr()
+    assert re.search(message, said.err) and len(said.err.splitlines()) == 1 and said.out == ""
+
+
+@pytest.mark.parametrize(
+    ("package", "extra", "arguments"),
+    [
+        ("tyro", "train", ["train", "digits"]),
+        ("matplotlib", "plot", ["plot", "run"]),
+        ("matplotlib", "plot", ["clusters", "run"]),
+        ("tensorboardX", "tensorboard", ["train", "digits", "--steps", "1", "--tensorboard", "--out", "new"]),
+        ("sklearn", "train", ["train", "digits", "--steps", "1", "--out", "new"]),
+    ],
+)
+@one_run
+def test_an_extra_that_is_not_installed_is_named(package, extra, arguments, finished, capsys, tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    (tmp_path / "run").symlink_to(finished[0])
+    # As if it were not there: an import of it fails.
+    for name in [package, *(name for name in sys.modules if name.startswith(f"{package}."))]:
+        monkeypatch.setitem(sys.modules, name, None)
+    assert command(*arguments) == 2
+    said = capsys.readouterr().err
+    assert f'pip install "dropcluster-jax[{extra}]"' in said and len(said.splitlines()) == 1
+    assert not (tmp_path / "new").exists()
+
+
+def test_a_table_is_cut_on_no_line_that_a_program_reads(capsys):
+    look._table(["run"], [["x" * 200]], right=())
+    assert "x" * 200 in capsys.readouterr().out
+
+
+def test_parts_are_shown_on_a_terminal_alone(monkeypatch, capsys):
+    from rich import console
+
+    from dropcluster_jax.training.progress import Parts
+
+    with Parts(2) as parts:
+        parts("opening")
+    assert capsys.readouterr().err == ""
+    terminal = io.StringIO()
+    monkeypatch.setattr(
+        console, "Console", lambda stderr, make=console.Console: make(file=terminal, force_terminal=True)
+    )
+    with Parts(2) as parts:
+        parts("opening")
+        parts("drawing")
+    assert "drawing" in terminal.getvalue()
