@@ -66,15 +66,17 @@ def draw_clusters_of(
         config = dataclasses.replace(config, data=dataclasses.replace(config.data, dir=data_dir))
     tell("opening its images")
     _, road = open_data(config)
-    images = normalize(np.asarray(road.probe(config.drop.probe_size, 0)["image"]), run.mean, run.std)
+    images = np.asarray(road.probe(config.drop.probe_size, 0)["image"])
     tell("drawing")
     found = layers.cluster_layers(run.model, run.variables["clusters"])
-    maps = layers.activations(run.model, run.variables, images)
+    maps = layers.activations(run.model, run.variables, normalize(images, run.mean, run.std))
     title = f"{config.model} on {config.data.name}, step {run.step:,}"
     figures = {"clusters.png": viz.cluster_figure({place: (found[place], maps[place]) for place in found}, title=title)}
     for place, clusters in found.items():
         masks = example_masks(maps[place][:1], clusters, rate, config.drop)
-        figures[f"masks-{place}.png"] = viz.mask_figure(maps[place][0], masks, title=f"{place}, asked to drop {rate:g}")
+        figures[f"masks-{place}.png"] = viz.mask_figure(
+            maps[place][0], masks, np.asarray(clusters.labels), images[0], title=f"{place}, asked to drop {rate:g}"
+        )
 
     pictures = pathlib.Path(out) if out is not None else path / "pictures"
     pictures.mkdir(parents=True, exist_ok=True)

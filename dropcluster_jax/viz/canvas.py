@@ -47,3 +47,23 @@ def unit_range(values: np.ndarray) -> np.ndarray:
     """Scaled so that the least is 0 and the largest 1; of equal ones all 0."""
     low, high = values.min(), values.max()
     return (values - low) / (high - low) if high > low else np.zeros_like(values)
+
+
+def draw_lines(axis: Any, labels: np.ndarray) -> None:
+    """White lines with a dark rim along every edge between positions of different clusters; and no ticks."""
+    from matplotlib import patheffects
+    from matplotlib.collections import LineCollection
+
+    down = np.argwhere(labels[1:] != labels[:-1])
+    right = np.argwhere(labels[:, 1:] != labels[:, :-1])
+    lines = [((x - 0.5, y + 0.5), (x + 0.5, y + 0.5)) for y, x in down]
+    lines += [((x + 0.5, y - 0.5), (x + 0.5, y + 0.5)) for y, x in right]
+    rim = [patheffects.Stroke(linewidth=3.2, foreground="black"), patheffects.Normal()]
+    axis.add_collection(LineCollection(lines, colors="white", linewidths=1.6, capstyle="round", path_effects=rim))
+    axis.set_xticks([])
+    axis.set_yticks([])
+
+
+def show_image(axis: Any, image: np.ndarray) -> None:
+    """An image, uint8 `(height, width, 1 or 3)`."""
+    axis.imshow(image[..., 0] if image.shape[-1] == 1 else image, cmap="gray", vmin=0, vmax=255)

@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 
 from dropcluster_jax.clustering import ClusterState
-from dropcluster_jax.viz.canvas import new_figure, pixels, unit_range
+from dropcluster_jax.viz.canvas import draw_lines, new_figure, pixels, unit_range
 
 if TYPE_CHECKING:
     from matplotlib.figure import Figure
@@ -87,18 +87,8 @@ def draw_clusters(axis: Any, values: np.ndarray, labels: np.ndarray, scaled: boo
         >>> len(axis.collections[0].get_segments())
         4
     """
-    from matplotlib import patheffects
-    from matplotlib.collections import LineCollection
-
     axis.imshow(unit_range(values) if scaled else values, cmap="cividis", vmin=0, vmax=1)
-    down = np.argwhere(labels[1:] != labels[:-1])
-    right = np.argwhere(labels[:, 1:] != labels[:, :-1])
-    lines = [((x - 0.5, y + 0.5), (x + 0.5, y + 0.5)) for y, x in down]
-    lines += [((x + 0.5, y - 0.5), (x + 0.5, y + 0.5)) for y, x in right]
-    rim = [patheffects.Stroke(linewidth=3.2, foreground="black"), patheffects.Normal()]
-    axis.add_collection(LineCollection(lines, colors="white", linewidths=1.6, capstyle="round", path_effects=rim))
-    axis.set_xticks([])
-    axis.set_yticks([])
+    draw_lines(axis, labels)
 
 
 def cluster_history_figure(history: History, columns: int = 6, channel: int = 0, title: str | None = None) -> "Figure":

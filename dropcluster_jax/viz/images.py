@@ -1,11 +1,11 @@
 """Images as they are, and corrupted."""
 
 from collections.abc import Mapping, Sequence
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
 
 import numpy as np
 
-from dropcluster_jax.viz.canvas import new_figure
+from dropcluster_jax.viz.canvas import new_figure, show_image
 
 if TYPE_CHECKING:
     from matplotlib.figure import Figure
@@ -39,7 +39,7 @@ def image_figure(images: np.ndarray, titles: Sequence[str], columns: int = 8, ti
     for axis in axes:
         axis.set_axis_off()
     for axis, image, text in zip(axes, images, titles, strict=False):
-        _show(axis, image)
+        show_image(axis, image)
         axis.set_title(text if len(text) <= 16 else f"{text[:15]}…", fontsize=7)
     if title:
         figure.suptitle(title, fontsize=10)
@@ -79,7 +79,7 @@ def corruption_figure(
         column, row = divmod(number, rows)
         group = axes[row, column * width : (column + 1) * width]
         for severity, (axis, each) in enumerate(zip(group, (image, *images), strict=True)):
-            _show(axis, each)
+            show_image(axis, each)
             if row == 0:
                 axis.set_title(f"severity {severity}" if severity else "as it was", fontsize=8)
         group[0].text(
@@ -88,7 +88,3 @@ def corruption_figure(
     if title:
         figure.suptitle(title, fontsize=10)
     return figure
-
-
-def _show(axis: Any, image: np.ndarray) -> None:
-    axis.imshow(image[..., 0] if image.shape[-1] == 1 else image, cmap="gray", vmin=0, vmax=255)

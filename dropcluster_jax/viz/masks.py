@@ -5,14 +5,19 @@ from typing import TYPE_CHECKING
 
 import numpy as np
 
-from dropcluster_jax.viz.canvas import new_figure, unit_range
+from dropcluster_jax.viz.canvas import draw_lines, new_figure, show_image, unit_range
 
 if TYPE_CHECKING:
     from matplotlib.figure import Figure
 
 
 def mask_figure(
-    x: np.ndarray, masks: Mapping[str, np.ndarray], channels: int = 2, title: str | None = None
+    x: np.ndarray,
+    masks: Mapping[str, np.ndarray],
+    labels: np.ndarray | None = None,
+    image: np.ndarray | None = None,
+    channels: int = 2,
+    title: str | None = None,
 ) -> "Figure":
     r"""Masks of one example side by side: a column for each method, a row for each of some channels.
 
@@ -22,11 +27,15 @@ def mask_figure(
         x: the activations of one example, `(height, width, channels)`.
         masks: for each method's name its mask, bool, True where a unit is kept: `(height, width, channels)`, or 1
             where it is the same for all of an axis.
+        labels: of the clusters, integers `(height, width, 1 or channels)`: lines between them are drawn over the
+            activations.
+        image: that of the example, uint8 `(height, width, 1 or 3)`, of any size: it stands first.
         channels: how many channels to draw: those that vary most over positions.
         title: over the figure.
 
     Returns:
-        A figure with a column for the activations and one for each mask, with the share that it drops.
+        A figure with a column for the image if there is one, one for the activations, and one for each mask, with the
+        share that it drops.
 
     Raises:
         ValueError: there is no mask, one does not fit the activations, or these have not two spatial dimensions.
@@ -52,9 +61,16 @@ def mask_figure(
             raise ValueError(f"the mask of {name} must be broadcastable to {x.shape}, got {np.shape(mask)}") from None
 
     chosen = np.sort(np.argsort(x.std(axis=(0, 1)), kind="stable")[::-1][:channels])
-    figure = new_figure(1.75 * (1 + len(masks)) + 0.3, 1.8 * len(chosen) + 0.7)
-    axes = figure.subplots(len(chosen), 1 + len(masks), squeeze=False)
+    first = int(image is not None)
+    figure = new_figure(1.75 * (first + 1 + len(masks)) + 0.3, 1.8 * len(chosen) + 0.7)
+    axes = figure.subplots(len(chosen), first + 1 + len(masks), squeeze=False)
     columns = [("activations", np.ones(x.shape, bool)), *kept.items()]
+    if image is not None:
+        for axis in axes[:, 0]:
+            axis.set_axis_off()
+        show_image(axes[0, 0], image)
+        axes[0, 0].set_title("image", fontsize=9)
+        axes = axes[:, 1:]
     for row, channel in zip(axes, chosen, strict=True):
         # The darkest fifth of the colours is left out, so that black stands for nothing else.
         colours = colormaps["cividis"](0.2 + 0.8 * unit_range(x[..., channel]))[..., :3]
@@ -62,6 +78,8 @@ def mask_figure(
             axis.imshow(np.where(mask[..., channel, None], colours, 0.0))
             axis.set_xticks([])
             axis.set_yticks([])
+        if labels is not None:
+            draw_lines(row[0], np.asarray(labels)[..., channel if np.shape(labels)[-1] > 1 else 0])
         row[0].set_ylabel(f"channel {channel}", fontsize=9)
     for axis, (name, mask) in zip(axes[0], columns, strict=True):
         share = "" if name == "activations" else f"\n{100 * (1 - mask.mean()):.0f} % dropped"

@@ -47,3 +47,14 @@ def test_what_cannot_be_drawn_is_refused(x):
         mask_figure(x, {"all": np.ones((1, 1, 1), bool)})
     with pytest.raises(ValueError, match=r"the mask of wide must be broadcastable to \(8, 6, 5\), got \(8, 7, 1\)"):
         mask_figure(x[0], {"wide": np.ones((8, 7, 1), bool)})
+
+
+def test_the_image_stands_first_and_lines_run_between_clusters(x):
+    labels = np.arange(8 * 6).reshape(8, 6, 1) // 24
+    image = np.full((16, 12, 3), 200, np.uint8)
+    figure = mask_figure(x[0], {"all": np.ones((1, 1, 1), bool)}, labels, image)
+    shown = [axis.get_title() for axis in figure.axes if axis.axison or axis.images]
+    assert shown == ["image", "activations", "all\n0 % dropped", "", ""]
+    np.testing.assert_array_equal(figure.axes[0].images[0].get_array(), image)
+    drawn = [len(axis.collections[0].get_segments()) if axis.collections else 0 for axis in figure.axes]
+    assert drawn == [0, 6, 0, 0, 6, 0]
