@@ -17,7 +17,12 @@ from nbclient import NotebookClient
 from nbclient.exceptions import CellExecutionError
 
 # Pages of the site that lie elsewhere in the repository, by what they are in docs/.
-ELSEWHERE = {"benchmarks.md": "benchmarks/README.md", "experiments.md": "experiments/README.md"}
+ELSEWHERE = {
+    "benchmarks.md": "benchmarks/README.md",
+    "experiments.md": "experiments/README.md",
+    "contributing.md": "CONTRIBUTING.md",
+    "changelog.md": "CHANGELOG.md",
+}
 
 
 class Notebook(File):
@@ -51,6 +56,8 @@ def on_page_markdown(markdown: str, page: Page, config: MkDocsConfig, files: Fil
 
     def turned(match: re.Match[str]) -> str:
         target = posixpath.normpath(posixpath.join(posixpath.dirname(here), match[1]))
+        if target not in pages and not target.startswith("docs/"):
+            raise PluginError(f"{page.file.src_uri} links to {target}, which the site does not have")
         to = pages.get(target, posixpath.relpath(target, "docs"))
         return f"]({posixpath.relpath(to, posixpath.dirname(page.file.src_uri) or '.')}{match[2]})"
 
@@ -74,9 +81,9 @@ def _execute(path: pathlib.Path) -> tuple[str, dict[str, bytes]]:
         parts.append(f"```python\n{cell.source}\n```")
         for output in cell.outputs:
             data = output.get("data", {})
-            if "image/png" in data:
-                name = f"{path.stem}-{len(pictures) + 1}.png"
-                pictures[name] = base64.b64decode(data["image/png"])
+            if kind := next((kind for kind in ("gif", "png") if f"image/{kind}" in data), None):
+                name = f"{path.stem}-{len(pictures) + 1}.{kind}"
+                pictures[name] = base64.b64decode(data[f"image/{kind}"])
                 parts.append(f"![What the cell above draws.]({name})")
             elif output.get("name") == "stdout" or "text/plain" in data:
                 text = data.get("text/plain", output.get("text", ""))

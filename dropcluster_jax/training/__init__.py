@@ -5,11 +5,14 @@
 """
 
 from dropcluster_jax.training.checkpoints import Checkpoints, NoSoundCheckpointError
+from dropcluster_jax.training.history import read_history
+from dropcluster_jax.training.listing import list_runs
 from dropcluster_jax.training.loop import NonFiniteError, evaluate, fit
 from dropcluster_jax.training.parallel import Parallel
-from dropcluster_jax.training.saved import LoadedRun, load_run
+from dropcluster_jax.training.saved import LoadedRun, evaluate_run, load_run
 from dropcluster_jax.training.schedules import every, every_epochs, ramp
 from dropcluster_jax.training.steps import Steps, TrainState, make_steps, softmax_cross_entropy
+from dropcluster_jax.training.tensorboard import TensorBoard
 
 __all__ = [
     "Checkpoints",
@@ -18,13 +21,17 @@ __all__ = [
     "NonFiniteError",
     "Parallel",
     "Steps",
+    "TensorBoard",
     "TrainState",
     "evaluate",
+    "evaluate_run",
     "every",
     "every_epochs",
     "fit",
+    "list_runs",
     "load_run",
     "make_steps",
     "ramp",
+    "read_history",
     "softmax_cross_entropy",
 ]

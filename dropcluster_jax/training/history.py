@@ -1,6 +1,7 @@
 """The clusters of a run over the course of training: `clusters.jsonl`, a line for each update."""
 
 import base64
+import os
 import pathlib
 import zlib
 from collections.abc import Mapping
@@ -10,6 +11,8 @@ import numpy as np
 
 from dropcluster_jax.clustering import ClusterState
 from dropcluster_jax.training.folder import read_records
+
+FILE = "clusters.jsonl"
 
 
 def record(step: int, clusters: Mapping[str, ClusterState]) -> dict[str, Any]:
@@ -28,23 +31,31 @@ def record(step: int, clusters: Mapping[str, ClusterState]) -> dict[str, Any]:
     return {"step": step, "layers": {layer: _encoded(np.asarray(state.labels)) for layer, state in clusters.items()}}
 
 
-def read(path: pathlib.Path) -> dict[str, list[tuple[int, np.ndarray]]]:
-    r"""For each layer its `(step, labels)`, as `viz.cluster_history_figure` takes them; labels are int32.
+def read_history(folder: str | os.PathLike[str]) -> dict[str, list[tuple[int, np.ndarray]]]:
+    r"""The clusters of a run over the course of training, as `viz.cluster_history_figure` takes them.
+
+    Args:
+        folder: of the run, finished or not.
+
+    Returns:
+        For each place, from the input to the output, its `(step, labels)`: first the grid at step 0, then what each
+        update made of it; labels are int32 `(height, width, 1 or channels)`.
 
     Raises:
-        FileNotFoundError: there is no such file.
+        FileNotFoundError: there is no such file, as in runs without clusters.
         ValueError: it is damaged.
 
     Example:
         >>> import json, tempfile
         >>> from dropcluster_jax import Grid
         >>> state = Grid(num_clusters=4).init((4, 4, 8))
-        >>> path = pathlib.Path(tempfile.mkdtemp(), "clusters.jsonl")
-        >>> _ = path.write_text(json.dumps(record(20, {"stage1": state})) + "\n")
-        >>> [(step, labels)] = read(path)["stage1"]
+        >>> folder = pathlib.Path(tempfile.mkdtemp())
+        >>> _ = (folder / FILE).write_text(json.dumps(record(20, {"stage1": state})) + "\n")
+        >>> [(step, labels)] = read_history(folder)["stage1"]
         >>> step, bool((labels == state.labels).all())
         (20, True)
     """
+    path = pathlib.Path(folder) / FILE
     found: dict[str, list[tuple[int, np.ndarray]]] = {}
     for line in read_records(path):
         try:

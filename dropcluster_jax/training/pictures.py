@@ -81,8 +81,8 @@ def draw_clusters_of(
     pictures = pathlib.Path(out) if out is not None else path / "pictures"
     pictures.mkdir(parents=True, exist_ok=True)
     animated = []
-    if (written := path / "clusters.jsonl").is_file():
-        labels = history.read(written)
+    if (path / history.FILE).is_file():
+        labels = history.read_history(path)
         figures["history.png"] = viz.cluster_history_figure(labels, title=f"{config.model} on {config.data.name}")
         tell("drawing the animation")
         viz.cluster_animation(pictures / "history.gif", labels, title=config.data.name)

@@ -214,7 +214,7 @@ def execute(
             metrics = stack.enter_context(RecordFile(run.folder / "metrics.jsonl", about.get("metrics", 0)))
             last = {record["event"]: record for record in metrics.records()}
             if state.clusters:
-                labels = stack.enter_context(RecordFile(run.folder / "clusters.jsonl", about.get("labels", 0)))
+                labels = stack.enter_context(RecordFile(run.folder / history.FILE, about.get("labels", 0)))
             if config.tensorboard:
                 board = stack.enter_context(tensorboard.TensorBoard(run.folder / "tensorboard", int(state.step)))
 

@@ -13,7 +13,7 @@ from commands import command, one_run, records
 from PIL import Image
 
 from dropcluster_jax.cli import look
-from dropcluster_jax.training import history
+from dropcluster_jax.training import read_history
 from dropcluster_jax.training.config import PRESETS
 
 
@@ -112,7 +112,7 @@ def test_the_history_of_a_run_begins_with_the_grid_and_ends_with_its_clusters(fi
     from dropcluster_jax.training import load_run
 
     folder, _ = finished
-    loaded, labels = load_run(folder), history.read(folder / "clusters.jsonl")
+    loaded, labels = load_run(folder), read_history(folder)
     assert list(labels) == ["stage1", "stage2"]
     for place, updates in labels.items():
         assert [step for step, _ in updates] == [0, *(record["step"] for record in records(folder, "clusters"))]
