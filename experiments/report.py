@@ -137,6 +137,8 @@ def _claims(lines: list[Line]) -> list[tuple[str, Interval | None]]:
     little = [_of(limited, share=share) for share in (0.05, 0.1)]
     shares = [_of(limited, share=share) for share in studies.SHARES]
     worse = [_of(corrupted, share=1.0)]
+    placed = _of(lines, study="placement")
+    places = [_of(placed, places=where) for where in sorted({line["setting"]["places"] for line in placed})]
     return [
         ("DropCluster does better than no drop layer, all images", _versus([whole], "none")),
         ("DropCluster does better than DropBlock, all images", _versus([whole], "block")),
@@ -144,6 +146,8 @@ def _claims(lines: list[Line]) -> list[tuple[str, Interval | None]]:
         ("DropCluster does better than DropBlock, corrupted test images", _versus(worse, "block")),
         ("learned clusters do better than a fixed grid, mean over all shares", _versus(shares, "grid")),
         ("learned clusters do better than a fixed grid, corrupted test images", _versus(worse, "grid")),
+        ("learned clusters do better than a fixed grid, mean over places, held-out images", _versus(places, "grid")),
+        ("DropCluster does better than DropBlock, mean over places, held-out images", _versus(places, "block")),
     ]
 
 
@@ -291,16 +295,27 @@ def _clustering(lines: list[Line], figure: pathlib.Path) -> list[str]:
 
 
 def _varied(title: str, preface: str) -> Callable[[list[Line], pathlib.Path], list[str]]:
-    """A chapter on a study that varies something: a row for each setting, a column for each method."""
+    """A chapter on a study that varies something: a row for each setting, a column for each method.
+
+    Behind them what DropCluster does better than the others, below them the means over all settings.
+    """
 
     def chapter(lines: list[Line], figure: pathlib.Path) -> list[str]:
         settings = {tuple(line["setting"].values()): line["setting"] for line in lines}
         methods = _methods(lines)
-        rows = [
-            [*map(_value, values), *(_accuracy(_by_seed(_of(lines, **setting), method)) for method in methods)]
-            for values, setting in sorted(settings.items())
-        ]
-        header = [*(name.replace("_", " ") for name in lines[0]["setting"]), *(NAMES[method] for method in methods)]
+        others = [method for method in ("block", "grid") if {method, "cluster"} <= set(methods)]
+
+        def row(names: Iterable[str], groups: Sequence[Sequence[Line]]) -> list[str]:
+            accuracies = [_accuracy(_mean_by_seed(groups, method)) for method in methods]
+            return [*names, *accuracies, *(_told(_versus(groups, other)) for other in others)]
+
+        groups = [_of(lines, **setting) for _, setting in sorted(settings.items())]
+        rows = [row(map(_value, values), [group]) for values, group in zip(sorted(settings), groups, strict=True)]
+        names = [name.replace("_", " ") for name in lines[0]["setting"]]
+        if others:
+            rows.append(row(["mean", *[""] * (len(names) - 1)], groups))
+        against = [f"{NAMES['cluster']} {_MINUS} {NAMES[other]}" for other in others]
+        header = [*names, *(NAMES[method] for method in methods), *against]
         return [f"### {title}\n", f"{preface}\n", *_table(header, rows)]
 
     return chapter
@@ -333,6 +348,7 @@ _CHAPTERS: dict[str, Callable[[list[Line], pathlib.Path], list[str]]] = {
     "placement": _varied("Placement", "Accuracy on the held-out images, by where the drop layers stand."),
     "rate_and_size": _varied("Rate and size", "Accuracy on the held-out images; a cluster has side x side positions."),
     "cadence": _varied("Cadence", "Accuracy on the held-out images, by the steps from one update to the next."),
+    "warm_up": _varied("Warm-up", "Accuracy on the held-out images, by the part of training in which the rate rises."),
     "choices": _choices,
 }
 

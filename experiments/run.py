@@ -26,7 +26,15 @@ from experiments.results import Line
 from experiments.studies import Choice, Job, Scale
 
 StudyName = Literal[
-    "choices", "headline", "limited_data", "corruption", "placement", "rate_and_size", "clustering", "cadence"
+    "choices",
+    "headline",
+    "limited_data",
+    "corruption",
+    "placement",
+    "rate_and_size",
+    "clustering",
+    "cadence",
+    "warm_up",
 ]
 MethodName = Literal["none", "dropout", "spatial", "block", "grid", "cluster"]
 _SMALL_NETWORKS = ("resnet8", "resnet20", "resnet32", "resnet44", "resnet56")

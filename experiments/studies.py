@@ -284,10 +284,31 @@ def cadence(scale: Scale, chosen: Chosen) -> list[Job]:
     )
 
 
+RAMPS = {"at once": (0.0, 0.0), "from 10 to 70 %": (0.1, 0.7), "from 50 to 100 %": (0.5, 1.0)}
+
+
+def warm_up(scale: Scale, chosen: Chosen) -> list[Job]:
+    """When in the course of training the rate rises; clusters are learned from its beginning on."""
+    return _each_seed(
+        scale,
+        "validation",
+        (
+            (
+                method,
+                {"rate_rises": name},
+                with_drop(_method(scale, method, chosen[method]), begin=begin, full=full),
+            )
+            for name, (begin, full) in RAMPS.items()
+            for method in scale.methods
+            if method != "none"
+        ),
+    )
+
+
 Study = Callable[[Scale, Chosen], list[Job]]
 STUDIES: dict[str, Study] = {
     study.__name__: study
-    for study in (choices, headline, limited_data, corruption, placement, rate_and_size, clustering, cadence)
+    for study in (choices, headline, limited_data, corruption, placement, rate_and_size, clustering, cadence, warm_up)
 }
 
 

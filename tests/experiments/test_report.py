@@ -10,7 +10,7 @@ from experiments.report import Options
 
 pytestmark = pytest.mark.xdist_group("experiments.report")
 
-STUDIES = ("limited_data", "corruption", "clustering", "placement", "headline", "rate_and_size", "cadence")
+STUDIES = ("limited_data", "corruption", "clustering", "placement", "headline", "rate_and_size", "cadence", "warm_up")
 
 
 def noisy(group):
