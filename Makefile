@@ -6,6 +6,7 @@ BIN := .venv/bin
 
 train: .venv/.train  ## train ResNet-20 with DropCluster on handwritten digits; results in runs/digits
 	$(BIN)/dropcluster train digits --out runs/digits
+	@echo 'next: $(BIN)/dropcluster clusters runs/digits draws more of its clusters; . $(BIN)/activate leaves out $(BIN)/'
 
 test: .venv/.dev  ## all tests and doctests
 	$(BIN)/python -m pytest -n 2 --dist loadgroup
@@ -30,10 +31,12 @@ clean:
 
 # Installed again whenever what is to be installed has changed.
 .venv/.train: .venv/bin/python pyproject.toml constraints.txt
+	@echo 'installing JAX, Flax and what training takes into .venv: a minute or more'
 	$(BIN)/pip install --quiet --disable-pip-version-check -c constraints.txt -e '.[train,plot]'
 	touch $@
 
 .venv/.dev: .venv/bin/python pyproject.toml constraints.txt
+	@echo 'installing the library and what its tests take into .venv: a minute or more'
 	$(BIN)/pip install --quiet --disable-pip-version-check -c constraints.txt -e '.[dev]'
 	touch $@ .venv/.train
 

@@ -26,6 +26,7 @@ __all__ = [
     "DropPath",
     "Dropout",
     "SpatialDropout",
+    "cluster_inputs",
     "cluster_states",
     "init_clusters",
     "resize_clusters",
@@ -512,6 +513,45 @@ def init_clusters(
     made = flatten_dict(_grid_clusters(model, x, *args, **kwargs))
     there = flatten_dict(dict(variables.get(_COLLECTION, {})))
     return {**variables, _COLLECTION: unflatten_dict({**made, **there})}
+
+
+def cluster_inputs(
+    model: nn.Module,
+    variables: Mapping[str, Any],
+    x: Float[Array, "batch *spatial channels"],
+    *args: Any,
+    **kwargs: Any,
+) -> dict[str, Array]:
+    """What comes to each `DropCluster` layer: with `cluster_states` what `dropcluster_jax.viz` draws.
+
+    Args:
+        model: the network, in evaluation mode: by its default, or by what is given here.
+        variables: its variables.
+        x: an input of the network, `(batch, *spatial, channels)`.
+        args: further arguments of the model's call, as for `model.apply`.
+        kwargs: likewise.
+
+    Returns:
+        For each layer's path, as in `cluster_states`, its activations `(batch, *spatial, channels)`.
+
+    Example:
+        >>> import jax.numpy as jnp
+        >>> from dropcluster_jax import KMeans
+        >>> model = nn.Sequential([nn.Conv(4, (3, 3)), DropCluster(KMeans(num_clusters=4), deterministic=True)])
+        >>> x = jnp.ones((2, 8, 8, 3))
+        >>> {name: maps.shape for name, maps in cluster_inputs(model, model.init(jax.random.key(0), x), x).items()}
+        {'layers_1': (2, 8, 8, 4)}
+    """
+    found: dict[str, Array] = {}
+
+    def note(call: Callable[..., Any], inputs: Any, options: Any, context: Any) -> Any:
+        if isinstance(context.module, DropCluster) and context.method_name == "__call__":
+            found["/".join(context.module.path)] = inputs[0] if inputs else options["x"]
+        return call(*inputs, **options)
+
+    with nn.intercept_methods(note):
+        model.apply(variables, x, *args, **kwargs)
+    return found
 
 
 def resize_clusters(

@@ -8,7 +8,7 @@ import matplotlib
 import numpy as np
 from matplotlib.figure import Figure
 
-from dropcluster_jax.viz import LINE_STYLES
+from dropcluster_jax.viz import line_style
 from experiments.intervals import Interval
 
 Series = Mapping[str, Sequence[Interval | None]]
@@ -26,7 +26,7 @@ def curves(series: Series, differences: Series, x: Sequence[float], labels: tupl
     """
     figure = Figure(figsize=(10, 4.2), layout="constrained")
     left, right = figure.subplots(1, 2)
-    looks = dict(zip(series, LINE_STYLES, strict=False))
+    looks = {name: line_style(number) for number, name in enumerate(series)}
     for axis, drawn, label in ((left, series, labels[1]), (right, differences, labels[2])):
         _draw(axis, drawn, looks, x, log)
         axis.set_xlabel(labels[0])

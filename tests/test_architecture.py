@@ -23,6 +23,7 @@ BELOW = {
     "viz": {"clustering", "extras"},
     "training": {"clustering", "masking", "linen", "models", "data", "viz", "extras"},
     "cli": {"training", "data"},
+    "__main__": {"cli"},
     "__init__": {"clustering", "masking", "uncertainty"},
 }
 LOWER_FLOORS_USE = {"jax", "jaxtyping", "numpy"}

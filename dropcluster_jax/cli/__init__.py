@@ -9,6 +9,7 @@ import sys
 from collections.abc import Callable
 from typing import Annotated
 
+from dropcluster_jax import __version__
 from dropcluster_jax.cli.ending import refuse
 
 Action = Callable[[], None]  # what a command does, once all its arguments are known to be right
@@ -23,9 +24,14 @@ Examples:
   dropcluster train cifar10 --data.dir ~/tensorflow_datasets --model resnet20 --steps 100
   dropcluster clusters runs/digits
   dropcluster runs runs
+  dropcluster --version
 
 The same command again goes on where a run was stopped, and does nothing where it is finished.
 """
+
+_TRAIN = """Train a network from a preset; every value is an option.
+
+`dropcluster train digits --help` names them, and likewise of each preset."""
 
 
 def main(arguments: list[str] | None = None) -> None:
@@ -40,6 +46,9 @@ def main(arguments: list[str] | None = None) -> None:
     from dropcluster_jax.cli import look, train
 
     arguments = sys.argv[1:] if arguments is None else arguments
+    if arguments == ["--version"]:
+        print(f"dropcluster-jax {__version__}")
+        return
     # What else is said of a misspelt option is said of the preset that was named, not of each.
     begin = [word.replace("-", "_") for word in arguments[:2]]
     named = [name for name in PRESETS if begin == ["train", name]]
@@ -187,7 +196,7 @@ def main(arguments: list[str] | None = None) -> None:
     data_commands = tyro.extras.SubcommandApp()
     data_commands.command(help=_about(check, arguments[1:]))(check)
     commands = tyro.extras.SubcommandApp()
-    commands.command(train_commands, name="train", help="Train a network from a preset; every value is an option.")
+    commands.command(train_commands, name="train", help=_TRAIN)
     for command in (evaluate, clusters, plot, runs, presets):
         commands.command(help=_about(command, arguments))(command)
     commands.command(data_commands, name="data", help="Look at a data set.")
@@ -204,8 +213,11 @@ def main(arguments: list[str] | None = None) -> None:
         refuse(str(error))
     try:
         action()
+        sys.stdout.flush()
     except KeyboardInterrupt:
         sys.exit(130)
+    except BrokenPipeError:  # what reads the output has enough, as `head` has
+        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
 
 
 def _about(command: Callable[..., Action], arguments: list[str]) -> str:
@@ -224,5 +236,5 @@ def _check_word(arguments: list[str], place: int, kind: str, known: list[str]) -
     if len(arguments) <= place or arguments[place].startswith("-") or arguments[place] in known:
         return
     meant = difflib.get_close_matches(arguments[place], known, n=1)
-    hint = f"; did you mean {meant[0]}? All are:" if meant else ":"
+    hint = f"; did you mean {meant[0]}? There are:" if meant else ":"
     refuse(f"no {kind} is called {arguments[place]!r}{hint} {', '.join(dict.fromkeys(map(_typed, known)))}")

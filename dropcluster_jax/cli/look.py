@@ -15,7 +15,6 @@ if TYPE_CHECKING:
     from dropcluster_jax.training.loop import Record
 
 _SEVERITIES = 5
-_PLAIN_WIDTH = 240  # characters of a table that goes into a file
 
 
 def evaluate(folder: pathlib.Path, corruptions: bool, best: bool, data_dir: pathlib.Path | None, as_json: bool) -> None:
@@ -23,7 +22,7 @@ def evaluate(folder: pathlib.Path, corruptions: bool, best: bool, data_dir: path
     from dropcluster_jax.data import CORRUPTIONS, BadImageError
     from dropcluster_jax.training.checkpoints import NoSoundCheckpointError
     from dropcluster_jax.training.compilation import keep_compiled
-    from dropcluster_jax.training.folder import write_json
+    from dropcluster_jax.training.folder import with_known, write_json
     from dropcluster_jax.training.progress import Parts
     from dropcluster_jax.training.saved import evaluate_run
 
@@ -42,6 +41,7 @@ def evaluate(folder: pathlib.Path, corruptions: bool, best: bool, data_dir: path
 
         try:
             results = evaluate_run(folder, best=best, corruptions=names, data_dir=data_dir, report=report, say=_aside)
+            results = with_known(folder, results)
             write_json(folder / "evaluation.json", results)
         except (ValueError, TypeError, OSError, ImportError, BadImageError, NoSoundCheckpointError) as error:
             refuse(reason(error))
@@ -75,12 +75,15 @@ def clusters(
 
 def plot(folders: Sequence[pathlib.Path], out: pathlib.Path) -> None:
     """Draw the learning curves of runs, and say where the picture is."""
+    from dropcluster_jax.training.layers import DPI
     from dropcluster_jax.training.pictures import draw_curves_of
 
     for folder in folders:
         _check_run(folder)
+    if not out.suffix:
+        out = out.with_suffix(".png")
     try:
-        draw_curves_of(folders).savefig(out, dpi=130)
+        draw_curves_of(folders).savefig(out, dpi=DPI)
     except (ValueError, OSError, ImportError) as error:  # an ending that Matplotlib has no format for is a ValueError
         refuse(str(error))
     _say_where([out])
@@ -99,9 +102,12 @@ def runs(folder: pathlib.Path, as_json: bool) -> None:
         return
     _table(
         ["run", "method", "rate", "data", "model", "seed", "step", "accuracy", "time"],
-        [[run["run"], run["error"]] if "error" in run else _row(run) for run in found],
+        [_row(run) for run in found if "error" not in run],
         right=("rate", "seed", "step", "accuracy", "time"),
     )
+    for run in found:
+        if "error" in run:
+            print(f"{run['run']} cannot be read: {run['error']}", file=sys.stderr)
 
 
 def check(name: str, data: "DataConfig", batch_size: int, seed: int, out: pathlib.Path | None, as_json: bool) -> None:
@@ -171,7 +177,7 @@ def _row(run: dict[str, Any]) -> list[str]:
     ]
 
 
-def _table(header: Sequence[str], rows: Iterable[Sequence[str]], right: Sequence[str]) -> None:
+def _table(header: Sequence[str], rows: Sequence[Sequence[str]], right: Sequence[str]) -> None:
     """As wide as the terminal; as wide as it needs elsewhere."""
     from rich.console import Console
     from rich.table import Table
@@ -181,21 +187,23 @@ def _table(header: Sequence[str], rows: Iterable[Sequence[str]], right: Sequence
         column.justify = "right" if column.header in right else "left"
     for row in rows:
         table.add_row(*row)
-    console = Console(highlight=False, markup=False)
+    console = Console(highlight=False, markup=False, emoji=False)
     if not console.is_terminal:
-        console.width = _PLAIN_WIDTH
+        console.width = sum(max(map(len, column)) + 2 for column in zip(header, *rows, strict=True))
     console.print(table)
 
 
 def _check_run(folder: pathlib.Path) -> None:
     """Refuse a folder that holds no run, and say which may have been meant."""
-    if (folder / "config.json").is_file():
+    from dropcluster_jax.training.folder import is_run
+
+    if is_run(folder):
         return
     inside = [path.parent for path in sorted(folder.glob("*/config.json"))]
     beside = {path.parent.name: path.parent for path in sorted(folder.parent.glob("*/config.json"))}
     meant = inside or [beside[name] for name in difflib.get_close_matches(folder.name, beside, cutoff=0.5)]
     hint = f"did you mean {' or '.join(map(str, meant[:3]))}?" if meant else "`dropcluster runs DIR` lists runs"
-    refuse(f"{folder} holds no run: there is no config.json; {hint}")
+    refuse(f"{folder} holds no run: there is no config.json of one; {hint}")
 
 
 def _say_where(files: Iterable[pathlib.Path]) -> None:

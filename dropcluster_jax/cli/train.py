@@ -43,7 +43,7 @@ def train(
                 print(f"{config.out} holds this run already, finished; give another --out to train again")
                 print(progress.summary(finished, config.out))
             return
-        prepared = run.prepare(config, restart)
+        prepared = run.prepare(config, restart, _note if first else lambda message: None)
         if dry_run:
             from dropcluster_jax.training import dry_run as dry
 
@@ -81,6 +81,10 @@ def train(
         print(f"dropcluster: another process is gone: {str(error).splitlines()[0]}", file=sys.stderr)
         print("start all again: they go on from the last checkpoint", file=sys.stderr)
         leave(1)
+
+
+def _note(message: str) -> None:
+    print(f"dropcluster: note: {message}", file=sys.stderr)
 
 
 def _join(coordinator: str | None, num_processes: int | None, process_id: int | None) -> None:

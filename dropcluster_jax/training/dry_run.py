@@ -7,6 +7,7 @@ import flax.linen as nn
 import jax
 import jax.numpy as jnp
 
+from dropcluster_jax.linen import cluster_states
 from dropcluster_jax.training.build import model_operations
 from dropcluster_jax.training.progress import si
 from dropcluster_jax.training.run import Run
@@ -62,10 +63,14 @@ def _table(run: Run) -> str:
     images = jax.ShapeDtypeStruct((1, *run.dataset.shape), jnp.float32)
     with nn.intercept_methods(note):
         variables = jax.eval_shape(run.model.clone(remat=False).init, jax.random.key(0), images)
-    lines = [f"{'part':16} {'output':>16} {'parameters':>12}"]
+    clusters = {layer: len(found.sizes) for layer, found in cluster_states(variables.get("clusters", {})).items()}
+    lines = [f"{'part':16} {'output':>16} {'parameters':>12} {'clusters':>9}"]
     for name, shape in [("image", run.dataset.shape), *rows]:
         parameters = sum(leaf.size for leaf in jax.tree.leaves(variables["params"].get(name)))
-        lines.append(f"{name:16} {'x'.join(map(str, shape)):>16} {parameters or '':>12{',' if parameters else ''}}")
+        lines.append(
+            f"{name:16} {'x'.join(map(str, shape)):>16} {parameters or '':>12{',' if parameters else ''}} "
+            f"{clusters.get(name, ''):>9}".rstrip()
+        )
     return "\n".join(lines)
 
 

@@ -45,9 +45,18 @@ def holds_run(folder: pathlib.Path) -> bool:
         raise FileExistsError(f"out must be a folder, got the file {folder}")
     if not folder.exists() or not any(folder.iterdir()):
         return False
-    if not (folder / "config.json").is_file():
+    if not is_run(folder):
         raise FileExistsError(f"out must be a new or empty folder or one with a run, but {folder} holds other files")
     return True
+
+
+def is_run(folder: pathlib.Path) -> bool:
+    """Whether a folder is that of a run, by its `config.json`, be it damaged."""
+    written = folder / "config.json"
+    try:
+        return written.is_file() and "drop" in _read_json(written)
+    except ValueError:
+        return True
 
 
 def read_config(folder: pathlib.Path) -> tuple[TrainConfig, dict[str, Any] | None]:
@@ -58,12 +67,15 @@ def read_config(folder: pathlib.Path) -> tuple[TrainConfig, dict[str, Any] | Non
         ValueError: its configuration is damaged, or of a version that has other options.
     """
     written = folder / "config.json"
-    if not written.is_file():
-        raise FileNotFoundError(f"{folder} holds no run: there is no config.json")
+    if not is_run(folder):
+        raise FileNotFoundError(f"{folder} holds no run: there is no config.json of one")
     content = _read_json(written)
     content.pop("version", None)
     dataset = content.pop("dataset", None)
-    return TrainConfig.from_json(content), dataset
+    try:
+        return TrainConfig.from_json(content), dataset
+    except TypeError as error:
+        raise ValueError(f"{written} is damaged: {error}") from None
 
 
 def finished_run(folder: pathlib.Path, config: TrainConfig) -> dict[str, Any] | None:
@@ -177,9 +189,23 @@ def read_records(path: pathlib.Path) -> list[Record]:
     """
     lines = path.read_text().split("\n")[:-1]
     try:
-        return [json.loads(line) for line in lines]
+        records = [json.loads(line) for line in lines]
     except ValueError as error:
         raise ValueError(f"{path} is damaged: {error}") from None
+    if not all(isinstance(record, dict) and "step" in record for record in records):
+        raise ValueError(f"{path} is damaged: a line is no record")
+    return records
+
+
+def with_known(folder: pathlib.Path, evaluation: Mapping[str, Any]) -> dict[str, Any]:
+    """An evaluation without corrupted images, with those that `evaluation.json` has of the same checkpoint."""
+    path = folder / "evaluation.json"
+    if evaluation["corrupted"] or not path.is_file():
+        return dict(evaluation)
+    known = _read_json(path)
+    if known.get("step") != evaluation["step"]:
+        return dict(evaluation)
+    return {**evaluation, **{name: known[name] for name in ("corrupted", "mean_corrupted_accuracy") if name in known}}
 
 
 def write_json(path: pathlib.Path, content: Mapping[str, Any]) -> None:
@@ -195,9 +221,12 @@ def write_json(path: pathlib.Path, content: Mapping[str, Any]) -> None:
 
 def _read_json(path: pathlib.Path) -> dict[str, Any]:
     try:
-        return json.loads(path.read_text())
+        content = json.loads(path.read_text())
     except ValueError as error:
         raise ValueError(f"{path} is damaged: {error}") from None
+    if not isinstance(content, dict):
+        raise ValueError(f"{path} is damaged: it holds no object")
+    return content
 
 
 def _finite(value: Any) -> Any:

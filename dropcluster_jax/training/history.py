@@ -4,7 +4,7 @@ import base64
 import os
 import pathlib
 import zlib
-from collections.abc import Mapping
+from collections.abc import Iterable, Iterator, Mapping
 from typing import Any
 
 import numpy as np
@@ -57,13 +57,19 @@ def read_history(folder: str | os.PathLike[str]) -> dict[str, list[tuple[int, np
     """
     path = pathlib.Path(folder) / FILE
     found: dict[str, list[tuple[int, np.ndarray]]] = {}
-    for line in read_records(path):
-        try:
-            for layer, encoded in line["layers"].items():
-                found.setdefault(layer, []).append((line["step"], _decoded(encoded)))
-        except (ValueError, KeyError, TypeError, zlib.error) as error:
-            raise ValueError(f"{path} is damaged: {error!r}") from None
+    try:
+        for step, labels in steps(read_records(path)):
+            for layer, each in labels.items():
+                found.setdefault(layer, []).append((step, each))
+    except (ValueError, KeyError, TypeError, AttributeError, zlib.error) as error:
+        raise ValueError(f"{path} is damaged: {error!r}") from None
     return found
+
+
+def steps(lines: Iterable[Mapping[str, Any]]) -> Iterator[tuple[int, dict[str, np.ndarray]]]:
+    """Of each line the step, and for each layer its labels."""
+    for line in lines:
+        yield line["step"], {layer: _decoded(encoded) for layer, encoded in line["layers"].items()}
 
 
 def _encoded(labels: np.ndarray) -> dict[str, Any]:

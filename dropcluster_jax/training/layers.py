@@ -8,17 +8,19 @@ import numpy as np
 from jaxtyping import Array, Float, PyTree
 
 from dropcluster_jax.clustering import ClusterState
-from dropcluster_jax.linen import DropCluster, cluster_states
+from dropcluster_jax.linen import DropCluster, cluster_inputs, cluster_states
 from dropcluster_jax.models import ResNet
 from dropcluster_jax.training.loop import agreement_of
 
 if TYPE_CHECKING:
     from matplotlib.figure import Figure
 
+DPI = 130  # of pictures that are written
+
 
 def cluster_layers(model: ResNet, clusters: PyTree) -> dict[str, ClusterState]:
     """The clusters of each place, from the input to the output, on the host; `clusters` is the Flax collection."""
-    states = {_place(layer): state for layer, state in cluster_states(jax.device_get(clusters)).items()}
+    states = {place_of(layer): state for layer, state in cluster_states(_here(clusters)).items()}
     return {place: states[place] for place in model.places if place in states}
 
 
@@ -26,18 +28,8 @@ def activations(
     model: ResNet, variables: PyTree, images: Float[Array, "batch height width channels"]
 ) -> dict[str, np.ndarray]:
     """What comes to each place in evaluation, `(batch, height, width, channels)`, of normalised images; on the host."""
-
-    def captured(variables: PyTree, images: Array) -> Any:
-        _, found = model.apply(
-            variables,
-            images,
-            train=False,
-            capture_intermediates=lambda module, name: isinstance(module, DropCluster) and name == "__call__",
-            mutable=["intermediates"],
-        )
-        return {_place(layer): calls["__call__"][0] for layer, calls in found["intermediates"].items()}
-
-    return jax.device_get(jax.jit(captured)(variables, jnp.asarray(images)))
+    maps = jax.jit(lambda variables, images: cluster_inputs(model, variables, images))(variables, jnp.asarray(images))
+    return {place_of(layer): each for layer, each in jax.device_get(maps).items()}
 
 
 def summarise(model: ResNet, clusters: dict[str, ClusterState]) -> dict[str, dict[str, Any]]:
@@ -69,5 +61,11 @@ def _first(model: ResNet, place: str, shape: tuple[int, ...]) -> ClusterState:
     return jax.device_get(drop.clusterer.init(shape))
 
 
-def _place(layer: str) -> str:
+def _here(tree: PyTree) -> PyTree:
+    """On the host; shapes stay shapes."""
+    return jax.tree.map(lambda leaf: leaf if isinstance(leaf, jax.ShapeDtypeStruct) else jax.device_get(leaf), tree)
+
+
+def place_of(layer: str) -> str:
+    """The place of a network's drop layer; of layers that are not of `dropcluster_jax.models`, the name as it is."""
     return layer.removeprefix("drop_")

@@ -4,11 +4,11 @@ import os
 import pathlib
 from typing import Any
 
-from dropcluster_jax.training.folder import read_config, read_records, read_summary
+from dropcluster_jax.training.folder import is_run, read_config, read_records, read_summary
 
 
 def list_runs(folder: str | os.PathLike[str]) -> list[dict[str, Any]]:
-    """A dict for each run in a folder and the folders within, by their names.
+    """A dict for each run in a folder and the folders within, by their names; links to folders are not followed.
 
     Args:
         folder: to look in.
@@ -29,14 +29,10 @@ def list_runs(folder: str | os.PathLike[str]) -> list[dict[str, Any]]:
     root = pathlib.Path(folder)
     if not root.is_dir():
         raise FileNotFoundError(f"there is no folder {root}")
-    runs = [_described(path.parent) for path in sorted(root.rglob("config.json")) if _is_run(path.parent)]
+    runs = [_described(path.parent) for path in sorted(root.rglob("config.json")) if is_run(path.parent)]
     if not runs:
         raise FileNotFoundError(f"{root} holds no run; `dropcluster train digits --out {root}/digits` makes one")
     return runs
-
-
-def _is_run(folder: pathlib.Path) -> bool:
-    return (folder / "metrics.jsonl").exists() or (folder / "checkpoints").is_dir()
 
 
 def _described(folder: pathlib.Path) -> dict[str, Any]:
@@ -44,9 +40,12 @@ def _described(folder: pathlib.Path) -> dict[str, Any]:
         config, _ = read_config(folder)
         summary = read_summary(folder)
         records = read_records(folder / "metrics.jsonl") if (folder / "metrics.jsonl").is_file() else []
+        tests = [record["accuracy"] for record in records if record["event"] == "test"]
+        seconds = summary["seconds"] if summary is not None else None
     except (ValueError, OSError) as error:
         return {"run": str(folder), "error": str(error)}
-    tests = [record["accuracy"] for record in records if record["event"] == "test"]
+    except KeyError as error:
+        return {"run": str(folder), "error": f"its files are damaged: there is no {error}"}
     return {
         "run": str(folder),
         "method": config.drop.method,
@@ -57,5 +56,5 @@ def _described(folder: pathlib.Path) -> dict[str, Any]:
         "step": records[-1]["step"] if records else 0,
         "finished": summary is not None,
         "test_accuracy": tests[-1] if tests else None,
-        "seconds": summary["seconds"] if summary else None,
+        "seconds": seconds,
     }

@@ -83,7 +83,8 @@ def fit(
             adjusted Rand index), `count` and `skipped`; `"test"` has `loss`, `accuracy`, of 100 classes or more
             `accuracy_top5`, and `count`; `"bad"`, a step whose loss or gradients were not finite, has `bad_steps`, how
             many there were so far.
-        watch: called with the state after each update of its clusters.
+        watch: called with the state after each update of its clusters. Its arrays are given away to the next step:
+            copy what is to stay, by `jax.device_get`.
         parallel: the devices, and how the steps run on them; None is the default device. State and batches lie there.
         save: called with the state after each evaluation, when stopped, and after the last step; never with a state
             that came after a step that was not finite, unless steps made with `skip_nonfinite` left it as it was.

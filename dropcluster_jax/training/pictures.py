@@ -15,14 +15,14 @@ from dropcluster_jax.data import normalize
 from dropcluster_jax.masking import drop_block_mask, drop_cluster_mask, dropout_mask, spatial_dropout_mask
 from dropcluster_jax.training import history, layers
 from dropcluster_jax.training.config import DropConfig
-from dropcluster_jax.training.folder import read_config, read_records
+from dropcluster_jax.training.folder import is_run, read_config, read_records
 from dropcluster_jax.training.run import open_data
 from dropcluster_jax.training.saved import load_run
 
 if TYPE_CHECKING:
     from matplotlib.figure import Figure
 
-_DPI = 130
+_DRAWS = 32
 
 
 def draw_clusters_of(
@@ -51,7 +51,7 @@ def draw_clusters_of(
         `history.png`, `history.gif` and `quality.png`.
 
     Raises:
-        ValueError: the run has no clusters.
+        ValueError: the run has no clusters, or `out` is a file.
         FileNotFoundError, NoSoundCheckpointError, ImportError: as of `load_run` and `run.prepare`.
     """
     from dropcluster_jax import viz
@@ -60,6 +60,9 @@ def draw_clusters_of(
     config, _ = read_config(path)
     if config.drop.method != "cluster":
         raise ValueError(f"{path} has no clusters: it was trained with drop.method {config.drop.method}")
+    pictures = pathlib.Path(out) if out is not None else path / "pictures"
+    if pictures.exists() and not pictures.is_dir():
+        raise ValueError(f"out must be a folder, got the file {pictures}")
     tell("opening the run")
     run = load_run(path, best=best, say=say)
     if data_dir is not None:
@@ -68,51 +71,58 @@ def draw_clusters_of(
     _, road = open_data(config)
     images = np.asarray(road.probe(config.drop.probe_size, 0)["image"])
     tell("drawing")
+    files = []
+
+    def save(name: str, figure: "Figure") -> None:
+        pictures.mkdir(parents=True, exist_ok=True)
+        files.append(pictures / name)
+        figure.savefig(files[-1], dpi=layers.DPI)
+
+    name = f"{config.model} on {config.data.name}"
     found = layers.cluster_layers(run.model, run.variables["clusters"])
     maps = layers.activations(run.model, run.variables, normalize(images, run.mean, run.std))
-    title = f"{config.model} on {config.data.name}, step {run.step:,}"
-    figures = {"clusters.png": viz.cluster_figure({place: (found[place], maps[place]) for place in found}, title=title)}
-    for place, clusters in found.items():
-        masks = example_masks(maps[place][:1], clusters, rate, config.drop)
-        figures[f"masks-{place}.png"] = viz.mask_figure(
-            maps[place][0], masks, np.asarray(clusters.labels), images[0], title=f"{place}, asked to drop {rate:g}"
-        )
-
-    pictures = pathlib.Path(out) if out is not None else path / "pictures"
-    pictures.mkdir(parents=True, exist_ok=True)
-    animated = []
-    if (path / history.FILE).is_file():
-        labels = history.read_history(path)
-        figures["history.png"] = viz.cluster_history_figure(labels, title=f"{config.model} on {config.data.name}")
-        tell("drawing the animation")
-        viz.cluster_animation(pictures / "history.gif", labels, title=config.data.name)
-        animated.append(pictures / "history.gif")
+    both = {place: (clusters, maps[place]) for place, clusters in found.items()}
+    save("clusters.png", viz.cluster_figure(both, title=f"{name}, step {run.step:,}"))
+    for place, (clusters, x) in both.items():
+        title = f"{place}: one image, one draw at the rate {rate:g}"
+        masks = _masks(x[:1], clusters, rate, config.drop)
+        save(f"masks-{place}.png", viz.mask_figure(x[0], masks, np.asarray(clusters.labels), images[0], title=title))
     records = read_records(path / "metrics.jsonl")
     if any(record["event"] == "clusters" for record in records):
-        figures["quality.png"] = viz.quality_figure(records, title=f"{config.model} on {config.data.name}")
-    for name, figure in figures.items():
-        figure.savefig(pictures / name, dpi=_DPI)
-    return sorted([*(pictures / name for name in figures), *animated])
+        save("quality.png", viz.quality_figure(records, title=name))
+    if (path / history.FILE).is_file() and (labels := history.read_history(path)):
+        if config.drop.per_channel:
+            name += ", channel 0"
+        save("history.png", viz.cluster_history_figure(labels, title=name))
+        tell("drawing the animation")
+        files.append(pictures / "history.gif")
+        viz.cluster_animation(files[-1], labels, title=name)
+    return sorted(files)
 
 
-def example_masks(x: np.ndarray, clusters: ClusterState, rate: float, drop: DropConfig) -> dict[str, np.ndarray]:
+def _masks(x: np.ndarray, clusters: ClusterState, rate: float, drop: DropConfig) -> dict[str, np.ndarray]:
     """What each method would drop of one example: a mask `(height, width, channels or 1)` for its name.
 
-    Args:
-        x: activations `(1, height, width, channels)`.
-        clusters: of the layer.
-        rate: the share that is dropped, in [0, 1].
-        drop: the size of blocks, and whether each channel has its own.
+    Of several draws the one whose share is nearest to the rate, over all channels and over the two that are drawn.
     """
-    key, units, clusters = jax.random.key(0), jnp.asarray(x), jax.device_put(clusters)
+    units, clusters = jnp.asarray(x), jax.device_put(clusters)
     side = min(drop.block_size, *x.shape[1:3])
-    masks = {
-        "dropout": dropout_mask(key, units, rate),
-        "spatial dropout": spatial_dropout_mask(key, units, rate),
-        f"DropBlock {side}x{side}": drop_block_mask(key, units, rate, block_size=side, per_channel=drop.per_channel),
-        "DropCluster": drop_cluster_mask(key, units, rate, clusters),
+    drawn = np.argsort(x[0].std(axis=(0, 1)), kind="stable")[-2:]
+    methods: dict[str, Callable[[jax.Array], jax.Array]] = {
+        "dropout": lambda key: dropout_mask(key, units, rate),
+        "spatial dropout": lambda key: spatial_dropout_mask(key, units, rate),
+        f"DropBlock {side}x{side}": lambda key: drop_block_mask(
+            key, units, rate, block_size=side, per_channel=drop.per_channel
+        ),
+        "DropCluster": lambda key: drop_cluster_mask(key, units, rate, clusters, min_explained=drop.min_explained),
     }
-    return {name: np.asarray(mask)[0] for name, mask in masks.items()}
+    found = {}
+    for name, draw in methods.items():
+        masks = np.asarray(jax.vmap(draw)(jax.random.split(jax.random.key(0), _DRAWS)))[:, 0]
+        masks = np.broadcast_to(masks, (_DRAWS, *x.shape[1:]))
+        shares = [1 - masks.mean(axis=(1, 2, 3)), 1 - masks[..., drawn].mean(axis=(1, 2, 3))]
+        found[name] = masks[np.argmin(sum(np.abs(share - rate) for share in shares))]
+    return found
 
 
 def draw_curves_of(folders: Iterable[str | os.PathLike[str]]) -> "Figure":
@@ -128,9 +138,12 @@ def draw_curves_of(folders: Iterable[str | os.PathLike[str]]) -> "Figure":
     """
     from dropcluster_jax.viz import curve_figure
 
-    paths = [pathlib.Path(folder) for folder in folders]
+    paths = list(dict.fromkeys(pathlib.Path(folder) for folder in folders))
     for path in paths:
-        read_config(path)
+        if not is_run(path):
+            raise FileNotFoundError(f"{path} holds no run: there is no config.json of one")
+        if not (path / "metrics.jsonl").is_file():
+            raise ValueError(f"{path} has nothing to draw yet: there is no metrics.jsonl")
     names = [path.resolve().name for path in paths]
     if len(set(names)) < len(names):
         names = [str(path) for path in paths]

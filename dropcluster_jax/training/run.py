@@ -91,12 +91,13 @@ class Stopped(Exception):
         self.name, self.status, self.step, self.checkpoint = name, status, step, checkpoint
 
 
-def prepare(config: TrainConfig, restart: bool = False) -> Run:
+def prepare(config: TrainConfig, restart: bool = False, say: Callable[[str], None] = lambda message: None) -> Run:
     """Make all that a run needs, so that whatever is wrong with its configuration shows before it begins.
 
     Args:
         config: of the run.
         restart: whether a run that the output folder holds, of whatever configuration, is going to be removed.
+        say: called with what may not have been meant.
 
     Raises:
         ValueError, TypeError: a value that cannot be, with its name.
@@ -124,6 +125,13 @@ def prepare(config: TrainConfig, restart: bool = False) -> Run:
     # Only now do the layers meet their maps: a block larger than one shows here.
     state = jax.eval_shape(steps.init, jax.random.key(0), run.example())
     jax.eval_shape(parallel.compile(steps).train, state, run.example())
+    if config.drop.rate:
+        for place, clusters in layers.cluster_layers(model, state.clusters).items():
+            if len(clusters.sizes) == 1:
+                say(
+                    f"{place} has a single cluster, its whole map of {'x'.join(map(str, clusters.labels.shape[:-1]))}: "
+                    f"drop.cluster_size, {config.drop.cluster_size:g}, is large for it"
+                )
     return run
 
 
@@ -216,7 +224,11 @@ def execute(
             if state.clusters:
                 labels = stack.enter_context(RecordFile(run.folder / history.FILE, about.get("labels", 0)))
             if config.tensorboard:
-                board = stack.enter_context(tensorboard.TensorBoard(run.folder / "tensorboard", int(state.step)))
+                board = stack.enter_context(tensorboard.TensorBoard(run.folder / "tensorboard"))
+                for record in metrics.records():
+                    board(record)
+                for step, known in history.steps(labels.records() if labels else []):
+                    board.draw(step, known)
 
         def report(record: Record) -> None:
             last[record["event"]] = record
@@ -232,7 +244,7 @@ def execute(
             if board:
                 board.watch(state)
 
-        if restored is None and state.clusters:
+        if labels and not labels.records():
             watch(state)
 
         def skipped() -> list[str]:
@@ -293,11 +305,13 @@ def execute(
         "skipped": left_out,
         "clusters": layers.summarise(run.model, layers.cluster_layers(run.model, state.clusters)),
     }
-    if state.clusters and importlib.util.find_spec("matplotlib"):
+    if state.clusters and not importlib.util.find_spec("matplotlib"):
+        say('no clusters.png, as Matplotlib is not installed: pip install "dropcluster-jax[plot]"')
+    elif state.clusters:
         images = normalize(_here(batch["image"]), run.dataset.mean, run.dataset.std)
         title = f"Learned clusters: {config.model} on {config.data.name}, step {run.num_steps}"
         figure = layers.draw(run.model, jax.device_get(state.variables()), images, title)
-        figure.savefig(run.folder / "clusters.png", dpi=130)
+        figure.savefig(run.folder / "clusters.png", dpi=layers.DPI)
     write_json(run.folder / "summary.json", summary)
     return summary
 

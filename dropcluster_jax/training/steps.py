@@ -1,5 +1,6 @@
 """The pure steps of a training: initialise, train, update the clusters, evaluate. No loop, no device, no file."""
 
+import inspect
 from collections.abc import Callable, Mapping
 from typing import Any, NamedTuple
 
@@ -169,10 +170,11 @@ def make_steps(
         The steps; equal states and batches give equal results.
 
     Raises:
-        TypeError: `rate` is neither a number nor callable, nor a mapping to numbers.
+        TypeError: `rate` is neither a number nor callable, nor a mapping to numbers; the model takes no `train` or
+            `rate`.
         ValueError: `rate` is a number outside [0, 1], `label_smoothing` or `average` one outside [0, 1), `accumulate`
-            less than 1; when initialising, the model has variables of a collection other than `params`,
-            `batch_stats` and `clusters`; when training, `accumulate` does not divide the batch.
+            less than 1; when initialising, a batch without image or label, or a model with variables of a collection
+            other than `params`, `batch_stats` and `clusters`; when training, `accumulate` does not divide the batch.
 
     References:
         Szegedy et al., "Rethinking the Inception Architecture for Computer Vision", CVPR 2016, arXiv:1512.00567,
@@ -206,6 +208,13 @@ def make_steps(
             raise ValueError(f"{name} must be at least 0 and below 1, got {value}")
     if accumulate < 1:
         raise ValueError(f"accumulate must be at least 1, got {accumulate}")
+    takes = inspect.signature(model.__call__).parameters
+    missing = [name for name in ("train", "rate") if name not in takes]
+    if missing and not any(each.kind is each.VAR_KEYWORD for each in takes.values()):
+        raise TypeError(
+            f"model must take train= and rate= at its call, and update_clusters= if it has clusters; "
+            f"{type(model).__name__} does not take {' and '.join(missing)}"
+        )
 
     def prepare(images: Array) -> Array:
         return images if preprocess is None else preprocess(images)
@@ -214,6 +223,9 @@ def make_steps(
         return tree if axis_name is None else reduce(tree, axis_name)
 
     def init(key: Array, batch: Batch) -> TrainState:
+        if not isinstance(batch, Mapping) or not {"image", "label"} <= set(batch):
+            got = sorted(batch) if isinstance(batch, Mapping) else type(batch).__name__
+            raise ValueError(f"batch must be a dict with 'image' and 'label', got {got}")
         init_key, key = jax.random.split(key)
         variables = dict(model.init(init_key, prepare(batch["image"]), train=False))
         params = variables.pop("params")

@@ -11,12 +11,11 @@ from dropcluster_jax.viz.clusters import (
     cluster_history_figure,
     draw_clusters,
 )
-from dropcluster_jax.viz.curves import LINE_STYLES, curve_figure, quality_figure
+from dropcluster_jax.viz.curves import curve_figure, line_style, quality_figure
 from dropcluster_jax.viz.images import corruption_figure, image_figure
 from dropcluster_jax.viz.masks import mask_figure
 
 __all__ = [
-    "LINE_STYLES",
     "cluster_animation",
     "cluster_figure",
     "cluster_history_figure",
@@ -24,6 +23,7 @@ __all__ = [
     "curve_figure",
     "draw_clusters",
     "image_figure",
+    "line_style",
     "mask_figure",
     "pixels",
     "quality_figure",

@@ -54,10 +54,8 @@ def draw_lines(axis: Any, labels: np.ndarray) -> None:
     from matplotlib import patheffects
     from matplotlib.collections import LineCollection
 
-    down = np.argwhere(labels[1:] != labels[:-1])
-    right = np.argwhere(labels[:, 1:] != labels[:, :-1])
-    lines = [((x - 0.5, y + 0.5), (x + 0.5, y + 0.5)) for y, x in down]
-    lines += [((x + 0.5, y - 0.5), (x + 0.5, y + 0.5)) for y, x in right]
+    lines = [((x - 0.5, y + 0.5), (end + 0.5, y + 0.5)) for y, x, end in _runs(labels[1:] != labels[:-1])]
+    lines += [((x + 0.5, y - 0.5), (x + 0.5, end + 0.5)) for x, y, end in _runs((labels[:, 1:] != labels[:, :-1]).T)]
     rim = [patheffects.Stroke(linewidth=3.2, foreground="black"), patheffects.Normal()]
     axis.add_collection(LineCollection(lines, colors="white", linewidths=1.6, capstyle="round", path_effects=rim))
     axis.set_xticks([])
@@ -67,3 +65,10 @@ def draw_lines(axis: Any, labels: np.ndarray) -> None:
 def show_image(axis: Any, image: np.ndarray) -> None:
     """An image, uint8 `(height, width, 1 or 3)`."""
     axis.imshow(image[..., 0] if image.shape[-1] == 1 else image, cmap="gray", vmin=0, vmax=255)
+
+
+def _runs(there: np.ndarray) -> list[tuple[int, int, int]]:
+    """Of each row the first and the last place of each run of what is true."""
+    edges = np.diff(np.pad(there.astype(np.int8), ((0, 0), (1, 1))), axis=1)
+    begins, ends = np.argwhere(edges == 1), np.argwhere(edges == -1)
+    return [(int(row), int(begin), int(end) - 1) for (row, begin), (_, end) in zip(begins, ends, strict=True)]

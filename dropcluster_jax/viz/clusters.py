@@ -32,6 +32,7 @@ def cluster_figure(
         A figure with a row for each layer and a column for each channel.
 
     Raises:
+        TypeError: a layer is no pair of a `ClusterState` and activations.
         ValueError: there is no layer, or a map has not two spatial dimensions.
 
     Example:
@@ -44,6 +45,12 @@ def cluster_figure(
     """
     if not layers:
         raise ValueError("layers holds no layer with clusters")
+    for name, layer in layers.items():
+        if not isinstance(layer, tuple) or len(layer) != 2 or not isinstance(layer[0], ClusterState):
+            raise TypeError(
+                f"layers must hold (clusters, activations) for {name}: a ClusterState, as cluster_states gives it, "
+                f"and an array; got {type(layer).__name__}"
+            )
     columns = max(min(channels, x.shape[-1]) for _, x in layers.values())
     figure = new_figure(2.3 * columns + 1.0, 2.6 * len(layers) + 0.6)
     axes = figure.subplots(len(layers), columns, squeeze=False)
@@ -84,8 +91,8 @@ def draw_clusters(axis: Any, values: np.ndarray, labels: np.ndarray, scaled: boo
         >>> from matplotlib.figure import Figure
         >>> axis = Figure().subplots()
         >>> draw_clusters(axis, np.eye(4), np.arange(16).reshape(4, 4) // 8)
-        >>> len(axis.collections[0].get_segments())
-        4
+        >>> axis.collections[0].get_segments()[0].tolist()  # from (x, y) to (x, y)
+        [[-0.5, 1.5], [3.5, 1.5]]
     """
     axis.imshow(unit_range(values) if scaled else values, cmap="cividis", vmin=0, vmax=1)
     draw_lines(axis, labels)
@@ -99,15 +106,16 @@ def cluster_history_figure(history: History, columns: int = 6, channel: int = 0,
     Args:
         history: for each layer's name its `(step, labels)`, the first first; labels are integers
             `(height, width, 1)`, or `(height, width, channels)` where channels have clusters of their own.
-        columns: how many of the updates to draw: the first, the last, and others between.
-        channel: which channel's clusters, where they have their own.
+        columns: how many of the updates to draw, at least 1: the last, the first two, and others between.
+        channel: which channel's clusters, from 0, where they have their own.
         title: over the figure.
 
     Returns:
         A figure with an axis for each layer and update.
 
     Raises:
-        ValueError: there is no layer, one without labels, or a map has not two spatial dimensions.
+        ValueError: there is no layer, one without labels, no such channel, or maps are not of one shape with two
+            spatial dimensions; `columns` is below 1.
 
     Example:
         >>> tiles = np.arange(16).reshape(4, 4, 1) // 4
@@ -118,7 +126,8 @@ def cluster_history_figure(history: History, columns: int = 6, channel: int = 0,
     maps = _maps(history, channel)
     chosen = {name: _some(len(labels), columns) for name, labels in maps.items()}
     width = max(map(len, chosen.values()))
-    figure = new_figure(1.9 * width + 0.6, 2.2 * len(maps) + 0.4)
+    height = sum(1.9 * min(2.0, labels[0].shape[0] / labels[0].shape[1]) + 0.3 for labels in maps.values())
+    figure = new_figure(1.9 * width + 0.6, height + 0.4)
     axes = figure.subplots(len(maps), width, squeeze=False)
     for row, (name, labels) in zip(axes, maps.items(), strict=True):
         for axis, number in zip(row, chosen[name], strict=False):
@@ -148,16 +157,17 @@ def cluster_animation(
         path: of the GIF.
         history: for each layer's name its `(step, labels)`, as for `cluster_history_figure`; all layers at the same
             steps.
-        frames: how many of the updates to show: the first, the last, and others between.
+        frames: how many of the updates to show, at least 1: the last, the first two, and others between.
         seconds: how long each is shown; the last four times as long.
-        channel: which channel's clusters, where they have their own.
+        channel: which channel's clusters, from 0, where they have their own.
         title: before the step.
 
     Returns:
         The figure of the last frame.
 
     Raises:
-        ValueError: there is no layer, layers have other steps, or a map has not two spatial dimensions.
+        ValueError: there is no layer, layers have other steps, no such channel, or maps are not of one shape with two
+            spatial dimensions; `frames` is below 1.
         OSError: the file cannot be written.
 
     Example:
@@ -185,7 +195,7 @@ def cluster_animation(
             axis.set_title(name, fontsize=10)
         step = f"step {steps[number]:,}"
         figure.suptitle(f"{title}, {step}" if title else step, fontsize=11)
-        images.append(Image.fromarray(pixels(figure)).quantize(64))
+        images.append(Image.fromarray(pixels(figure)).quantize(256))
     durations = [round(1000 * seconds)] * (len(images) - 1) + [round(4000 * seconds)]
     images[0].save(path, format="GIF", save_all=True, append_images=images[1:], duration=durations, loop=0)
     return figure
@@ -199,17 +209,23 @@ def _maps(history: History, channel: int) -> dict[str, list[np.ndarray]]:
     for name, updates in history.items():
         if not updates:
             raise ValueError(f"history holds no labels of {name}")
-        if len(shape := np.shape(updates[0][1])) != 3:
-            raise ValueError(f"{name} must have maps of two spatial dimensions to be drawn, got {shape[:-1]}")
-        own = [np.asarray(labels)[..., channel if labels.shape[-1] > 1 else 0] for _, labels in updates]
+        own = [np.asarray(labels) for _, labels in updates]
+        if own[0].ndim != 3:
+            raise ValueError(f"{name} must have maps of two spatial dimensions to be drawn, got {own[0].shape[:-1]}")
+        if any(labels.shape != own[0].shape for labels in own):
+            raise ValueError(f"{name} must have maps of one shape, got {sorted({labels.shape for labels in own})}")
+        groups = own[0].shape[-1]
+        if not 0 <= channel < groups and groups > 1:
+            raise ValueError(f"channel must be from 0 to {groups - 1} for {name}, got {channel}")
+        own = [labels[..., channel if groups > 1 else 0] for labels in own]
         maps[name] = [own[0]]
         for labels in own[1:]:
-            maps[name].append(_renumbered(maps[name][-1], labels))
+            maps[name].append(renumbered(maps[name][-1], labels))
     return maps
 
 
-def _renumbered(before: np.ndarray, labels: np.ndarray) -> np.ndarray:
-    """The labels with the numbers of those before that share the most positions, each taken once."""
+def renumbered(before: np.ndarray, labels: np.ndarray) -> np.ndarray:
+    """The labels `(height, width)` with the numbers of those before that share the most positions, each taken once."""
     from scipy.optimize import linear_sum_assignment
 
     number_of_clusters = max(before.max(), labels.max()) + 1
@@ -227,5 +243,9 @@ def _draw_shaded(axis: Any, labels: Sequence[np.ndarray], number: int) -> None:
 
 
 def _some(number: int, most: int) -> list[int]:
-    """So many of the first numbers at most, evenly: the first, the last, and others between."""
-    return sorted({round(i) for i in np.linspace(0, number - 1, min(number, most))})
+    """So many of the first numbers at most: the last, the first two (the grid, and what was first learned), others."""
+    if most < 1:
+        raise ValueError(f"at least one update must be drawn, got {most}")
+    if most < 4 or number <= most:
+        return sorted({round(i) for i in np.linspace(number - 1, 0, min(number, most))})
+    return [0, *sorted({round(i) for i in np.linspace(1, number - 1, most - 1)})]

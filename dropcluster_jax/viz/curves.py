@@ -11,19 +11,30 @@ if TYPE_CHECKING:
 
 Records = Sequence[Mapping[str, Any]]
 
-# Told apart also in grey and by the colour-blind: Okabe and Ito's colours, each with a marker and dashes of its own.
-LINE_STYLES: tuple[dict[str, Any], ...] = tuple(
-    {"color": color, "marker": marker, "linestyle": dashes, "markersize": 5}
-    for color, marker, dashes in (
-        ("#000000", "o", "-"),
-        ("#E69F00", "s", "--"),
-        ("#56B4E9", "^", "-."),
-        ("#009E73", "D", ":"),
-        ("#CC79A7", "v", (0, (5, 1))),
-        ("#0072B2", "P", (0, (1, 1))),
-        ("#D55E00", "X", (0, (3, 1, 1, 1))),
-    )
-)
+# Told apart also in grey and by the colour-blind: Okabe and Ito's colours, each with a marker, and dashes.
+_COLORS = ("#000000", "#E69F00", "#56B4E9", "#009E73", "#CC79A7", "#0072B2", "#D55E00")
+_MARKERS = ("o", "s", "^", "D", "v", "P", "X")
+_DASHES = ("-", "--", "-.", ":", (0, (5, 1)), (0, (1, 1)), (0, (3, 1, 1, 1)))
+
+
+def line_style(number: int) -> dict[str, Any]:
+    """The look of a line of a plot: 49 can be told apart, also without colour.
+
+    Args:
+        number: of the line, from 0.
+
+    Returns:
+        `color`, `marker`, `linestyle` and `markersize`, as Matplotlib's `plot` takes them.
+
+    Example:
+        >>> line_style(0)
+        {'color': '#000000', 'marker': 'o', 'linestyle': '-', 'markersize': 5}
+        >>> line_style(7)["marker"], line_style(7)["linestyle"]
+        ('o', '--')
+    """
+    turn, place = divmod(number, len(_MARKERS))
+    dashes = _DASHES[(place + turn) % len(_DASHES)]
+    return {"color": _COLORS[place], "marker": _MARKERS[place], "linestyle": dashes, "markersize": 5}
 
 
 def curve_figure(runs: Mapping[str, Records], title: str | None = None) -> "Figure":
@@ -115,7 +126,7 @@ def _line(axis: "Axes", number: int, name: str, points: Sequence[tuple[float, fl
     """What was not finite is null in JSON, and a gap here."""
     values = [float("nan") if value is None else value for _, value in points]
     every = max(1, len(points) // 8)  # markers, so that they do not hide the line
-    look = {**LINE_STYLES[number % len(LINE_STYLES)], "markevery": every}
+    look = {**line_style(number), "markevery": every}
     axis.plot([step for step, _ in points], values, label=name, **look)
 
 
@@ -136,5 +147,7 @@ def _finish(axis: "Axes", label: str) -> None:
 
 def _legend(figure: "Figure", axis: "Axes") -> None:
     """Below the axes, where it hides nothing."""
-    handles, names = axis.get_legend_handles_labels()
-    figure.legend(handles, names, loc="outside lower center", ncols=min(4, len(names)), frameon=False, fontsize=9)
+    # Matplotlib reads mathematics into "$", and leaves out what begins with "_".
+    names = [str(line.get_label()).replace("$", r"\$") for line in axis.lines]
+    names = [f" {name}" if name.startswith("_") else name for name in names]
+    figure.legend(axis.lines, names, loc="outside lower center", ncols=min(4, len(names)), frameon=False, fontsize=9)

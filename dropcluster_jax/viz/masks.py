@@ -38,7 +38,8 @@ def mask_figure(
         share that it drops.
 
     Raises:
-        ValueError: there is no mask, one does not fit the activations, or these have not two spatial dimensions.
+        ValueError: there is no mask, one or the labels do not fit the activations, or these have not two spatial
+            dimensions.
 
     Example:
         >>> x = np.arange(48.0).reshape(4, 4, 3)
@@ -46,8 +47,6 @@ def mask_figure(
         >>> [axis.get_title() for axis in figure.axes]
         ['activations', 'DropBlock\n38 % dropped']
     """
-    from matplotlib import colormaps
-
     x = np.asarray(x, np.float32)
     if x.ndim != 3:
         raise ValueError(f"x must be of one example, (height, width, channels), to be drawn, got {x.shape}")
@@ -61,8 +60,12 @@ def mask_figure(
             raise ValueError(f"the mask of {name} must be broadcastable to {x.shape}, got {np.shape(mask)}") from None
 
     chosen = np.sort(np.argsort(x.std(axis=(0, 1)), kind="stable")[::-1][:channels])
+    if labels is not None and np.shape(labels)[:2] != x.shape[:2]:
+        raise ValueError(f"labels must be of a map {x.shape[:2]}, got {np.shape(labels)}")
     first = int(image is not None)
     figure = new_figure(1.75 * (first + 1 + len(masks)) + 0.3, 1.8 * len(chosen) + 0.7)
+    from matplotlib import colormaps  # `new_figure` has said what to do where it is not installed
+
     axes = figure.subplots(len(chosen), first + 1 + len(masks), squeeze=False)
     columns = [("activations", np.ones(x.shape, bool)), *kept.items()]
     if image is not None:

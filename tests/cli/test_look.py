@@ -4,6 +4,7 @@ import io
 import json
 import re
 import shutil
+import subprocess
 import sys
 
 import jax.numpy as jnp
@@ -12,8 +13,9 @@ import pytest
 from commands import command, one_run, records
 from PIL import Image
 
+import dropcluster_jax as dc
 from dropcluster_jax.cli import look
-from dropcluster_jax.training import read_history
+from dropcluster_jax.training import load_run, read_history
 from dropcluster_jax.training.config import PRESETS
 
 
@@ -108,9 +110,6 @@ def test_the_clusters_of_a_run_are_drawn(finished, tmp_path, capsys):
 
 @one_run
 def test_the_history_of_a_run_begins_with_the_grid_and_ends_with_its_clusters(finished):
-    import dropcluster_jax as dc
-    from dropcluster_jax.training import load_run
-
     folder, _ = finished
     loaded, labels = load_run(folder), read_history(folder)
     assert list(labels) == ["stage1", "stage2"]
@@ -176,9 +175,60 @@ def test_runs_are_listed_with_what_they_are_and_how_they_went(finished, tmp_path
     assert not unfinished["finished"] and unfinished["seconds"] is None
     assert "config.json is damaged" in damaged["error"]
     assert command("runs", str(tmp_path)) == 0
-    lines = capsys.readouterr().out.splitlines()
+    said = capsys.readouterr()
+    assert said.err.startswith(f"{tmp_path / 'c'} cannot be read: ")
+    lines = said.out.splitlines()
     assert lines[0].split() == ["run", "method", "rate", "data", "model", "seed", "step", "accuracy", "time"]
     assert f"{100 * summary['test_accuracy']:.2f} %" in lines[1] and "not finished" in lines[2]
+
+
+@one_run
+@pytest.mark.parametrize(
+    ("name", "content"),
+    [
+        ("config.json", '{"drop": 3}'),
+        ("config.json", '{"drop": {}, "seed": "x"}'),
+        ("summary.json", "{}"),
+        ("summary.json", "[]"),
+        ("metrics.jsonl", "null\n"),
+        ("metrics.jsonl", '{"step": 1}\n'),
+    ],
+)
+def test_a_run_that_cannot_be_read_is_listed_with_the_reason(name, content, finished, tmp_path, capsys):
+    shutil.copytree(finished[0], tmp_path / "run")
+    (tmp_path / "run" / name).write_text(content)
+    assert command("runs", str(tmp_path), "--json") == 0
+    (found,) = json.loads(capsys.readouterr().out)
+    assert set(found) == {"run", "error"} and "damaged" in found["error"]
+
+
+@one_run
+def test_a_clean_evaluation_keeps_what_was_measured_under_corruptions(finished, tmp_path, capsys, monkeypatch):
+    monkeypatch.setattr("dropcluster_jax.data.CORRUPTIONS", ("contrast",))
+    shutil.copytree(finished[0], tmp_path / "run")
+    assert command("evaluate", str(tmp_path / "run"), "--corruptions") == 0
+    corrupted = json.loads((tmp_path / "run" / "evaluation.json").read_text())
+    assert len(corrupted["corrupted"]) == 5
+    assert command("evaluate", str(tmp_path / "run")) == 0
+    assert json.loads((tmp_path / "run" / "evaluation.json").read_text()) == corrupted
+    # Of another checkpoint it says nothing.
+    (tmp_path / "run" / "evaluation.json").write_text(json.dumps({**corrupted, "step": 1}))
+    assert command("evaluate", str(tmp_path / "run")) == 0
+    assert json.loads((tmp_path / "run" / "evaluation.json").read_text())["corrupted"] == []
+
+
+def test_what_reads_the_output_may_have_enough(tmp_path):
+    """As `head` has."""
+    code = "import sys; from dropcluster_jax.cli import main; main(['presets'])"
+    process = subprocess.Popen([sys.executable, "-c", code], stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True)
+    process.stdout.close()
+    assert process.stderr.read() == "" and process.wait() in (0, 1)
+    process.stderr.close()
+
+
+def test_it_tells_its_version(capsys):
+    assert command("--version") == 0
+    assert capsys.readouterr().out == f"dropcluster-jax {dc.__version__}\n"
 
 
 def test_presets_are_listed_with_every_value_on_demand(capsys):
@@ -205,9 +255,14 @@ def test_every_command_helps_with_an_example(words, capsys):
         (["cluster", "runs/digits"], "no command is called 'cluster'; did you mean clusters?"),
         (["data", "chek", "digits"], "no command is called 'chek'; did you mean check?"),
         (["train", "digit"], "no preset is called 'digit'; did you mean digits?"),
-        (["clusters", "runs/digts"], "runs/digts holds no run: there is no config.json; did you mean runs/digits?"),
-        (["evaluate", "runs"], "runs holds no run: there is no config.json; did you mean runs/digits?"),
+        (
+            ["clusters", "runs/digts"],
+            "runs/digts holds no run: there is no config.json of one; did you mean runs/digits?",
+        ),
+        (["evaluate", "runs"], "runs holds no run: there is no config.json of one; did you mean runs/digits?"),
         (["plot", "elsewhere"], "elsewhere holds no run: .*; `dropcluster runs DIR` lists runs"),
+        (["plot", "runs/digits"], "runs/digits has nothing to draw yet: there is no metrics.jsonl"),
+        (["evaluate", "bert"], "bert holds no run: there is no config.json of one"),
         (["plot"], r"plot needs a run: dropcluster plot RUN \[RUN ...\]"),
         (["runs", "elsewhere"], "there is no folder elsewhere"),
         (["runs", "empty"], "empty holds no run; `dropcluster train digits --out empty/digits` makes one"),
@@ -219,7 +274,9 @@ def test_a_mistake_ends_in_a_line_that_says_what_to_type(arguments, message, cap
     monkeypatch.chdir(tmp_path)
     (tmp_path / "empty").mkdir()
     (tmp_path / "runs" / "digits").mkdir(parents=True)
-    (tmp_path / "runs" / "digits" / "config.json").write_text("{}")
+    (tmp_path / "runs" / "digits" / "config.json").write_text('{"drop": {}}')
+    (tmp_path / "bert").mkdir()
+    (tmp_path / "bert" / "config.json").write_text('{"model_type": "bert"}')
     assert command(*arguments) == 2
     said = capsys.readouterr()
     assert re.search(message, said.err) and len(said.err.splitlines()) == 1 and said.out == ""
@@ -231,6 +288,7 @@ def test_a_mistake_ends_in_a_line_that_says_what_to_type(arguments, message, cap
         ("tyro", "train", ["train", "digits"]),
         ("matplotlib", "plot", ["plot", "run"]),
         ("matplotlib", "plot", ["clusters", "run"]),
+        ("matplotlib", "tensorboard", ["train", "digits", "--steps", "1", "--tensorboard", "--out", "new"]),
         ("tensorboardX", "tensorboard", ["train", "digits", "--steps", "1", "--tensorboard", "--out", "new"]),
         ("sklearn", "train", ["train", "digits", "--steps", "1", "--out", "new"]),
     ],
@@ -249,8 +307,8 @@ def test_an_extra_that_is_not_installed_is_named(package, extra, arguments, fini
 
 
 def test_a_table_is_cut_on_no_line_that_a_program_reads(capsys):
-    look._table(["run"], [["x" * 200]], right=())
-    assert "x" * 200 in capsys.readouterr().out
+    look._table(["run", "seed"], [["x" * 1000, "1"], [":smile:[red]", "22"]], right=("seed",))
+    assert capsys.readouterr().out.splitlines()[1:] == ["x" * 1000 + "     1", ":smile:[red]" + " " * 992 + "22"]
 
 
 def test_parts_are_shown_on_a_terminal_alone(monkeypatch, capsys):

@@ -246,8 +246,17 @@ def test_a_dry_run_shows_what_it_would_take_and_writes_nothing(tmp_path, capsys,
     assert re.search(r"model: [\d.]+ MFLOP an image in training, [\d.]+ GFLOP a step", said)
     assert re.search(r"compiled step, .*: [\d.]+ [MG]FLOP a device", said)
     assert re.search(r"memory a device: state and batch [\d.]+ MB, temporaries [\d.]+ MB, together [\d.]+ MB", said)
-    assert re.search(r"drop_stage1 +32x32x16 *\n", said) and re.search(r"head +1000 +65,000\n", said)
+    assert re.search(r"drop_stage1 +32x32x16 +64\n", said) and re.search(r"head +1000 +65,000\n", said)
     assert not list(tmp_path.iterdir())
+
+
+def test_a_single_cluster_is_told_of_before_the_training(capsys, tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    assert command("train", "digits", "--model", "resnet8", "--dry-run", "--drop.cluster-size", "40") == 0
+    notes = capsys.readouterr().err.splitlines()
+    assert notes == [
+        "dropcluster: note: stage2 has a single cluster, its whole map of 4x4: drop.cluster_size, 40, is large for it"
+    ]
 
 
 def test_a_loss_that_is_not_finite_ends_the_run_with_advice_and_its_last_checkpoint_stays(tmp_path, capsys):

@@ -77,7 +77,7 @@ def test_steps_of_several_processes_are_those_of_one_device(processes, devices):
 def commands(folder: pathlib.Path) -> list[list[str]]:
     """Of two processes."""
     both = [*RUN, "--out", str(folder), "--coordinator", free_port(), "--num-processes", "2"]
-    return [["-m", "dropcluster_jax.cli", *both, "--process-id", str(process)] for process in range(2)]
+    return [["-m", "dropcluster_jax", *both, "--process-id", str(process)] for process in range(2)]
 
 
 def wait_for_checkpoint(folder: pathlib.Path, after: int, processes: list[subprocess.Popen[str]]) -> None:

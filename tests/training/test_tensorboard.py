@@ -2,6 +2,9 @@
 
 import io
 import struct
+import subprocess
+import sys
+import time
 
 import jax
 import jax.numpy as jnp
@@ -51,12 +54,42 @@ def test_a_run_writes_every_number_and_a_picture_at_each_update(tmp_path):
     assert Image.open(io.BytesIO(image.encoded_image_string)).size == (image.width, image.height)
 
 
-def test_a_run_that_goes_on_hides_what_was_written_after_its_checkpoint(tmp_path):
-    for step in (0, 20):
-        with TensorBoard(tmp_path, step):
-            pass
-    starts = [(event.step, event.session_log.status) for event in events(tmp_path) if event.HasField("session_log")]
-    assert starts == [(21, 1)]
+def test_a_run_that_goes_on_has_every_number_and_picture_once(tmp_path):
+    """Stopped after a checkpoint, with an update at the very step of it; a TensorBoard that watches starts anew."""
+    out = tmp_path / "run"
+    options = [*SHORT, "--tensorboard", "--checkpoint.every", "10", "--out", str(out)]
+    code = f"from dropcluster_jax.cli import main; main({options!r})"
+    process = subprocess.Popen([sys.executable, "-c", code], stdout=subprocess.DEVNULL)
+    while not (out / "checkpoints" / "10").exists() and process.poll() is None:
+        time.sleep(0.05)
+    process.kill()
+    process.wait()
+    assert command(*options) == 0
+    found = [(tag, step, value.HasField("image")) for tag, step, value in values(out / "tensorboard")]
+    assert len(set(found)) == len(found)
+    updates = [record["step"] for record in records(out, "clusters")]
+    assert 10 in updates
+    assert [step for tag, step, image in found if tag == "clusters/stage1" and image] == [0, *updates]
+    assert [step for tag, step, _ in found if tag == "train/loss"] == [
+        record["step"] for record in records(out, "train")
+    ]
+    log = [
+        (event.step, event.session_log.status) for event in events(out / "tensorboard") if event.HasField("session_log")
+    ]
+    assert log == [(0, 1)]
+
+
+def test_an_event_file_that_cannot_be_written_is_an_error_and_no_endless_wait(tmp_path):
+    code = f"""
+import resource
+from dropcluster_jax.training import TensorBoard
+with TensorBoard({str(tmp_path)!r}) as board:
+    resource.setrlimit(resource.RLIMIT_FSIZE, (2000, 2000))
+    for step in range(1000):
+        board({{"event": "train", "step": step, "loss": 0.5}})
+"""
+    finished = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, timeout=60, check=False)
+    assert finished.returncode == 1 and finished.stderr.splitlines()[-1] == "OSError: [Errno 27] File too large"
 
 
 def test_any_training_loop_may_use_it(tmp_path):
@@ -76,6 +109,6 @@ def test_any_training_loop_may_use_it(tmp_path):
     steps = make_steps(Net(), optax.sgd(0.1))
     state = jax.jit(steps.cluster)(jax.jit(steps.init)(jax.random.key(1), batch), batch)
     with TensorBoard(tmp_path) as board:
-        board({"event": "train", "step": 3, "rate": {"mine": 0.25}, "images_per_second": None})
+        board({"event": "train", "step": 3, "rate": {"mine": 0.25}, "images_per_second": None, "note": "text"})
         board.watch(state)
     assert [(tag, step) for tag, step, _ in values(tmp_path)] == [("train/rate/mine", 3), ("clusters/mine", 0)]

@@ -26,7 +26,10 @@ def test_lines_run_exactly_between_clusters(features):
     clusters, x = layer(features)
     figure = cluster_figure({"one": (clusters, x)}, channels=1)
     (lines,) = figure.axes[0].collections
-    drawn = {tuple(np.round(np.mean(segment, axis=0), 2)) for segment in lines.get_segments()}
+    drawn = set()
+    for (x0, y0), (x1, y1) in lines.get_segments():
+        middles = np.arange(round(x1 - x0 + y1 - y0)) + 0.5
+        drawn |= {(x0 + m, y0) if y0 == y1 else (x0, y0 + m) for m in middles.tolist()}
     labels = np.asarray(clusters.labels)[..., 0]
     between = {(x, y + 0.5) for y, x in np.argwhere(labels[1:] != labels[:-1])}
     between |= {(x + 0.5, y) for y, x in np.argwhere(labels[:, 1:] != labels[:, :-1])}
@@ -107,3 +110,19 @@ def test_an_animation_needs_all_layers_at_the_same_steps(history, tmp_path):
     with pytest.raises(ValueError, match="same steps for all layers"):
         cluster_animation(tmp_path / "clusters.gif", {**history, "three": history["one"][1:]})
     assert not list(tmp_path.iterdir())
+
+
+def test_the_grid_and_what_was_first_learned_are_always_drawn():
+    history = {"one": [(step, np.full((2, 2, 1), 0)) for step in range(100)]}
+    titles = [axis.get_title() for axis in cluster_history_figure(history, columns=4).axes]
+    assert titles == ["step 0", "step 1", "step 50", "step 99"]
+    assert [axis.get_title() for axis in cluster_history_figure(history, columns=1).axes] == ["step 99"]
+
+
+def test_what_is_no_pair_of_clusters_and_activations_is_named(features):
+    clusters, x = layer(features)
+    for wrong in (clusters, (clusters._asdict(), x)):
+        with pytest.raises(TypeError, match="layers must hold \\(clusters, activations\\) for one: a ClusterState"):
+            cluster_figure({"one": wrong})
+    with pytest.raises(ValueError, match="channel must be from 0 to 1 for two, got 2"):
+        cluster_history_figure({"two": [(0, np.zeros((4, 4, 2), int))]}, channel=2)

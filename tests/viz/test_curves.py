@@ -1,7 +1,7 @@
 import numpy as np
 import pytest
 
-from dropcluster_jax.viz import curve_figure, quality_figure
+from dropcluster_jax.viz import curve_figure, pixels, quality_figure
 
 
 def run(factor):
@@ -28,9 +28,16 @@ def test_every_run_is_a_line_of_loss_accuracy_and_rate():
 
 
 def test_lines_are_told_apart_without_colour():
-    figure = curve_figure({name: run(1) for name in "abcdefg"})
-    looks = {(line.get_marker(), str(line._dash_pattern)) for line in figure.axes[0].lines}
-    assert len(looks) == 7
+    figure = curve_figure({str(number): run(1) for number in range(49)})
+    looks = {(line.get_marker(), str(line._unscaled_dash_pattern)) for line in figure.axes[0].lines}
+    assert len(looks) == 49
+
+
+def test_every_name_stands_in_the_legend_as_it_is():
+    names = ["_hidden", "d$x$", r"$\foo$"]
+    figure = curve_figure({name: run(1) for name in names})
+    pixels(figure)
+    assert [text.get_text().replace("\\$", "$").strip() for text in figure.legends[0].get_texts()] == names
 
 
 def test_what_was_not_finite_is_a_gap():

@@ -57,4 +57,6 @@ def test_the_image_stands_first_and_lines_run_between_clusters(x):
     assert shown == ["image", "activations", "all\n0 % dropped", "", ""]
     np.testing.assert_array_equal(figure.axes[0].images[0].get_array(), image)
     drawn = [len(axis.collections[0].get_segments()) if axis.collections else 0 for axis in figure.axes]
-    assert drawn == [0, 6, 0, 0, 6, 0]
+    assert drawn == [0, 1, 0, 0, 1, 0]
+    with pytest.raises(ValueError, match=r"labels must be of a map \(8, 6\), got \(4, 6, 1\)"):
+        mask_figure(x[0], {"all": np.ones((1, 1, 1), bool)}, labels[:4])

@@ -4,6 +4,7 @@ Nothing is downloaded unless it is asked for. What fits one array is decoded onc
 (`dropcluster_jax.data.cache`).
 """
 
+import difflib
 import os
 import re
 import shlex
@@ -120,9 +121,11 @@ def _find_prepared(name: str, data_dir: str | os.PathLike[str] | None, download:
     if found is None:
         # The file format is not the default, and the only one but Parquet that is read without TensorFlow.
         command = f"tfds build {shlex.quote(name)} --data_dir {shlex.quote(str(root))} --file_format array_record"
+        meant = difflib.get_close_matches(name, ["digits", *KNOWN], n=1)
+        hint = f"did you mean {meant[0]!r}? " if meant and name not in KNOWN else ""
         raise FileNotFoundError(
-            f"{name!r} is not prepared in {root} ({found_by}): `{command}` prepares it, where TensorFlow is "
-            'installed; "digits" is embedded and needs no files'
+            f"{name!r} is not prepared in {root} ({found_by}): {hint}`{command}` prepares it, or --data.download, "
+            'where TensorFlow is installed; "digits" is embedded and needs no files'
         )
     return found
 

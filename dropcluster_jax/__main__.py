@@ -1,0 +1,5 @@
+"""`python -m dropcluster_jax`: the command."""
+
+from dropcluster_jax.cli import main
+
+main()
