@@ -46,8 +46,8 @@ def mc_predict(
     Args:
         apply: called as `apply(variables, x, rngs={"dropout": key})`, gives logits `(..., classes)`. Of a Flax network
             `functools.partial(model.apply, ...)` with masks on and BatchNorm frozen, such as `train=False,
-            deterministic=False, rate=0.1`; as no collection is mutable, a BatchNorm that would learn raises. It is
-            compiled once for each such object: make it once.
+            deterministic=False, rate=0.1`; as no collection is mutable, a BatchNorm that would learn raises. Where no
+            mask is on, all variances are 0. It is compiled once for each such object: make it once.
         variables: the network's, clusters included.
         x: its input, any pytree of arrays.
         key: a PRNG key; each mask has a key split from it.

@@ -141,7 +141,9 @@ def _claims(lines: list[Line]) -> list[tuple[str, Interval | None]]:
     places = [_of(placed, places=where) for where in sorted({line["setting"]["places"] for line in placed})]
     return [
         ("DropCluster does better than no drop layer, all images", _versus([whole], "none")),
+        ("DropCluster does better than no drop layer, mean over all shares", _versus(shares, "none")),
         ("DropCluster does better than DropBlock, all images", _versus([whole], "block")),
+        ("DropCluster does better than DropBlock, mean over all shares", _versus(shares, "block")),
         ("DropCluster does better than DropBlock, 5 and 10 % of the images", _versus(little, "block")),
         ("DropCluster does better than DropBlock, corrupted test images", _versus(worse, "block")),
         ("learned clusters do better than a fixed grid, mean over all shares", _versus(shares, "grid")),
