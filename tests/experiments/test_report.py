@@ -85,7 +85,7 @@ def test_claims_say_what_the_intervals_allow(tmp_path):
         work("limited_data", folder, changed)
         text = written(folder, tmp_path / f"docs{folder.name}")["results.md"].decode()
         rows = re.findall(r"^\| (?:DropCluster|learned clusters) do.*\| (\S+) \|$", text, re.M)
-        assert len(rows) == 4  # all images twice, few images, the grid
+        assert len(rows) == 6  # all images and the mean over shares twice, few images, the grid
         return set(rows)
 
     assert says(lambda job, found: found) == {"**supported**"}
