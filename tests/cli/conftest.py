@@ -6,13 +6,16 @@ import pytest
 from commands import SHORT
 from image_files import encoded
 
+# Options that change nothing of what a run finds: checkpoints of steps 10, 20 and 24, and event files.
+KEPT = ["--checkpoint.every", "10", "--checkpoint.keep", "3", "--tensorboard"]
+
 
 @pytest.fixture(scope="session")
 def finished(tmp_path_factory):
     """A short run on digits: its folder and what it printed."""
     folder = tmp_path_factory.mktemp("runs") / "digits"
     printed = subprocess.run(
-        [sys.executable, "-c", "from dropcluster_jax.cli import main; main()", *SHORT, "--out", str(folder)],
+        [sys.executable, "-c", "from dropcluster_jax.cli import main; main()", *SHORT, *KEPT, "--out", str(folder)],
         capture_output=True,
         text=True,
         check=False,

@@ -44,6 +44,7 @@ def test_a_run_folder_holds_what_is_promised(finished):
         "summary.json",
         "clusters.png",
         "checkpoints",
+        "tensorboard",
     }
     config = json.loads((folder / "config.json").read_text())
     assert config["steps"] == 24 and config["drop"]["method"] == "cluster" and config["version"]
@@ -280,7 +281,7 @@ def test_the_profiler_writes_what_it_saw_into_the_run_folder(tmp_path):
 
 
 def test_random_images_are_for_benchmarks_so_a_run_on_them_is_evaluated_at_its_end_alone(tmp_path):
-    arguments = [*SHORT, "--steps", "3", "--batch-size", "1024", "--fake-data", "--drop.method", "none"]
+    arguments = [*SHORT, "--steps", "3", "--batch-size", "512", "--fake-data", "--drop.method", "none"]
     assert command(*arguments, "--out", str(tmp_path / "run")) == 0
     assert [record["step"] for record in records(tmp_path / "run", "test")] == [3]
 

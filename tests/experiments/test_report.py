@@ -145,5 +145,5 @@ def test_what_the_repository_shows_is_made_from_its_results(tmp_path):
     assert made["results.md"].decode() == (root / "docs" / "results.md").read_text()
     assert readme.read_text() == (root / "README.md").read_text()
     assert {name for name in made if name.startswith("figures")} == {
-        f"figures/{path.name}" for path in (root / "docs" / "figures").iterdir()
+        f"figures/{path.name}" for path in (root / "docs" / "figures").iterdir() if path.is_file()
     }

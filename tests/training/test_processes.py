@@ -93,7 +93,7 @@ def test_two_processes_told_to_stop_save_the_same_step_and_one_goes_on(turn, tmp
     number, told = ((signal.SIGTERM, 1), (signal.SIGINT, 0))[turn % 2]
     folder = tmp_path / "run"
     (folder / "checkpoints" / "0").mkdir(parents=True)  # of another run, which --restart removes before any looks
-    (folder / "config.json").write_text("{}")
+    (folder / "config.json").write_text('{"drop": {}}')
     told_more = ["--restart", "--shard-optimizer"]
     with together([[*words, *told_more] for words in commands(folder)], devices=2) as running:
         wait_for_checkpoint(folder, 5 * (turn % 5), running)

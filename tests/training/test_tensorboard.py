@@ -1,82 +1,14 @@
-"""Event files are read here by their format, not by what wrote them."""
-
-import io
-import struct
 import subprocess
 import sys
-import time
 
 import jax
 import jax.numpy as jnp
-import numpy as np
-from commands import SHORT, command, records
-from PIL import Image
-from tensorboardX.proto.event_pb2 import Event
+from event_files import values
 
 import dropcluster_jax as dc
 from dropcluster_jax.linen import DropCluster
 from dropcluster_jax.training import make_steps
 from dropcluster_jax.training.tensorboard import TensorBoard
-
-
-def events(folder):
-    """Of all files, by their time: a length, its checksum, the event, its checksum."""
-    for path in sorted(folder.glob("events.out.tfevents.*")):
-        data, at = path.read_bytes(), 0
-        while at < len(data):
-            (length,) = struct.unpack_from("<Q", data, at)
-            yield Event.FromString(data[at + 12 : at + 12 + length])
-            at += 16 + length
-
-
-def values(folder):
-    return [(value.tag, event.step, value) for event in events(folder) for value in event.summary.value]
-
-
-def test_a_run_writes_every_number_and_a_picture_at_each_update(tmp_path):
-    out = tmp_path / "run"
-    assert command(*SHORT, "--tensorboard", "--out", str(out)) == 0
-    found = values(out / "tensorboard")
-    scalars = {(tag, step): value.simple_value for tag, step, value in found if value.HasField("simple_value")}
-    for record in records(out, "train"):
-        assert scalars["train/loss", record["step"]] == np.float32(record["loss"])
-        assert scalars["train/rate", record["step"]] == np.float32(record["rate"])
-    for record in records(out, "test"):
-        assert scalars["test/accuracy", record["step"]] == np.float32(record["accuracy"])
-    updates = records(out, "clusters")
-    for record in updates:
-        explained = record["layers"]["drop_stage1"]["explained"]
-        assert scalars["clusters/stage1/explained", record["step"]] == np.float32(explained)
-    pictures = [(tag, step) for tag, step, value in found if value.HasField("image")]
-    steps = [0, *(record["step"] for record in updates)]
-    assert sorted(pictures) == [(f"clusters/{place}", step) for place in ("stage1", "stage2") for step in steps]
-    image = next(value.image for _, _, value in found if value.HasField("image"))
-    assert Image.open(io.BytesIO(image.encoded_image_string)).size == (image.width, image.height)
-
-
-def test_a_run_that_goes_on_has_every_number_and_picture_once(tmp_path):
-    """Stopped after a checkpoint, with an update at the very step of it; a TensorBoard that watches starts anew."""
-    out = tmp_path / "run"
-    options = [*SHORT, "--tensorboard", "--checkpoint.every", "10", "--out", str(out)]
-    code = f"from dropcluster_jax.cli import main; main({options!r})"
-    process = subprocess.Popen([sys.executable, "-c", code], stdout=subprocess.DEVNULL)
-    while not (out / "checkpoints" / "10").exists() and process.poll() is None:
-        time.sleep(0.05)
-    process.kill()
-    process.wait()
-    assert command(*options) == 0
-    found = [(tag, step, value.HasField("image")) for tag, step, value in values(out / "tensorboard")]
-    assert len(set(found)) == len(found)
-    updates = [record["step"] for record in records(out, "clusters")]
-    assert 10 in updates
-    assert [step for tag, step, image in found if tag == "clusters/stage1" and image] == [0, *updates]
-    assert [step for tag, step, _ in found if tag == "train/loss"] == [
-        record["step"] for record in records(out, "train")
-    ]
-    log = [
-        (event.step, event.session_log.status) for event in events(out / "tensorboard") if event.HasField("session_log")
-    ]
-    assert log == [(0, 1)]
 
 
 def test_an_event_file_that_cannot_be_written_is_an_error_and_no_endless_wait(tmp_path):
