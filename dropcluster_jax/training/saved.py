@@ -154,15 +154,9 @@ def evaluate_run(
         FileNotFoundError, NoSoundCheckpointError, ImportError, ValueError: as of `load_run` and `run.prepare`.
 
     Example:
-        >>> import tempfile
-        >>> from dropcluster_jax.training import run
-        >>> from dropcluster_jax.training.config import DropConfig, TrainConfig
-        >>> out = pathlib.Path(tempfile.mkdtemp(), "run")
-        >>> config = TrainConfig(model="resnet8", steps=8, batch_size=32, drop=DropConfig("none"), out=out)
-        >>> summary = run.execute(run.prepare(config))
-        >>> results = evaluate_run(out)
-        >>> results["step"], results["test"]["accuracy"] == summary["test_accuracy"]
-        (8, True)
+        >>> evaluate_run("runs/digts")  # evaluate_run("runs/digits")["test"]["accuracy"], after `dropcluster train`
+        Traceback (most recent call last):
+        FileNotFoundError: runs/digts holds no run: there is no config.json of one
     """
     loaded = load_run(folder, best=best, say=say)
     config = loaded.config

@@ -17,7 +17,7 @@ from commands import SHORT, command, one_run, records
 import dropcluster_jax as dc
 from dropcluster_jax.data import KNOWN, load
 from dropcluster_jax.models import MODELS, ModelName
-from dropcluster_jax.training import build, load_run
+from dropcluster_jax.training import build, load_run, run
 from dropcluster_jax.training.checkpoints import Checkpoints
 from dropcluster_jax.training.config import (
     PRESETS,
@@ -251,13 +251,11 @@ def test_a_dry_run_shows_what_it_would_take_and_writes_nothing(tmp_path, capsys,
     assert not list(tmp_path.iterdir())
 
 
-def test_a_single_cluster_is_told_of_before_the_training(capsys, tmp_path, monkeypatch):
-    monkeypatch.chdir(tmp_path)
-    assert command("train", "digits", "--model", "resnet8", "--dry-run", "--drop.cluster-size", "40") == 0
-    notes = capsys.readouterr().err.splitlines()
-    assert notes == [
-        "dropcluster: note: stage2 has a single cluster, its whole map of 4x4: drop.cluster_size, 40, is large for it"
-    ]
+def test_a_single_cluster_is_told_of_before_the_training(tmp_path):
+    notes = []
+    drop = DropConfig(cluster_size=40)
+    run.prepare(TrainConfig(model="resnet8", drop=drop, out=tmp_path), say=notes.append)
+    assert notes == ["stage2 has a single cluster, its whole map of 4x4: drop.cluster_size, 40, is large for it"]
 
 
 def test_a_loss_that_is_not_finite_ends_the_run_with_advice_and_its_last_checkpoint_stays(tmp_path, capsys):
