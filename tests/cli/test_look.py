@@ -146,6 +146,8 @@ def test_curves_of_several_runs_are_one_picture(finished, tmp_path, capsys):
     assert command("plot", str(finished[0]), str(tmp_path / "other"), "--out", str(out)) == 0
     assert capsys.readouterr().out == f"{out}\n"
     assert "<svg" in out.read_text()
+    assert command("plot", str(finished[0]), "--out", str(tmp_path / "bare")) == 0
+    assert capsys.readouterr().out == f"{tmp_path / 'bare.png'}\n" and (tmp_path / "bare.png").exists()
     assert command("plot", str(finished[0]), "--out", str(tmp_path / "curves.xyz")) == 2
     assert "Format 'xyz' is not supported" in capsys.readouterr().err
 

@@ -175,6 +175,11 @@ def test_a_run_starts_over_only_when_told(finished, tmp_path, capsys):
     (tmp_path / "other" / "thesis.tex").write_text("years of work")
     assert command(*SHORT, "--out", str(tmp_path / "other"), "--restart") == 2
     assert "holds other files" in capsys.readouterr().err and (tmp_path / "other" / "thesis.tex").exists()
+    # Nor is a folder a run for having a config.json, if it is another program's.
+    (tmp_path / "bert" / "pictures").mkdir(parents=True)
+    (tmp_path / "bert" / "config.json").write_text('{"model_type": "bert"}')
+    assert command(*SHORT, "--out", str(tmp_path / "bert"), "--restart") == 2
+    assert "holds other files" in capsys.readouterr().err and (tmp_path / "bert" / "pictures").is_dir()
 
 
 @one_run

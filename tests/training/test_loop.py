@@ -61,6 +61,14 @@ def test_clusters_are_updated_when_due_and_before_the_rate_rises(setting):
     assert state.clusters["drop"]["count"] == 4
 
 
+def test_each_update_is_watched_with_the_state_that_it_gave(setting):
+    seen = []
+    state, _ = run(setting, cluster_when=every(8, begin=2), watch=lambda state: seen.append(jax.device_get(state)))
+    assert [int(each.step) for each in seen] == [2, 10, 18]
+    assert [int(each.clusters["drop"]["count"]) for each in seen] == [1, 2, 3]
+    assert (seen[-1].clusters["drop"]["labels"] == state.clusters["drop"]["labels"]).all()
+
+
 def test_the_cadence_may_be_a_schedule_and_zero_is_never(setting):
     _, records = run(setting, cluster_when=every(lambda step: 2 if step < 6 else 10))
     assert [record["step"] for record in of(records, "clusters")] == [0, 2, 4, 10]
