@@ -16,13 +16,13 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from dropcluster_jax.clustering import ClusterState
 from dropcluster_jax.data import CORRUPTIONS, ArrayExamples, Dataset, balanced_share, corrupted_test
 from dropcluster_jax.data.order import Order, evaluation_indices, probe_indices
-from dropcluster_jax.linen import DropCluster, cluster_states
+from dropcluster_jax.linen import cluster_states
 from dropcluster_jax.models import ResNet
 from dropcluster_jax.training.build import make_model, make_run_steps
 from dropcluster_jax.training.config import DataConfig, TrainConfig
+from dropcluster_jax.training.layers import first_clusters, place_of
 from dropcluster_jax.training.loop import agreement_of
 from dropcluster_jax.training.schedules import every
 from dropcluster_jax.training.steps import Steps, TrainState
@@ -217,21 +217,15 @@ def clusters_of(config: TrainConfig, state: TrainState, images: Images) -> list[
     def described(run: int) -> dict[str, dict[str, float]]:
         ends = cluster_states(jax.tree.map(lambda leaf: leaf[run], states))
         return {
-            layer.removeprefix("drop_"): {
+            place_of(layer): {
                 "explained": float(np.mean(end.explained)),
-                "agreement_with_grid": agreement_of(end, _begin(model, layer, end.labels.shape)),
+                "agreement_with_grid": agreement_of(end, first_clusters(model, place_of(layer), end.labels.shape)),
                 "updates": int(end.count),
             }
             for layer, end in ends.items()
         }
 
     return [described(run) for run in range(len(state.step))]
-
-
-def _begin(model: ResNet, layer: str, shape: tuple[int, ...]) -> ClusterState:
-    drop = model.drop[layer.removeprefix("drop_")]
-    assert isinstance(drop, DropCluster) and drop.clusterer is not None
-    return jax.device_get(drop.clusterer.init(shape))
 
 
 class _Programs(NamedTuple):
@@ -315,11 +309,14 @@ def _some(steps: list[int], number: int = 5) -> list[int]:
 def _add_snapshot(snapshots: dict[str, list[dict[str, Any]]], step: int, state: TrainState) -> None:
     for layer, clusters in cluster_states(jax.device_get(state.clusters)).items():
         labels = np.asarray(clusters.labels)[0, ..., 0]
-        snapshots.setdefault(layer.removeprefix("drop_"), []).append({"step": step, "labels": encode(labels)})
+        snapshots.setdefault(place_of(layer), []).append({"step": step, "labels": encode(labels)})
 
 
 def encode(labels: np.ndarray) -> list[str]:
-    """A map of labels as text: a row each, a character for each position, from "0" on in the order of Unicode."""
+    """A map of labels as text: a row each, a character for each position, from "0" on in the order of Unicode.
+
+    Not as a run's history has them: result files are to be read by eye, and those that are published are so.
+    """
     return ["".join(chr(ord("0") + label) for label in row) for row in labels.tolist()]
 
 

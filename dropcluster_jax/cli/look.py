@@ -23,18 +23,18 @@ def evaluate(folder: pathlib.Path, corruptions: bool, best: bool, data_dir: path
     from dropcluster_jax.training.checkpoints import NoSoundCheckpointError
     from dropcluster_jax.training.compilation import keep_compiled
     from dropcluster_jax.training.folder import with_known, write_json
-    from dropcluster_jax.training.progress import Parts
+    from dropcluster_jax.training.progress import parts
     from dropcluster_jax.training.saved import evaluate_run
 
     _check_run(folder)
     keep_compiled()
     names = CORRUPTIONS if corruptions else ()
-    with Parts(1 + _SEVERITIES * len(names)) as parts:
-        parts("opening the run")
+    with parts(1 + _SEVERITIES * len(names)) as begin:
+        begin("measuring")
 
         def report(record: "Record") -> None:
             name = record["corruption"] or "test images"
-            parts(f"{name} {record['severity'] or ''}")
+            begin(f"measuring; so far up to {name} {record['severity'] or ''}")
             if not as_json:
                 label = f"{name} {record['severity']}" if record["corruption"] else name
                 print(f"{label:22} accuracy {100 * record['accuracy']:6.2f} %  loss {record['loss']:.3f}")
@@ -61,13 +61,13 @@ def clusters(
     from dropcluster_jax.training.checkpoints import NoSoundCheckpointError
     from dropcluster_jax.training.compilation import keep_compiled
     from dropcluster_jax.training.pictures import draw_clusters_of
-    from dropcluster_jax.training.progress import Parts
+    from dropcluster_jax.training.progress import parts
 
     _check_run(folder)
     keep_compiled()
-    with Parts(4) as parts:
+    with parts(4) as begin:
         try:
-            files = draw_clusters_of(folder, out=out, best=best, rate=rate, data_dir=data_dir, tell=parts, say=_aside)
+            files = draw_clusters_of(folder, out=out, best=best, rate=rate, data_dir=data_dir, tell=begin, say=_aside)
         except (ValueError, TypeError, OSError, ImportError, BadImageError, NoSoundCheckpointError) as error:
             refuse(reason(error))
     _say_where(files)
@@ -77,13 +77,16 @@ def plot(folders: Sequence[pathlib.Path], out: pathlib.Path) -> None:
     """Draw the learning curves of runs, and say where the picture is."""
     from dropcluster_jax.training.layers import DPI
     from dropcluster_jax.training.pictures import draw_curves_of
+    from dropcluster_jax.training.progress import parts
 
     for folder in folders:
         _check_run(folder)
     if not out.suffix:
         out = out.with_suffix(".png")
     try:
-        draw_curves_of(folders).savefig(out, dpi=DPI)
+        with parts(1) as begin:
+            begin("drawing")
+            draw_curves_of(folders).savefig(out, dpi=DPI)
     except (ValueError, OSError, ImportError) as error:  # an ending that Matplotlib has no format for is a ValueError
         refuse(str(error))
     _say_where([out])
@@ -116,7 +119,7 @@ def check(name: str, data: "DataConfig", batch_size: int, seed: int, out: pathli
     from dropcluster_jax.training.compilation import keep_compiled
     from dropcluster_jax.training.config import PRESETS, AugmentConfig, TrainConfig
     from dropcluster_jax.training.folder import slug
-    from dropcluster_jax.training.progress import Parts
+    from dropcluster_jax.training.progress import parts
 
     if data.name:
         refuse(f"data.name must not be given beside NAME, {name!r}, got {data.name!r}")
@@ -128,8 +131,8 @@ def check(name: str, data: "DataConfig", batch_size: int, seed: int, out: pathli
         config = dataclasses.replace(
             preset, data=dataclasses.replace(data, name=name), augment=augment, batch_size=batch_size, seed=seed
         )
-        with Parts(4) as parts:
-            found = check.check(config, folder, parts)
+        with parts(4) as begin:
+            found = check.check(config, folder, begin)
     except (ValueError, TypeError, OSError, ImportError) as error:
         refuse(reason(error))
     print(json.dumps(found, indent=2) if as_json else check.describe(found, folder))
@@ -199,8 +202,8 @@ def _check_run(folder: pathlib.Path) -> None:
 
     if is_run(folder):
         return
-    inside = [path.parent for path in sorted(folder.glob("*/config.json"))]
-    beside = {path.parent.name: path.parent for path in sorted(folder.parent.glob("*/config.json"))}
+    inside = [path for path in sorted(folder.glob("*")) if is_run(path)]
+    beside = {path.name: path for path in sorted(folder.parent.glob("*")) if is_run(path)}
     meant = inside or [beside[name] for name in difflib.get_close_matches(folder.name, beside, cutoff=0.5)]
     hint = f"did you mean {' or '.join(map(str, meant[:3]))}?" if meant else "`dropcluster runs DIR` lists runs"
     refuse(f"{folder} holds no run: there is no config.json of one; {hint}")

@@ -1,6 +1,6 @@
 """The DropCluster layers of a run's network: what comes to them, and what has become of their clusters."""
 
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 import jax
 import jax.numpy as jnp
@@ -12,24 +12,25 @@ from dropcluster_jax.linen import DropCluster, cluster_inputs, cluster_states
 from dropcluster_jax.models import ResNet
 from dropcluster_jax.training.loop import agreement_of
 
-if TYPE_CHECKING:
-    from matplotlib.figure import Figure
-
 DPI = 130  # of pictures that are written
 
 
 def cluster_layers(model: ResNet, clusters: PyTree) -> dict[str, ClusterState]:
     """The clusters of each place, from the input to the output, on the host; `clusters` is the Flax collection."""
-    states = {place_of(layer): state for layer, state in cluster_states(_here(clusters)).items()}
+    states = {place_of(layer): state for layer, state in cluster_states(_on_host(clusters)).items()}
     return {place: states[place] for place in model.places if place in states}
 
 
-def activations(
+def clusters_and_maps(
     model: ResNet, variables: PyTree, images: Float[Array, "batch height width channels"]
-) -> dict[str, np.ndarray]:
-    """What comes to each place in evaluation, `(batch, height, width, channels)`, of normalised images; on the host."""
-    maps = jax.jit(lambda variables, images: cluster_inputs(model, variables, images))(variables, jnp.asarray(images))
-    return {place_of(layer): each for layer, each in jax.device_get(maps).items()}
+) -> dict[str, tuple[ClusterState, np.ndarray]]:
+    """Of each place, in order, its clusters and what comes to it of normalised images: `viz.cluster_figure` draws it.
+
+    Activations are `(batch, height, width, channels)`, in evaluation; all on the host.
+    """
+    inputs = jax.jit(lambda variables, images: cluster_inputs(model, variables, images))(variables, jnp.asarray(images))
+    maps = {place_of(layer): each for layer, each in jax.device_get(inputs).items()}
+    return {place: (state, maps[place]) for place, state in cluster_layers(model, variables["clusters"]).items()}
 
 
 def summarise(model: ResNet, clusters: dict[str, ClusterState]) -> dict[str, dict[str, Any]]:
@@ -39,29 +40,20 @@ def summarise(model: ResNet, clusters: dict[str, ClusterState]) -> dict[str, dic
             "updates": int(np.max(state.count)),
             "skipped": int(np.max(state.skipped)),
             "explained": float(np.mean(state.explained)),
-            "agreement_with_grid": agreement_of(state, _first(model, place, state.labels.shape)),
+            "agreement_with_grid": agreement_of(state, first_clusters(model, place, state.labels.shape)),
         }
         for place, state in clusters.items()
     }
 
 
-def draw(model: ResNet, variables: PyTree, images: Float[Array, "batch height width channels"], title: str) -> "Figure":
-    """The clusters of each place over the mean activations of normalised images."""
-    from dropcluster_jax.viz import cluster_figure
-
-    maps = activations(model, variables, images)
-    layers = {place: (state, maps[place]) for place, state in cluster_layers(model, variables["clusters"]).items()}
-    return cluster_figure(layers, title=title)
-
-
-def _first(model: ResNet, place: str, shape: tuple[int, ...]) -> ClusterState:
+def first_clusters(model: ResNet, place: str, shape: tuple[int, ...]) -> ClusterState:
     """As they were before any update; `shape` is that of the labels."""
     drop = model.drop[place]
     assert isinstance(drop, DropCluster) and drop.clusterer is not None
     return jax.device_get(drop.clusterer.init(shape))
 
 
-def _here(tree: PyTree) -> PyTree:
+def _on_host(tree: PyTree) -> PyTree:
     """On the host; shapes stay shapes."""
     return jax.tree.map(lambda leaf: leaf if isinstance(leaf, jax.ShapeDtypeStruct) else jax.device_get(leaf), tree)
 

@@ -10,6 +10,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
+from dropcluster_jax import viz
 from dropcluster_jax.clustering import ClusterState
 from dropcluster_jax.data import normalize
 from dropcluster_jax.masking import drop_block_mask, drop_cluster_mask, dropout_mask, spatial_dropout_mask
@@ -54,8 +55,6 @@ def draw_clusters_of(
         ValueError: the run has no clusters, or `out` is a file.
         FileNotFoundError, NoSoundCheckpointError, ImportError: as of `load_run` and `run.prepare`.
     """
-    from dropcluster_jax import viz
-
     path = pathlib.Path(folder)
     config, _ = read_config(path)
     if config.drop.method != "cluster":
@@ -79,11 +78,9 @@ def draw_clusters_of(
         figure.savefig(files[-1], dpi=layers.DPI)
 
     name = f"{config.model} on {config.data.name}"
-    found = layers.cluster_layers(run.model, run.variables["clusters"])
-    maps = layers.activations(run.model, run.variables, normalize(images, run.mean, run.std))
-    both = {place: (clusters, maps[place]) for place, clusters in found.items()}
-    save("clusters.png", viz.cluster_figure(both, title=f"{name}, step {run.step:,}"))
-    for place, (clusters, x) in both.items():
+    drawn = layers.clusters_and_maps(run.model, run.variables, normalize(images, run.mean, run.std))
+    save("clusters.png", viz.cluster_figure(drawn, title=f"{name}, step {run.step:,}"))
+    for place, (clusters, x) in drawn.items():
         title = f"{place}: one image, one draw at the rate {rate:g}"
         masks = _masks(x[:1], clusters, rate, config.drop)
         save(f"masks-{place}.png", viz.mask_figure(x[0], masks, np.asarray(clusters.labels), images[0], title=title))
@@ -136,8 +133,6 @@ def draw_curves_of(folders: Iterable[str | os.PathLike[str]]) -> "Figure":
         ValueError: a run has no record of training yet, or its files are damaged.
         ImportError: Matplotlib is not installed.
     """
-    from dropcluster_jax.viz import curve_figure
-
     paths = list(dict.fromkeys(pathlib.Path(folder) for folder in folders))
     for path in paths:
         if not is_run(path):
@@ -147,4 +142,6 @@ def draw_curves_of(folders: Iterable[str | os.PathLike[str]]) -> "Figure":
     names = [path.resolve().name for path in paths]
     if len(set(names)) < len(names):
         names = [str(path) for path in paths]
-    return curve_figure({name: read_records(path / "metrics.jsonl") for name, path in zip(names, paths, strict=True)})
+    return viz.curve_figure(
+        {name: read_records(path / "metrics.jsonl") for name, path in zip(names, paths, strict=True)}
+    )

@@ -1,9 +1,12 @@
 """What a run shows while it goes on: a live line on a terminal, a plain line for each evaluation elsewhere."""
 
+import contextlib
+import itertools
 import pathlib
-from collections.abc import Mapping
+from collections.abc import Callable, Iterator, Mapping
 from typing import Any
 
+from dropcluster_jax.training.layers import place_of
 from dropcluster_jax.training.loop import Record
 
 
@@ -58,7 +61,7 @@ class Progress:
             self.line.update(self.task, completed=record["step"], metrics="  ".join(filter(None, parts)))
         elif record["event"] == "clusters":
             layers = [
-                f"{name.removeprefix('drop_')} explain {layer['explained']:.0%}, agree {layer['agreement']:.2f}"
+                f"{place_of(name)} explain {layer['explained']:.0%}, agree {layer['agreement']:.2f}"
                 for name, layer in record["layers"].items()
             ]
             self.console.print(f"step {record['step']}/{self.num_steps}  clusters: {'; '.join(layers)}")
@@ -79,45 +82,32 @@ class Progress:
         self.console.print(message, markup=False)
 
 
-class Parts:
-    """A bar for work of so many parts, on stderr and only on a terminal; a context manager.
+@contextlib.contextmanager
+def parts(total: int) -> Iterator[Callable[[str], None]]:
+    """A bar for work of so many parts, on stderr and only on a terminal.
 
     Args:
         total: the number of parts.
 
+    Returns:
+        A context manager; what it gives is called with what begins, when a part begins.
+
     Example:
-        >>> with Parts(2) as parts:
-        ...     parts("opening")
-        ...     parts("drawing")
+        >>> with parts(2) as begin:
+        ...     begin("opening")
+        ...     begin("drawing")
     """
+    from rich import progress
+    from rich.console import Console
 
-    def __init__(self, total: int) -> None:
-        from rich import progress
-        from rich.console import Console
-
-        console = Console(stderr=True)
-        self._bar = progress.Progress(
-            progress.SpinnerColumn(),
-            progress.BarColumn(),
-            progress.TextColumn("{task.description}"),
-            progress.TimeElapsedColumn(),
-            console=console,
-            transient=True,
-            disable=not console.is_terminal,
-        )
-        self._task, self._begun = self._bar.add_task("", total=total), False
-
-    def __enter__(self) -> "Parts":
-        self._bar.start()
-        return self
-
-    def __exit__(self, *_: object) -> None:
-        self._bar.stop()
-
-    def __call__(self, what: str) -> None:
-        """The part before is done, and this begins."""
-        self._bar.update(self._task, description=what, advance=int(self._begun))
-        self._begun = True
+    console = Console(stderr=True)
+    columns = (progress.SpinnerColumn(), progress.BarColumn(), progress.TextColumn("{task.description}"))
+    shown = console.is_terminal
+    with progress.Progress(
+        *columns, progress.TimeElapsedColumn(), console=console, transient=True, disable=not shown
+    ) as bar:
+        task, done = bar.add_task("", total=total), itertools.count()
+        yield lambda what: bar.update(task, description=what, completed=next(done))
 
 
 def si(value: float) -> str:

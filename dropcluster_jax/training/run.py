@@ -19,7 +19,7 @@ import numpy as np
 from jax.experimental import multihost_utils
 from jax.sharding import NamedSharding
 
-from dropcluster_jax import __version__
+from dropcluster_jax import __version__, viz
 from dropcluster_jax.data import Dataset, Road, fake_data, load, normalize, open_road
 from dropcluster_jax.models import ResNet
 from dropcluster_jax.training import history, layers, tensorboard
@@ -310,7 +310,8 @@ def execute(
     elif state.clusters:
         images = normalize(_here(batch["image"]), run.dataset.mean, run.dataset.std)
         title = f"Learned clusters: {config.model} on {config.data.name}, step {run.num_steps}"
-        figure = layers.draw(run.model, jax.device_get(state.variables()), images, title)
+        drawn = layers.clusters_and_maps(run.model, jax.device_get(state.variables()), images)
+        figure = viz.cluster_figure(drawn, title=title)
         figure.savefig(run.folder / "clusters.png", dpi=layers.DPI)
     write_json(run.folder / "summary.json", summary)
     return summary

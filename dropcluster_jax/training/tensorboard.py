@@ -15,6 +15,8 @@ from dropcluster_jax.linen import cluster_states
 from dropcluster_jax.training.layers import place_of
 from dropcluster_jax.training.loop import Record
 from dropcluster_jax.training.steps import TrainState
+from dropcluster_jax.viz import cluster_history_figure, pixels
+from dropcluster_jax.viz.clusters import renumbered
 
 _NO_SCALARS = ("event", "step", "count")
 
@@ -100,9 +102,6 @@ class TensorBoard:
             labels: for each layer's name, integers `(height, width, 1 or channels)`.
         """
         from tensorboardX.summary import image
-
-        from dropcluster_jax.viz import cluster_history_figure, pixels
-        from dropcluster_jax.viz.clusters import renumbered
 
         for layer, each in labels.items():
             name, first = place_of(layer), each[..., 0]

@@ -69,6 +69,8 @@ def test_check_says_what_a_data_set_holds_and_draws_it(tmp_path, capsys, photos,
     assert command("data", "check", "digits", "--out", str(out)) == 0
     said = capsys.readouterr().out
     assert "1,437 training and 360 test images, 8x8x1, 10 classes" in said and "road: device" in said
+    assert command("data", "check", "digits", "--out", str(out), "--json") == 0
+    assert json.loads(capsys.readouterr().out) == json.loads((out / "check.json").read_text())
 
 
 @pytest.mark.bad_input
@@ -316,16 +318,16 @@ def test_a_table_is_cut_on_no_line_that_a_program_reads(capsys):
 def test_parts_are_shown_on_a_terminal_alone(monkeypatch, capsys):
     from rich import console
 
-    from dropcluster_jax.training.progress import Parts
+    from dropcluster_jax.training.progress import parts
 
-    with Parts(2) as parts:
-        parts("opening")
+    with parts(2) as begin:
+        begin("opening")
     assert capsys.readouterr().err == ""
     terminal = io.StringIO()
     monkeypatch.setattr(
         console, "Console", lambda stderr, make=console.Console: make(file=terminal, force_terminal=True)
     )
-    with Parts(2) as parts:
-        parts("opening")
-        parts("drawing")
+    with parts(2) as begin:
+        begin("opening")
+        begin("drawing")
     assert "drawing" in terminal.getvalue()
