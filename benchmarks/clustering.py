@@ -3,7 +3,7 @@
     python benchmarks/clustering.py --data-dir ~/tensorflow_datasets
 
 The features are real: a random 3x3 convolution and a ReLU of the first 128 training images of CIFAR-10, resized. All
-cluster each channel on its own. Ours take the activations as a layer gives them; the others get unit vectors, centred,
+cluster each channel on its own. Ours take the activations as a layer gives them; the others get unit vectors, centered,
 scaled and transposed before the clock starts. Warm is: from the clusters of every other example, for scikit-learn from
 their means, which it is given. The contenders take turns, so that what slows the machine slows all;
 medians. `explained` and `connected` (the share of clusters that are) are means over channels.
@@ -29,8 +29,8 @@ from sklearn.cluster import KMeans as SklearnKMeans
 from sklearn.feature_extraction.image import grid_to_graph
 
 import dropcluster_jax as dc
-from dropcluster_jax.clustering import agreement, explained_variance, is_connected
-from dropcluster_jax.clustering.units import correlation_units
+from dropcluster_jax.clustering import adjusted_rand_index, explained_variance, is_connected
+from dropcluster_jax.clustering.correlation import correlation_units
 
 # side, channels, clusters
 SIZES = {"16": (16, 64, 20), "32": (32, 64, 20), "56": (56, 256, 64)}
@@ -132,7 +132,7 @@ def main() -> None:
         for fast, slow in COMPARED:
             faster = statistics.median(times[slow]) / statistics.median(times[fast])
             print(f"{fast}: {faster:.1f} times faster than {slow}")
-        rand = agreement(jnp.asarray(labels[RENA]), jnp.asarray(labels[NILEARN]))
+        rand = adjusted_rand_index(jnp.asarray(labels[RENA]), jnp.asarray(labels[NILEARN]))
         print(f"agreement of ReNA with nilearn, whose last round does not choose the closest: {float(rand.mean()):.3f}")
 
 

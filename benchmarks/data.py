@@ -1,10 +1,10 @@
-"""How fast images get to the device, by either road, and what that costs a training.
+"""How fast images get to the device, by either loader, and what that costs a training.
 
     python benchmarks/data.py --data-dir ~/tensorflow_datasets
 
-On CIFAR-10, augmented (shift, flip) and normalised by a compiled step; from made JPEG files of ImageNet's size, random
+On CIFAR-10, augmented (shift, flip) and normalized by a compiled step; from made JPEG files of ImageNet's size, random
 crops of 224 pixels, mirrored; all corruptions of 10,000 images. `--training MODEL` compares that network's training
-step on the device road with the same on one batch that stays: turn by turn, in one run; `--data npz:PATH` takes it
+step on the device loader with the same on one batch that stays: turn by turn, in one run; `--data npz:PATH` takes it
 where TFDS is not.
 """
 
@@ -29,8 +29,8 @@ from dropcluster_jax.data import (
     CORRUPTIONS,
     EXTRA_CORRUPTIONS,
     Dataset,
-    DeviceRoad,
-    StreamRoad,
+    GrainLoader,
+    InMemoryLoader,
     corrupt,
     load,
     normalize,
@@ -63,12 +63,12 @@ def main() -> None:
     cifar10 = load("cifar10", options.data_dir)
     ready = jax.jit(lambda key, images: normalize(vary(key, images), cifar10.mean, cifar10.std))
     encoded = load("cifar10", options.data_dir, size=32)
-    roads: dict[str, Any] = {
-        "CIFAR-10, device": (DeviceRoad(cifar10, options.batch), ready),
-        "CIFAR-10, stream": (StreamRoad(cifar10, options.batch), ready),
-        "CIFAR-10, stream, encoded": (StreamRoad(encoded, options.batch, flip=True), None),
+    loaders: dict[str, Any] = {
+        "CIFAR-10, device": (InMemoryLoader(cifar10, options.batch), ready),
+        "CIFAR-10, stream": (GrainLoader(cifar10, options.batch), ready),
+        "CIFAR-10, stream, encoded": (GrainLoader(encoded, options.batch, flip=True), None),
         f"CIFAR-10, stream, encoded, {options.workers} workers": (
-            StreamRoad(encoded, options.batch, flip=True, workers=options.workers),
+            GrainLoader(encoded, options.batch, flip=True, workers=options.workers),
             None,
         ),
     }
@@ -76,11 +76,14 @@ def main() -> None:
         size = make_photos(pathlib.Path(folder))
         photos = load(f"folder:{folder}", size=224)
         crops = {"random_crop": True, "flip": True}
-        roads[f"JPEG of {size / 1000:.0f} kB to 224"] = StreamRoad(photos, 32, **crops), None
-        roads[f"the same, {options.workers} workers"] = StreamRoad(photos, 32, workers=options.workers, **crops), None
+        loaders[f"JPEG of {size / 1000:.0f} kB to 224"] = GrainLoader(photos, 32, **crops), None
+        loaders[f"the same, {options.workers} workers"] = (
+            GrainLoader(photos, 32, workers=options.workers, **crops),
+            None,
+        )
         print(f"{'':40}{'images/s':>10}")
-        for name, (road, step) in roads.items():
-            print(f"{name:40}{speed(road.train(), step, options.seconds):10,.0f}")
+        for name, (loader, step) in loaders.items():
+            print(f"{name:40}{speed(loader.train(), step, options.seconds):10,.0f}")
     if not options.no_corruptions:
         print(f"\n{'10,000 images, severity 5':40}{'s':>10}{'with compilation':>18}")
         images = cifar10.test.images[:10_000]
@@ -139,7 +142,7 @@ def seconds(call: Callable[[], Any]) -> float:
 
 
 def training(dataset: Dataset, options: argparse.Namespace) -> None:
-    """A training step fed by the device road, against the same on one batch that stays."""
+    """A training step fed by the device loader, against the same on one batch that stays."""
     drop = {"stage3": DropCluster(KMeans(cluster_size=16.0))}
     model = MODELS[options.training](dataset.num_classes, drop=drop, dtype=jax.numpy.bfloat16).clone(stem="cifar")
     steps = make_steps(
@@ -149,13 +152,13 @@ def training(dataset: Dataset, options: argparse.Namespace) -> None:
         augment=vary,
         preprocess=lambda images: normalize(images, dataset.mean, dataset.std),
     )
-    road = DeviceRoad(dataset, options.batch)
-    batches = road.train()
+    loader = InMemoryLoader(dataset, options.batch)
+    batches = loader.train()
     batch = next(batches)
     state = jax.jit(steps.init)(jax.random.key(0), batch)
     train = jax.jit(steps.train)
-    times: dict[str, list[float]] = {"one batch that stays": [], "device road": []}
-    sources: dict[str, Iterator[Any]] = {"one batch that stays": itertools.repeat(batch), "device road": batches}
+    times: dict[str, list[float]] = {"one batch that stays": [], "device loader": []}
+    sources: dict[str, Iterator[Any]] = {"one batch that stays": itertools.repeat(batch), "device loader": batches}
 
     def turn(source: Iterator[Any], number: int) -> int:
         nonlocal state
@@ -176,7 +179,7 @@ def training(dataset: Dataset, options: argparse.Namespace) -> None:
     medians = {name: statistics.median(found[1:]) for name, found in times.items()}
     for name, median in medians.items():
         print(f"{name:40}{median:10,.0f}")
-    print(f"{'ratio':40}{medians['device road'] / medians['one batch that stays']:10.4f}")
+    print(f"{'ratio':40}{medians['device loader'] / medians['one batch that stays']:10.4f}")
 
 
 if __name__ == "__main__":

@@ -9,7 +9,7 @@ same under `pmap`, with BatchNorm over its axis, as theirs is; and without DropC
 are ready, without augmentation and label smoothing, which theirs has not. Operations and temporaries are XLA's own
 figures of the compiled programs. Ours gives its state away, theirs does not: that takes more temporaries and less
 memory, so each is compiled the other way too. They take turns, so that what slows the machine slows all; medians, and
-the middle half of the ratios of neighbouring turns.
+the middle half of the ratios of neighboring turns.
 """
 
 import argparse
@@ -31,7 +31,7 @@ import optax
 from dropcluster_jax import KMeans
 from dropcluster_jax.linen import DropCluster
 from dropcluster_jax.models import resnet50
-from dropcluster_jax.training import Parallel, make_steps
+from dropcluster_jax.training import DataParallel, make_steps
 
 PLACES = ("stage3", "stage4")
 THEIRS = "Flax's example"
@@ -92,7 +92,7 @@ def ours(
 ) -> tuple[Callable[[], None], Callable[[bool], Costs]]:
     """A function that takes a step and waits, and one that compiles it, its state given away or not, and counts."""
     device = jax.devices()[:1]
-    parallel = Parallel(way, jax.make_mesh((1,), ("batch",), (jax.sharding.AxisType.Auto,), devices=device))
+    parallel = DataParallel(way, jax.make_mesh((1,), ("batch",), (jax.sharding.AxisType.Auto,), devices=device))
     axis_name = parallel.axis_name
     drop = {place: DropCluster(KMeans(cluster_size=16), axis_name=axis_name) for place in places}
     tx = optax.chain(
@@ -101,7 +101,7 @@ def ours(
     )
     model = resnet50(1000, drop=drop, axis_name=axis_name)
     steps = make_steps(model, tx, rate=optax.linear_schedule(0.0, 0.1, 1, 10**9), axis_name=axis_name)
-    placed = parallel.put(batch)
+    placed = parallel.shard_batch(batch)
     compiled = parallel.compile(steps)
     state = compiled.init(jax.random.key(0), placed)
     shapes = jax.eval_shape(lambda: (state, placed))

@@ -2,9 +2,9 @@
 
     python benchmarks/training_step.py --batch 16 --side 64
 
-Drop layers at `stem`, `stage3` and `stage4` against none: the same network, images, optimiser and keys. Operations and
+Drop layers at `stem`, `stage3` and `stage4` against none: the same network, images, optimizer and keys. Operations and
 temporaries are those of XLA's compiled programs. The two take turns, so that what slows the machine slows both;
-medians, and the middle half of the ratios of neighbouring turns.
+medians, and the middle half of the ratios of neighboring turns.
 """
 
 import argparse
@@ -45,7 +45,7 @@ def main() -> None:
         model = resnet50(drop={place: DropCluster(clusterer) for place in places}, dtype=jnp.dtype(options.dtype))
         steps = make_steps(model, optax.sgd(0.1, momentum=0.9), rate=lambda step: jnp.float32(0.1))
         state = jax.jit(steps.init)(jax.random.key(1), batch)
-        state = jax.jit(steps.cluster)(state, batch)
+        state = jax.jit(steps.update_clusters)(state, batch)
         programs[name] = jax.jit(steps.train).lower(state, batch).compile(), state
 
     times: dict[str, list[float]] = {name: [] for name in programs}
@@ -73,7 +73,7 @@ def main() -> None:
     print(f"{ratios[0]:12.4f}{ratios[1]:14.4f}{ratios[2]:13.4f}")
     pairs = sorted(one / other for one, other in zip(times["DropCluster"], times["none"], strict=True))
     low, high = pairs[len(pairs) // 4], pairs[3 * len(pairs) // 4]
-    print(f"time, ratios of neighbouring turns, middle half: {low:.4f} to {high:.4f}")
+    print(f"time, ratios of neighboring turns, middle half: {low:.4f} to {high:.4f}")
 
 
 if __name__ == "__main__":

@@ -4,7 +4,7 @@ Here: the two lower floors, clustering and masking, and `mc_predict`, which need
 `dropcluster_jax.linen`, networks in `dropcluster_jax.models`, training in `dropcluster_jax.training`.
 """
 
-from dropcluster_jax.clustering import Clusterer, ClusterState, Grid, KMeans, ReNA, resize
+from dropcluster_jax.clustering import Clusterer, ClusterState, Grid, KMeans, ReNA, resize_clusters
 from dropcluster_jax.masking import (
     cutout,
     cutout_mask,
@@ -41,7 +41,7 @@ __all__ = [
     "dropout",
     "dropout_mask",
     "mc_predict",
-    "resize",
+    "resize_clusters",
     "spatial_dropout",
     "spatial_dropout_mask",
 ]

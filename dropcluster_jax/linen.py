@@ -15,7 +15,8 @@ from flax.traverse_util import flatten_dict, unflatten_dict
 from jaxtyping import Array, Float, PyTree
 
 from dropcluster_jax import masking
-from dropcluster_jax.clustering import Clusterer, ClusterState, resize
+from dropcluster_jax.clustering import Clusterer, ClusterState
+from dropcluster_jax.clustering import resize_clusters as resize_layer_clusters
 from dropcluster_jax.masking.common import Rate, Rescale, check_rate, check_units
 from dropcluster_jax.masking.drop_block import Seeding
 
@@ -347,7 +348,7 @@ class DropCluster(nn.Module):
     """Drop learned clusters of units; see `dropcluster_jax.drop_cluster`.
 
     Every argument is given at construction or at call. The clusters are variables of the collection "clusters":
-    `labels`, `sizes`, `explained`, `count`, `skipped`, as in `ClusterState`. `init` lays a regular grid of tiles.
+    `labels`, `sizes`, `explained_variance`, `num_updates`, `num_skipped`, as in `ClusterState`. `init` lays a regular grid of tiles.
 
     Attributes:
         clusterer: what learns the clusters, `KMeans(...)`, `ReNA(...)` or `Grid(...)`.
@@ -380,7 +381,7 @@ class DropCluster(nn.Module):
         >>> x = jax.random.normal(jax.random.key(0), (16, 8, 8, 3))
         >>> variables = layer.init(jax.random.key(1), x, deterministic=True)
         >>> _, variables = layer.apply(variables, x, deterministic=True, update_clusters=True, mutable=["clusters"])
-        >>> variables["clusters"]["labels"].shape, int(variables["clusters"]["count"])
+        >>> variables["clusters"]["labels"].shape, int(variables["clusters"]["num_updates"])
         ((8, 8, 1), 1)
         >>> y = layer.apply(variables, x, rate=0.5, deterministic=False, rngs={"dropout": jax.random.key(2)})
         >>> dropped = (y == 0)[:, variables["clusters"]["labels"][..., 0] == 0]  # the units of cluster 0
@@ -561,7 +562,7 @@ def resize_clusters(
     *args: Any,
     **kwargs: Any,
 ) -> dict[str, Any]:
-    """Resample a network's clusters to the maps that another input resolution gives, by nearest neighbour.
+    """Resample a network's clusters to the maps that another input resolution gives, by nearest neighbor.
 
     Args:
         model: the network.
@@ -571,7 +572,7 @@ def resize_clusters(
         kwargs: likewise.
 
     Returns:
-        The variables; each layer keeps its number of clusters. See `dropcluster_jax.resize`.
+        The variables; each layer keeps its number of clusters. See `dropcluster_jax.resize_clusters`.
 
     Raises:
         ValueError: the variables' layers with clusters are not the model's.
@@ -594,9 +595,9 @@ def resize_clusters(
         )
     resized = {}
     for layer, state in old.items():
-        stacked = state.count.ndim  # dimensions that `nn.scan` or `vmap` put in front
+        stacked = state.num_updates.ndim  # dimensions that `nn.scan` or `vmap` put in front
         spatial = new[layer].labels.shape[stacked:-1]
-        resample = functools.partial(resize, spatial=spatial)
+        resample = functools.partial(resize_layer_clusters, spatial=spatial)
         for _ in range(stacked):
             resample = jax.vmap(resample)
         resized |= {(*layer, name): value for name, value in resample(state)._asdict().items()}

@@ -28,7 +28,7 @@ class ClusterVariable(nnx.Variable[Any]):
         >>> from dropcluster_jax import KMeans
         >>> layer = DropCluster(KMeans(num_clusters=4), (8, 8, 3), rngs=nnx.Rngs(0))
         >>> sorted(nnx.state(layer, ClusterVariable))
-        ['count', 'explained', 'labels', 'sizes', 'skipped']
+        ['explained_variance', 'labels', 'num_skipped', 'num_updates', 'sizes']
     """
 
 
@@ -337,7 +337,7 @@ class DropBlock(_Drop):
 class DropCluster(_Drop):
     """Drop learned clusters of units; see `dropcluster_jax.drop_cluster`.
 
-    The clusters are `ClusterVariable`s: `labels`, `sizes`, `explained`, `count`, `skipped`, as in `ClusterState`. They
+    The clusters are `ClusterVariable`s: `labels`, `sizes`, `explained_variance`, `num_updates`, `num_skipped`, as in `ClusterState`. They
     start as a regular grid of tiles; `update_clusters` learns them.
 
     Args:
@@ -368,7 +368,7 @@ class DropCluster(_Drop):
         >>> layer = DropCluster(KMeans(num_clusters=4), (8, 8, 3), rate=0.1, rngs=nnx.Rngs(0))
         >>> x = jax.random.normal(jax.random.key(0), (16, 8, 8, 3))
         >>> layer.update_clusters(x)
-        >>> layer.labels.shape, int(layer.count[...])
+        >>> layer.labels.shape, int(layer.num_updates[...])
         ((8, 8, 1), 1)
         >>> y = layer(x, rate=0.5)
         >>> dropped = (y == 0)[:, layer.labels[..., 0] == 0]  # the units of cluster 0
@@ -409,7 +409,7 @@ class DropCluster(_Drop):
         """Take these clusters.
 
         Args:
-            state: such as `dropcluster_jax.resize(layer.clusters, spatial)` for another resolution.
+            state: such as `dropcluster_jax.resize_clusters(layer.clusters, spatial)` for another resolution.
         """
         for name, value in state._asdict().items():
             getattr(self, name).set_value(value)

@@ -31,7 +31,7 @@ def curves(series: Series, differences: Series, x: Sequence[float], labels: tupl
         _draw(axis, drawn, looks, x, log)
         axis.set_xlabel(labels[0])
         axis.set_ylabel(label)
-    right.axhline(0, color="grey", linewidth=1)
+    right.axhline(0, color="gray", linewidth=1)
     left.legend(frameon=False)
     return figure
 

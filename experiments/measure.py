@@ -11,7 +11,7 @@ import numpy as np
 from rich.console import Console
 from rich.progress import BarColumn, Progress, TextColumn
 
-from dropcluster_jax.data import KNOWN, load
+from dropcluster_jax.data import DATASETS, load
 from dropcluster_jax.training.steps import TrainState
 from experiments import streamed, training
 from experiments.studies import Job
@@ -46,7 +46,7 @@ class Measure:
     def __call__(self, group: Sequence[Job]) -> list[dict[str, Any]]:
         """What was measured of each job, as JSON takes it."""
         first = group[0]
-        if first.config.data.size is not None:
+        if first.config.data.image_size is not None:
             return [streamed.measure(job, self._networks, self._data_dir, self._console.print) for job in group]
         images = self.open()
         found = self._train(group, images) if first.corrupted is None else self._corrupt(group, images, first.corrupted)
@@ -63,7 +63,9 @@ class Measure:
                 dataset = load(self._name, self._data_dir)
             else:
                 dataset = load(f"npz:{self._npz}")
-                dataset = dataclasses.replace(dataset, name=self._name, test_split="test", known=KNOWN.get(self._name))
+                dataset = dataclasses.replace(
+                    dataset, name=self._name, test_split="test", known=DATASETS.get(self._name)
+                )
             self._images = training.divide(dataset)
         return self._images
 
@@ -116,7 +118,7 @@ class Measure:
 
     def _keep(self, group: Sequence[Job], state: TrainState, images: Images) -> None:
         """Write the networks, each whole or not at all; without clusters, as nothing is dropped in evaluation."""
-        variables = state.variables(average=True)
+        variables = state.variables(ema=True)
         variables = jax.device_get({name: variables.get(name, {}) for name in ("params", "batch_stats")})
         self._networks.mkdir(parents=True, exist_ok=True)
         for number, job in enumerate(group):

@@ -47,7 +47,7 @@ had the same number of choices of its hyper-parameter, and took the one that did
 of the training set, which is never trained on. All methods have the same schedule, augmentation and seeds. The test set
 was used for *limited data*, *headline* and *corruption* alone; the other studies are measured on the held-out images. A
 run whose loss was not finite counts with the accuracy that its network has, or as chance. The share that is dropped is
-the rate, for all methods: DropBlock's probability of a block's centre is solved for it. The fixed grid is DropCluster
+the rate, for all methods: DropBlock's probability of a block's center is solved for it. The fixed grid is DropCluster
 whose clusters stay the tiles that they begin as: what it lacks is the learning.
 """
 
@@ -117,7 +117,11 @@ def _title_and_claims(lines: list[Line], mark: str) -> list[str]:
     first = lines[0]
     largest = max((line["config"] for line in lines), key=lambda config: config["steps"])
     data, drop = largest["data"], largest["drop"]
-    images = f"{data['per_class']} training images of each class" if data["per_class"] else "all training images"
+    images = (
+        f"{data['examples_per_class']} training images of each class"
+        if data["examples_per_class"]
+        else "all training images"
+    )
     rows = [[claim, _difference(found), _SAYS[verdict(found)]] for claim, found in _claims(lines) if found is not None]
     return [
         f"{mark}{first['model'].replace('resnet', 'ResNet-')} on {first['dataset']}, scale `{first['scale']}`\n",
@@ -178,7 +182,7 @@ def _limited_data(lines: list[Line], figure: pathlib.Path) -> list[str]:
         *_against(methods, {**{share: [here] for share, here in at.items()}, "mean": list(at.values())}),
         *_drawn(drawn, figure, "Accuracy against the share of the training images, with 95 % intervals."),
         "Training loss at the end, with what is dropped: near 0 the images are known by heart, and there is something "
-        "to regularise.\n",
+        "to regularize.\n",
         *_table(["method", *at], losses),
         *_cost(lines),
     ]
@@ -276,8 +280,8 @@ def _clustering(lines: list[Line], figure: pathlib.Path) -> list[str]:
             for other in ("grid, shared", "k-means, shared")
         ]
         places = [place for line in of[name] for place in line["clusters"].values()]
-        explained = sum(place["explained"] for place in places) / len(places)
-        alike = sum(place["agreement_with_grid"] for place in places) / len(places)
+        explained = sum(place["explained_variance"] for place in places) / len(places)
+        alike = sum(place["ari_with_grid"] for place in places) / len(places)
         return [name, _accuracy(here), *against, f"{100 * explained:.0f}", f"{alike:.2f}"]
 
     header = ["structure", "accuracy", "against the grid", "against k-means", "explained, %", "like the grid"]
@@ -349,7 +353,7 @@ _CHAPTERS: dict[str, Callable[[list[Line], pathlib.Path], list[str]]] = {
     "clustering": _clustering,
     "placement": _varied("Placement", "Accuracy on the held-out images, by where the drop layers stand."),
     "rate_and_size": _varied("Rate and size", "Accuracy on the held-out images; a cluster has side x side positions."),
-    "cadence": _varied("Cadence", "Accuracy on the held-out images, by the steps from one update to the next."),
+    "cadence": _varied("StepPredicate", "Accuracy on the held-out images, by the steps from one update to the next."),
     "warm_up": _varied("Warm-up", "Accuracy on the held-out images, by the part of training in which the rate rises."),
     "choices": _choices,
 }

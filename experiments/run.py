@@ -16,10 +16,10 @@ import jax
 import tyro
 from rich.console import Console
 
+from dropcluster_jax.cache import enable_compilation_cache
 from dropcluster_jax.models import ModelName
-from dropcluster_jax.training.compilation import keep_compiled
-from dropcluster_jax.training.config import TrainConfig
-from dropcluster_jax.training.run import Stopped
+from dropcluster_jax.runs.config import TrainConfig
+from dropcluster_jax.runs.trainer import Stopped
 from experiments import results, studies
 from experiments.measure import Measure, describe
 from experiments.results import Line
@@ -56,7 +56,7 @@ class Options:
     seeds: int | None = None
     """Another number of seeds than the scale's."""
     steps: int | None = None
-    """Another number of optimiser steps than the scale's."""
+    """Another number of optimizer steps than the scale's."""
     shares: tuple[float, ...] | None = None
     """Shares of the training images, for limited_data and corruption."""
     shard: str = "1/1"
@@ -219,7 +219,7 @@ class Runner:
             return None
         data, digest = group[0].config.data, found[0]["digest"]
         same = [line["digest"] == digest for line in self._all() if line["dataset"] == data.name]
-        if data.size is None and not all(same):  # of streamed images the digest is of a run's own share
+        if data.image_size is None and not all(same):  # of streamed images the digest is of a run's own share
             raise ValueError(f"{self.options.results} holds results on other images called {data.name}")
         return found
 
@@ -262,7 +262,7 @@ def resolve(options: Options) -> Scale:
         raise ValueError("there must be a method, a seed and a share")
     if not all(0 < share <= 1 for share in shares):
         raise ValueError(f"shares must be above 0 and at most 1, got {', '.join(map(str, shares))}")
-    if options.npz is not None and base.data.size is not None:
+    if options.npz is not None and base.data.image_size is not None:
         raise ValueError(f"npz is not for {base.data.name}, whose images are streamed")
     return dataclasses.replace(scale, base=base, methods=methods, seeds=seeds, shares=shares)
 
@@ -298,14 +298,14 @@ def main(
         study: What is compared.
         options: Which runs, and where.
     """
-    keep_compiled()
+    enable_compilation_cache()
     console = Console(highlight=False, soft_wrap=True)
     try:
         scale = resolve(options)
         measure = Measure(scale.base.data.name, console, options.npz, options.data_dir)
         runner = Runner(options, console, measure)
         runner.check(study)
-        if scale.base.data.size is None and not options.dry_run:
+        if scale.base.data.image_size is None and not options.dry_run:
             measure.open()
     except (ValueError, TypeError, OSError, ImportError) as error:
         print(f"experiments.run: error: {error}", file=sys.stderr)
@@ -338,7 +338,7 @@ def _shard(text: str) -> tuple[int, int]:
 
 
 def _kind(job: Job) -> tuple[Any, ...]:
-    return job.program, job.target, job.corrupted, job.config.data.fraction, job.config.data.per_class
+    return job.program, job.target, job.corrupted, job.config.data.fraction, job.config.data.examples_per_class
 
 
 def _name(study: str, scale: Scale, job: Job) -> dict[str, Any]:

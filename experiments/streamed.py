@@ -14,10 +14,9 @@ from typing import Any
 import numpy as np
 
 from dropcluster_jax.data import CORRUPTIONS, Dataset
+from dropcluster_jax.runs.run_folder import evaluate_run, finished_run
 from dropcluster_jax.training import run
-from dropcluster_jax.training.folder import finished_run
 from dropcluster_jax.training.loop import NonFiniteError
-from dropcluster_jax.training.saved import evaluate_run
 from experiments.studies import Job
 
 _TRAIN, _HELD_OUT = "train[:90%]", "train[90%:]"

@@ -12,7 +12,7 @@ import json
 from collections.abc import Callable, Iterable, Mapping
 from typing import Any, Literal, NamedTuple
 
-from dropcluster_jax.training.config import HOW, PRESETS, DataConfig, DropConfig, TrainConfig
+from dropcluster_jax.runs.config import PRESETS, RUNTIME_FIELDS, DataConfig, DropConfig, TrainConfig
 
 Target = Literal["validation", "test"]
 ScaleName = Literal["small", "gpu", "paper"]
@@ -42,7 +42,7 @@ class Choice(NamedTuple):
 
 
 _RATES = tuple(Choice("rate", value) for value in (0.1, 0.2, 0.3))
-# The baseline drops nothing, so its choices are of the regularisation that it has.
+# The baseline drops nothing, so its choices are of the regularization that it has.
 _WEIGHT_DECAYS = tuple(Choice("weight_decay", value) for value in (5e-4, 1e-3, 2e-3))
 
 CHOICES = {method: _WEIGHT_DECAYS if method == "none" else _RATES for method in METHODS}
@@ -57,9 +57,9 @@ class Scale:
         name: of the scale.
         base: the configuration that all runs start from.
         methods: those that are compared, of `METHODS`.
-        seeds: of the runs: each decides initialisation, order, masks and, of a share of the images, which.
+        seeds: of the runs: each decides initialization, order, masks and, of a share of the images, which.
         choice_seeds: of the runs by which hyper-parameters are chosen; others than those.
-        per_class: the training images of each class; None for all.
+        examples_per_class: the training images of each class; None for all.
         corruption_images: the number of test images, the first ones, that are corrupted; None for all.
         shares: of the training images, for `limited_data`.
         sides: of blocks and clusters, for `rate_and_size`: as long as the smallest map there at most.
@@ -70,7 +70,7 @@ class Scale:
     methods: tuple[str, ...]
     seeds: tuple[int, ...]
     choice_seeds: tuple[int, ...]
-    per_class: int | None = None
+    examples_per_class: int | None = None
     corruption_images: int | None = None
     shares: tuple[float, ...] = SHARES
     sides: tuple[int, ...] = (3, 5, 7)
@@ -79,7 +79,7 @@ class Scale:
     def table(self) -> str:
         """The same for runs that may stand in one table, in words."""
         base = self.base
-        images = "" if self.per_class is None else f" {self.per_class} a class"
+        images = "" if self.examples_per_class is None else f" {self.examples_per_class} a class"
         return f"{self.name}: {base.model} {base.data.name}{images}, {base.steps} steps of {base.batch_size}"
 
 
@@ -131,7 +131,7 @@ class Job:
 
 def program_config(config: TrainConfig) -> TrainConfig:
     """The configuration without what a compiled program takes as an argument."""
-    data = dataclasses.replace(config.data, seed=0, fraction=None, per_class=None)
+    data = dataclasses.replace(config.data, seed=0, fraction=None, examples_per_class=None)
     return with_drop(dataclasses.replace(config, seed=0, data=data), rate=0.0)
 
 
@@ -157,12 +157,12 @@ def for_dataset(scale: Scale, name: str) -> Scale:
     base = dataclasses.replace(scale.base, data=DataConfig(name=name), augment=augment)
     if own is None:
         return dataclasses.replace(scale, base=base)
-    if own.data.size is not None:
+    if own.data.image_size is not None:
         steps = round(own.epochs * (_EXAMPLES[name] // own.batch_size))
         base = dataclasses.replace(own, steps=steps, drop=dataclasses.replace(own.drop, **_sized(4)))
-        return dataclasses.replace(scale, base=base, per_class=None)
+        return dataclasses.replace(scale, base=base, examples_per_class=None)
     if name == "digits":
-        return dataclasses.replace(scale, base=with_drop(base, **_sized(2)), per_class=None, sides=(2, 3, 4))
+        return dataclasses.replace(scale, base=with_drop(base, **_sized(2)), examples_per_class=None, sides=(2, 3, 4))
     return dataclasses.replace(scale, base=base)
 
 
@@ -296,9 +296,9 @@ def warm_up(scale: Scale, chosen: Chosen) -> list[Job]:
             (
                 method,
                 {"rate_rises": name},
-                with_drop(_method(scale, method, chosen[method]), begin=begin, full=full),
+                with_drop(_method(scale, method, chosen[method]), ramp_start=start, ramp_end=end),
             )
-            for name, (begin, full) in RAMPS.items()
+            for name, (start, end) in RAMPS.items()
             for method in scale.methods
             if method != "none"
         ),
@@ -323,8 +323,8 @@ def _method(scale: Scale, method: str, choice: Choice | None = None) -> TrainCon
 
 def _share(scale: Scale, config: TrainConfig, share: float) -> TrainConfig:
     part: dict[str, Any] = {"fraction": None if share == 1 else share}
-    if scale.per_class is not None:
-        part = {"per_class": round(share * scale.per_class)}
+    if scale.examples_per_class is not None:
+        part = {"examples_per_class": round(share * scale.examples_per_class)}
     steps = round((config.steps or 0) * share**0.5)
     return dataclasses.replace(config, steps=steps, data=dataclasses.replace(config.data, **part))
 
@@ -342,7 +342,7 @@ def _each_seed(
 def _identity(config: TrainConfig) -> dict[str, Any]:
     """The configuration without what changes only how a run goes."""
     content = config.to_json()
-    for part, names in HOW.items():
+    for part, names in RUNTIME_FIELDS.items():
         for name in names:
             del (content[part] if part else content)[name]
     return content
@@ -353,7 +353,13 @@ def _digest(*content: Any) -> str:
 
 
 _DROP = DropConfig(
-    places=("stage1", "stage2"), cluster_size=49.0, block_size=7, begin=0.1, full=0.7, update_every=20, probe_size=512
+    places=("stage1", "stage2"),
+    cluster_size=49.0,
+    block_size=7,
+    ramp_start=0.1,
+    ramp_end=0.7,
+    update_every=20,
+    probe_size=512,
 )
 _SMALL = TrainConfig(
     model="resnet8",
@@ -374,7 +380,7 @@ _GPU = dataclasses.replace(
 _FOUR = ("none", "block", "grid", "cluster")
 
 SCALES: dict[str, Scale] = {
-    "small": Scale("small", _SMALL, _FOUR, (0, 1, 2), (100,), per_class=200, corruption_images=1000),
+    "small": Scale("small", _SMALL, _FOUR, (0, 1, 2), (100,), examples_per_class=200, corruption_images=1000),
     "gpu": Scale("gpu", _GPU, tuple(METHODS), (0, 1, 2), (100,)),
     "paper": Scale("paper", dataclasses.replace(_GPU, steps=52_800), tuple(METHODS), (0, 1, 2, 3, 4), (100, 101, 102)),
 }

@@ -16,14 +16,14 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from dropcluster_jax.data import CORRUPTIONS, ArrayExamples, Dataset, balanced_share, corrupted_test
-from dropcluster_jax.data.order import Order, evaluation_indices, probe_indices
+from dropcluster_jax.data import CORRUPTIONS, ArrayExamples, Dataset, corrupted_test, stratified_subset
+from dropcluster_jax.data.sampler import BatchSampler, evaluation_indices, probe_indices
 from dropcluster_jax.linen import cluster_states
 from dropcluster_jax.models import ResNet
-from dropcluster_jax.training.build import make_model, make_run_steps
-from dropcluster_jax.training.config import DataConfig, TrainConfig
-from dropcluster_jax.training.layers import first_clusters, place_of
-from dropcluster_jax.training.loop import agreement_of
+from dropcluster_jax.runs.build import make_model, make_run_steps
+from dropcluster_jax.runs.config import DataConfig, TrainConfig
+from dropcluster_jax.runs.figures import first_clusters, place_of
+from dropcluster_jax.training.loop import mean_adjusted_rand_index
 from dropcluster_jax.training.schedules import every
 from dropcluster_jax.training.steps import Steps, TrainState
 from experiments.studies import Target, program_config
@@ -63,7 +63,7 @@ def divide(dataset: Dataset) -> Images:
     digest = hashlib.sha256()
     for array in (train.images, train.labels, test.images, test.labels):
         digest.update(array.tobytes())
-    held = balanced_share(train.labels, fraction=HELD_OUT)
+    held = stratified_subset(train.labels, fraction=HELD_OUT)
     rest = np.setdiff1d(np.arange(len(train)), held)
     return Images(dataset, train.take(rest), train.take(held), test, digest.hexdigest()[:16])
 
@@ -113,11 +113,13 @@ def train(configs: Sequence[TrainConfig], images: Images, tell: Callable[[int], 
     programs = _compile(program_config(first), images, len(configs))
     shares = [_share(images.train, config.data) for config in configs]
     probe_size = min(drop.probe_size, *map(len, shares))
-    orders = [Order(len(share), first.batch_size, config.seed) for share, config in zip(shares, configs, strict=True)]
+    orders = [
+        BatchSampler(len(share), first.batch_size, config.seed) for share, config in zip(shares, configs, strict=True)
+    ]
     rates = jax.device_put(np.array([config.drop.rate for config in configs], np.float32))
     state = programs.init(jax.vmap(jax.random.key)(jnp.array([config.seed for config in configs], jnp.uint32)))
 
-    due = every(drop.update_every if state.clusters else 0, round(drop.begin * first.steps))
+    due = every(drop.update_every if state.clusters else 0, round(drop.ramp_start * first.steps))
     cluster = programs.cluster(probe_size) if state.clusters else None
     keep = _some(list(filter(due, range(first.steps)))) if drop.clusterer != "grid" and not drop.per_channel else []
     snapshots: dict[str, list[dict[str, Any]]] = {}
@@ -174,7 +176,7 @@ def evaluate(config: TrainConfig, state: TrainState, images: Images, examples: A
     totals = jax.tree.map(lambda *parts: np.sum(parts, axis=0), *jax.device_get(sums))
     return [
         {"accuracy": float(correct / count), "loss": float(loss / count), "count": int(count)}
-        for correct, loss, count in zip(totals["correct"], totals["loss"], totals["count"], strict=True)
+        for correct, loss, count in zip(totals["correct"], totals["loss"], totals["num_updates"], strict=True)
     ]
 
 
@@ -211,16 +213,18 @@ def _corrupted(
 
 
 def clusters_of(config: TrainConfig, state: TrainState, images: Images) -> list[dict[str, dict[str, float]]]:
-    """For each run and each place how its clusters ended: `explained`, `agreement_with_grid`, `updates`."""
+    """For each run and each place how its clusters ended: `explained`, `ari_with_grid`, `updates`."""
     model, states = _model(config, images), jax.device_get(state.clusters)
 
     def described(run: int) -> dict[str, dict[str, float]]:
         ends = cluster_states(jax.tree.map(lambda leaf: leaf[run], states))
         return {
             place_of(layer): {
-                "explained": float(np.mean(end.explained)),
-                "agreement_with_grid": agreement_of(end, first_clusters(model, place_of(layer), end.labels.shape)),
-                "updates": int(end.count),
+                "explained_variance": float(np.mean(end.explained_variance)),
+                "ari_with_grid": mean_adjusted_rand_index(
+                    end, first_clusters(model, place_of(layer), end.labels.shape)
+                ),
+                "updates": int(end.num_updates),
             }
             for layer, end in ends.items()
         }
@@ -295,9 +299,11 @@ def _pixels(images: Images) -> tuple[jax.Array, jax.Array]:
 
 def _share(train_set: ArrayExamples, data: DataConfig) -> np.ndarray:
     """The images that a run learns from, as numbers among all."""
-    if data.fraction is None and data.per_class is None:
+    if data.fraction is None and data.examples_per_class is None:
         return np.arange(len(train_set), dtype=np.int32)
-    chosen = balanced_share(train_set.labels, fraction=data.fraction, per_class=data.per_class, seed=data.seed)
+    chosen = stratified_subset(
+        train_set.labels, fraction=data.fraction, examples_per_class=data.examples_per_class, seed=data.seed
+    )
     return chosen.astype(np.int32)
 
 

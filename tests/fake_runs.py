@@ -25,7 +25,7 @@ def _trained(job):
     found = {"accuracy": accuracy(job), "loss": 1.0, "count": 100, "train_loss": 0.5, "finite": True}
     found["images_per_second"] = 1000.0
     if job.config.drop.method == "cluster":
-        found["clusters"] = {"stage1": {"explained": 0.4, "agreement_with_grid": 0.5, "updates": 3}}
+        found["clusters"] = {"stage1": {"explained_variance": 0.4, "ari_with_grid": 0.5, "updates": 3}}
     if job.drawn:
         found["snapshots"] = {"stage1": [{"step": step, "labels": ["0011", "0022"]} for step in (0, 10)]}
     return found

@@ -47,7 +47,7 @@ class Levels:
         labels = (rank**2 * self.num_clusters).astype(jnp.int32).reshape(state.labels.shape)
         explained = 1 / (1 + jnp.mean(flat**2, axis=0))
         return dc.ClusterState(
-            labels, cluster_sizes(labels, self.num_clusters), explained, state.count + 1, state.skipped
+            labels, cluster_sizes(labels, self.num_clusters), explained, state.num_updates + 1, state.num_skipped
         )
 
 
@@ -181,7 +181,7 @@ def test_an_update_is_asked_for_at_construction_or_at_call():
     before, x = clusters_of(learned()), activations(1)
     called = compiled(DropCluster(SHARED), "clusters", update_clusters=True, deterministic=True)(before, x)
     built = compiled(DropCluster(SHARED, update_clusters=True, deterministic=True), "clusters")(before, x)
-    assert same_bits(called, built) and called[1]["clusters"]["count"] == 2
+    assert same_bits(called, built) and called[1]["clusters"]["num_updates"] == 2
 
 
 TWICE = [(kind, name, value) for kind in LAYERS for name, value in [("rate", 0.5), ("deterministic", False)]]
@@ -304,9 +304,9 @@ def test_the_state_lies_as_plain_arrays_of_the_documented_shapes(clusterer, grou
         assert {name: (leaf.shape, leaf.dtype.name) for name, leaf in tree["clusters"].items()} == {
             "labels": ((*spatial, groups), "int32"),
             "sizes": ((4, groups), "int32"),
-            "explained": ((groups,), "float32"),
-            "count": ((), "int32"),
-            "skipped": ((), "int32"),
+            "explained_variance": ((groups,), "float32"),
+            "num_updates": ((), "int32"),
+            "num_skipped": ((), "int32"),
         }
 
 
@@ -332,7 +332,7 @@ def test_an_update_is_exactly_the_clusterers():
         state = update(state, x)
         assert_close(after, clusters_of(state))
         assert same_bits(y, x)
-    assert state.count == 2 and state.skipped == 1
+    assert state.num_updates == 2 and state.num_skipped == 1
 
 
 @pytest.mark.bad_input
@@ -403,7 +403,7 @@ def test_inside_remat_init_update_and_drop_are_the_same():
     assert same_bits(jax.jit(remat.init)(KEY, x), clusters_of(SHARED.init(SHAPE[1:])))
     plain, remat = (compiled(layer, "clusters")(clusters_of(learned()), x, rng=KEY) for layer in (plain, remat))
     assert_close(plain, remat)
-    assert (remat[0] == 0).any() and remat[1]["clusters"]["count"] == 2
+    assert (remat[0] == 0).any() and remat[1]["clusters"]["num_updates"] == 2
 
 
 DEPTH = 3
@@ -579,8 +579,8 @@ def test_with_an_axis_name_replicas_learn_what_one_device_learns_from_the_whole_
     )
     many, one, half = many["clusters"], one["clusters"], half["clusters"]
     assert (many["labels"] == one["labels"]).mean() >= 0.999
-    assert jnp.allclose(many["explained"], one["explained"], atol=1e-4)
-    assert many["count"] == one["count"] == 1 and same_bits(y, x)
+    assert jnp.allclose(many["explained_variance"], one["explained_variance"], atol=1e-4)
+    assert many["num_updates"] == one["num_updates"] == 1 and same_bits(y, x)
     assert (half["labels"] != one["labels"]).mean() > 0.2  # it takes the whole batch
 
 
@@ -612,7 +612,7 @@ def test_gradients_through_a_convolution_take_the_new_clusters_for_constants():
     gradient = jax.jit(jax.grad(loss, argnums=(0, 2), has_aux=True), static_argnums=3)
     moving, clusters = gradient(variables["params"], variables["clusters"], x, learning)
     fixed, same = gradient(variables["params"], clusters, x, model)
-    assert same_bits(same, clusters) and clusters["layers_1"]["count"] == 1
+    assert same_bits(same, clusters) and clusters["layers_1"]["num_updates"] == 1
     assert all(jnp.isfinite(leaf).all() and leaf.any() for leaf in jax.tree.leaves(moving))
     assert_close(moving, fixed)
 
@@ -690,7 +690,10 @@ def test_init_clusters_leaves_a_layer_that_has_learned_its_labels(kept, added):
     variables = init_clusters(Net(), {**trained(), "clusters": clusters}, images(6, 6), deterministic=True)
     assert set(variables["clusters"]) == {kept, added} and set(clusters) == {kept}
     assert same_bits(variables["clusters"][kept], trained()["clusters"][kept])
-    assert variables["clusters"][kept]["drop"]["count"] == 1 and variables["clusters"][added]["drop"]["count"] == 0
+    assert (
+        variables["clusters"][kept]["drop"]["num_updates"] == 1
+        and variables["clusters"][added]["drop"]["num_updates"] == 0
+    )
 
 
 def test_init_clusters_changes_nothing_where_none_is_missing():
@@ -722,15 +725,15 @@ def test_after_resize_clusters_a_network_runs_at_another_resolution():
     variables = resize_clusters(Net(), trained(), x, deterministic=True)
     for name, shape in {"first": (*spatial, 1), "second": (*half, 3)}.items():
         old, new = (dc.ClusterState(**tree["clusters"][name]["drop"]) for tree in (trained(), variables))
-        assert same_bits(new, jax.jit(dc.resize, static_argnums=1)(old, shape[:-1]))
+        assert same_bits(new, jax.jit(dc.resize_clusters, static_argnums=1)(old, shape[:-1]))
         assert new.labels.shape == shape and new.sizes.shape == old.sizes.shape == (4, shape[-1])
-        assert (new.sizes.sum(0) == np.prod(shape[:-1])).all() and new.count == 1
+        assert (new.sizes.sum(0) == np.prod(shape[:-1])).all() and new.num_updates == 1
     assert same_bits({name: variables[name] for name in without_clusters()}, without_clusters())
     y, state = compiled(Net(), "clusters", deterministic=False, update_clusters=True)(
         variables, x, {"dropout": KEY}, rate=0.5
     )
     assert y.shape == (16, *half, 3) and 0.2 < (y == 0).mean() < 0.95
-    assert all(state["clusters"][name]["drop"]["count"] == 2 for name in ("first", "second"))
+    assert all(state["clusters"][name]["drop"]["num_updates"] == 2 for name in ("first", "second"))
 
 
 def test_resize_clusters_to_the_resolution_that_is_changes_nothing():
@@ -743,7 +746,7 @@ def test_resize_clusters_resizes_each_layer_of_a_scan():
     variables = resize_clusters(Deep(), before, x, None)
     for i in range(DEPTH):
         old = dc.ClusterState(**of_layer(before["clusters"]["drop"], i))
-        assert same_bits(of_layer(variables["clusters"]["drop"], i), dc.resize(old, (6, 5))._asdict())
+        assert same_bits(of_layer(variables["clusters"]["drop"], i), dc.resize_clusters(old, (6, 5))._asdict())
     apply = jax.jit(functools.partial(Deep(deterministic=False).apply, rngs={"dropout": KEY}))
     assert (apply(variables, x, None)[0] == 0).any()
 
@@ -759,7 +762,7 @@ def test_a_layer_may_be_called_labels(container):
 
     variables = container({"clusters": {"labels": learned()._asdict()}})
     clusters = resize_clusters(Model(), variables, activations(shape=(2, 6, 5, 3)))["clusters"]
-    assert same_bits(clusters["labels"], dc.resize(learned(), (6, 5))._asdict())
+    assert same_bits(clusters["labels"], dc.resize_clusters(learned(), (6, 5))._asdict())
     assert same_bits(init_clusters(Model(), variables, activations())["clusters"]["labels"], learned()._asdict())
 
 

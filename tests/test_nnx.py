@@ -73,7 +73,7 @@ def test_an_update_is_exactly_the_clusterers():
     grid, x = CLUSTERER.init(SHAPE[1:]), activations(3)
     assert all((ours == theirs).all() for ours, theirs in zip(layer.clusters, grid, strict=True))
     layer(x, rate=0.3, rng=KEY)
-    assert layer.count[...] == 0  # a call never learns
+    assert layer.num_updates[...] == 0  # a call never learns
     layer.update_clusters(x)
     assert all((a == b).all() for a, b in zip(layer.clusters, CLUSTERER.update(grid, x), strict=True))
 
@@ -145,7 +145,7 @@ def test_a_step_of_training_changes_parameters_and_an_update_the_clusters_alone(
     net.eval()
     update(net, x)
     assert same(params, copies(nnx.Param)) and not same(clusters, copies(ClusterVariable))
-    assert net.drop.count[...] == 2
+    assert net.drop.num_updates[...] == 2
 
 
 @every_layer
@@ -180,7 +180,7 @@ def test_under_nnx_scan_each_layer_has_clusters_and_masks_of_its_own():
         return x, y
 
     _, ys = run(drops, jnp.ones(SHAPE))
-    assert ys.shape == (4, *SHAPE) and (drops.count[...] == 1).all()
+    assert ys.shape == (4, *SHAPE) and (drops.num_updates[...] == 1).all()
     assert len(np.unique(np.asarray(ys), axis=0)) == 4
 
 
@@ -204,7 +204,7 @@ def test_a_key_serves_as_rngs_of_a_call_and_a_rate_is_no_leaf(kind):
 
 def test_clusters_can_be_resampled_to_another_resolution():
     layer = make("DropCluster", rate=0.5)
-    layer.set_clusters(dc.resize(layer.clusters, (8, 6)))
+    layer.set_clusters(dc.resize_clusters(layer.clusters, (8, 6)))
     assert layer(jnp.ones((2, 8, 6, 3)), rng=KEY).shape == (2, 8, 6, 3) and layer.labels.shape == (8, 6, 1)
 
 
@@ -232,7 +232,7 @@ def test_what_is_missing_or_wrong_is_said(kind):
 
 @pytest.mark.bad_input
 def test_clusters_of_another_shape_and_what_is_no_clusterer_are_refused():
-    with pytest.raises(ValueError, match=r"\(2, 8, 8, 3\).*\(4, 4\).*dropcluster_jax.resize"):
+    with pytest.raises(ValueError, match=r"\(2, 8, 8, 3\).*\(4, 4\).*dropcluster_jax.resize_clusters"):
         make("DropCluster", rate=0.5)(jnp.ones((2, 8, 8, 3)), rng=KEY)
     with pytest.raises(TypeError, match=r"clusterer must be one, such as KMeans\(num_clusters=16\), got 16"):
         layers.DropCluster(16, (4, 4, 3))

@@ -7,11 +7,11 @@ import sys
 import traceback
 from typing import TYPE_CHECKING
 
-from dropcluster_jax.cli.ending import fail, leave, reason, refuse
+from dropcluster_jax.cli.errors import fail, leave, reason, refuse
 
 if TYPE_CHECKING:
-    from dropcluster_jax.training.config import TrainConfig
-    from dropcluster_jax.training.run import Stopped
+    from dropcluster_jax.runs.config import TrainConfig
+    from dropcluster_jax.runs.trainer import Stopped
 
 _HEARTBEAT = 20  # seconds after which a process that is silent is given up
 
@@ -25,14 +25,14 @@ def train(
 ) -> None:
     import jax
 
-    from dropcluster_jax.data import BadImageError
+    from dropcluster_jax.cache import enable_compilation_cache
+    from dropcluster_jax.data import CorruptImageError
+    from dropcluster_jax.runs.checkpoints import CheckpointVersionError, CorruptCheckpointError
     from dropcluster_jax.training import build, folder, progress, run
-    from dropcluster_jax.training.checkpoints import NoSoundCheckpointError, OtherFormatError
-    from dropcluster_jax.training.compilation import keep_compiled
     from dropcluster_jax.training.loop import NonFiniteError
 
-    keep_compiled()
-    for name in ("absl", "asyncio"):  # by these Orbax tells, with tracebacks, what `Checkpoints` says in a sentence
+    enable_compilation_cache()
+    for name in ("absl", "asyncio"):  # by these Orbax tells, with tracebacks, what `Checkpointer` says in a sentence
         logging.getLogger(name).setLevel(logging.CRITICAL)
     try:
         if processes is not None:
@@ -59,11 +59,11 @@ def train(
             print(progress.summary(summary, prepared.folder))
         else:
             run.execute(prepared, say=lambda message: None, restart=restart)
-    except (BadImageError, NoSoundCheckpointError, OtherFormatError) as error:  # an image is met on the way
+    except (CorruptImageError, CorruptCheckpointError, CheckpointVersionError) as error:  # an image is met on the way
         refuse(reason(error))
     except NonFiniteError as error:
         fail(
-            f"{error}. With --max-bad-steps the same command goes on from the last good checkpoint, in "
+            f"{error}. With --max-nonfinite-steps the same command goes on from the last good checkpoint, in "
             f"{prepared.folder}; with other changes give another --out, or --restart"
         )
     except OSError as error:

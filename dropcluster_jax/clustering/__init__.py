@@ -7,9 +7,14 @@ renew a `ClusterState`. `quality` measures what they find. Dropping the clusters
 
 from dropcluster_jax.clustering.grid import Grid
 from dropcluster_jax.clustering.kmeans import KMeans
-from dropcluster_jax.clustering.quality import agreement, explained_variance, is_connected, mean_within_correlation
+from dropcluster_jax.clustering.metrics import (
+    adjusted_rand_index,
+    explained_variance,
+    is_connected,
+    mean_within_correlation,
+)
 from dropcluster_jax.clustering.rena import ReNA
-from dropcluster_jax.clustering.state import Clusterer, ClusterState, cluster_sizes, resize
+from dropcluster_jax.clustering.state import Clusterer, ClusterState, cluster_sizes, resize_clusters
 
 __all__ = [
     "ClusterState",
@@ -17,10 +22,10 @@ __all__ = [
     "Grid",
     "KMeans",
     "ReNA",
-    "agreement",
+    "adjusted_rand_index",
     "cluster_sizes",
     "explained_variance",
     "is_connected",
     "mean_within_correlation",
-    "resize",
+    "resize_clusters",
 ]

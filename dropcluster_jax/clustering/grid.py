@@ -9,14 +9,14 @@ import jax.numpy as jnp
 import numpy as np
 from jaxtyping import Array, Float, Int
 
-from dropcluster_jax.clustering import units as geometry
+from dropcluster_jax.clustering import correlation
 from dropcluster_jax.clustering.state import (
     ClusterState,
-    accept,
     check_activations,
-    check_cluster_number,
-    cluster_number,
+    check_num_clusters,
     cluster_sizes,
+    commit_update,
+    resolve_num_clusters,
 )
 
 
@@ -45,7 +45,7 @@ class Grid:
     per_channel: bool = False
 
     def __post_init__(self) -> None:
-        check_cluster_number(self.num_clusters, self.cluster_size)
+        check_num_clusters(self.num_clusters, self.cluster_size)
 
     def init(self, shape: tuple[int, ...]) -> ClusterState:
         """The tiles of a map.
@@ -62,15 +62,15 @@ class Grid:
         *spatial, channels = shape
         if not spatial or min(shape) < 1:
             raise ValueError(f"shape must be (*spatial, channels) with at least one spatial dimension, got {shape}")
-        num_clusters = cluster_number(self.num_clusters, self.cluster_size, math.prod(spatial))
+        num_clusters = resolve_num_clusters(self.num_clusters, self.cluster_size, math.prod(spatial))
         groups = channels if self.per_channel else 1
         labels = jnp.asarray(np.repeat(tile_labels(tuple(spatial), num_clusters)[..., None], groups, axis=-1))
         return ClusterState(
             labels=labels,
             sizes=cluster_sizes(labels, num_clusters),
-            explained=jnp.zeros(groups, jnp.float32),
-            count=jnp.zeros((), jnp.int32),
-            skipped=jnp.zeros((), jnp.int32),
+            explained_variance=jnp.zeros(groups, jnp.float32),
+            num_updates=jnp.zeros((), jnp.int32),
+            num_skipped=jnp.zeros((), jnp.int32),
         )
 
     def update(
@@ -81,11 +81,11 @@ class Grid:
         Args:
             state: the clusters.
             x: the layer's activations in evaluation mode, unmasked. If any is not finite the state is kept, and
-                `skipped` goes up by one.
+                `num_skipped` goes up by one.
             axis_name: a mapped axis over which the batch is split, if any.
 
         Returns:
-            The state with a new `explained`, and `count` up by one.
+            The state with a new `explained_variance`, and `num_updates` up by one.
 
         Raises:
             TypeError: `x` is not of a floating-point type.
@@ -99,14 +99,14 @@ class Grid:
 @functools.partial(jax.jit, static_argnums=2)
 def _update(state: ClusterState, x: Array, axis_name: str | None) -> ClusterState:
     num_clusters = state.sizes.shape[0]
-    explained, finite = geometry.map_groups(
-        lambda group, labels: geometry.explained(group, labels, num_clusters),
+    explained, finite = correlation.map_groups(
+        lambda group, labels: correlation.explained(group, labels, num_clusters),
         x,
-        geometry.by_group(state.labels),
+        correlation.by_group(state.labels),
         axis_name=axis_name,
         per_position=num_clusters,
     )
-    return accept(state, state.labels, explained, finite)
+    return commit_update(state, state.labels, explained, finite)
 
 
 def tile_labels(spatial: tuple[int, ...], num_clusters: int) -> Int[np.ndarray, "*spatial"]:
@@ -138,7 +138,7 @@ def coordinates(spatial: tuple[int, ...]) -> Float[np.ndarray, "positions dims"]
 
 
 def edges(spatial: tuple[int, ...]) -> Int[np.ndarray, "2 edges"]:
-    """The two ends of each pair of positions that are neighbours along one dimension, the lower one first."""
+    """The two ends of each pair of positions that are neighbors along one dimension, the lower one first."""
     positions = np.arange(math.prod(spatial), dtype=np.int32).reshape(spatial)
     ends = [
         (np.delete(positions, -1, axis).ravel(), np.delete(positions, 0, axis).ravel()) for axis in range(len(spatial))

@@ -10,11 +10,11 @@ import jax.numpy as jnp
 import numpy as np
 from jaxtyping import Array, Bool, Float, Int
 
-from dropcluster_jax.clustering import units as geometry
+from dropcluster_jax.clustering import correlation
+from dropcluster_jax.clustering.correlation import Group
 from dropcluster_jax.clustering.grid import Grid
 from dropcluster_jax.clustering.grid import coordinates as coordinates_of
-from dropcluster_jax.clustering.state import ClusterState, accept, check_activations
-from dropcluster_jax.clustering.units import Group
+from dropcluster_jax.clustering.state import ClusterState, check_activations, commit_update
 
 # Candidates tried for each seed, of which the best is taken (greedy k-means++, as in scikit-learn).
 _CANDIDATES = 16
@@ -64,7 +64,7 @@ class KMeans:
         [[0, 1], [0, 1]]
         >>> state = clusterer.update(state, x)
         >>> labels = state.labels[..., 0]
-        >>> bool(labels[0, 0] == labels[1, 1] != labels[0, 1] == labels[1, 0]), round(float(state.explained[0]), 3)
+        >>> bool(labels[0, 0] == labels[1, 1] != labels[0, 1] == labels[1, 0]), round(float(state.explained_variance[0]), 3)
         (True, 1.0)
     """
 
@@ -106,7 +106,7 @@ class KMeans:
         Args:
             state: the clusters so far; it decides the number of clusters.
             x: the layer's activations in evaluation mode, unmasked. If any is not finite the state is kept, and
-                `skipped` goes up by one.
+                `num_skipped` goes up by one.
             axis_name: a mapped axis over which the batch is split, if any. All replicas find the same labels: up to
                 rounding those that one device with the whole batch would find.
 
@@ -126,28 +126,28 @@ class KMeans:
 def _update(clusterer: KMeans, state: ClusterState, x: Array, axis_name: str | None) -> ClusterState:
     *spatial, groups = state.labels.shape
     num_clusters = state.sizes.shape[0]
-    first = state.count == 0
-    seeds = geometry.when(
+    first = state.num_updates == 0
+    seeds = correlation.apply_if(
         first,
         lambda _: _seeds(clusterer, x, groups, num_clusters, axis_name),
         jnp.zeros((groups, num_clusters), jnp.int32),
     )
     if axis_name is not None:
-        x = geometry.after(x, seeds)
+        x = correlation.depend_on(x, seeds)
 
     def cluster(
         group: Group, old: Int[Array, " positions"], seeds: Int[Array, " clusters"]
     ) -> tuple[Int[Array, " positions"], Float[Array, ""]]:
         space = _Space(group, tuple(spatial), clusterer.spatial_weight, num_clusters)
-        labels = geometry.when(first, lambda _: space.nearest(seeds), old)
+        labels = correlation.apply_if(first, lambda _: space.nearest(seeds), old)
         labels = _iterate(space, labels, clusterer.iterations)
-        labels = jnp.where(jnp.any(space.live), labels, old)
-        return labels, geometry.explained(group, labels, num_clusters)
+        labels = jnp.where(jnp.any(space.varying), labels, old)
+        return labels, correlation.explained(group, labels, num_clusters)
 
-    (labels, explained), finite = geometry.map_groups(
-        cluster, x, geometry.by_group(state.labels), seeds, axis_name=axis_name, per_position=2 * num_clusters
+    (labels, explained), finite = correlation.map_groups(
+        cluster, x, correlation.by_group(state.labels), seeds, axis_name=axis_name, per_position=2 * num_clusters
     )
-    return accept(state, labels.T.reshape(state.labels.shape), explained, finite)
+    return commit_update(state, labels.T.reshape(state.labels.shape), explained, finite)
 
 
 class _Space:
@@ -155,28 +155,28 @@ class _Space:
 
     def __init__(self, group: Group, spatial: tuple[int, ...], spatial_weight: float, num_clusters: int):
         self.group = group
-        self.live = jnp.any(group.live, axis=0)  # (positions,)
+        self.varying = jnp.any(group.varying, axis=0)  # (positions,)
         self.coordinates = jnp.asarray(coordinates_of(spatial))  # (positions, dims)
         self.spatial_weight = spatial_weight
         self.num_clusters = num_clusters
 
     def distances_to_centroids(self, member: Float[Array, "clusters positions"]) -> Float[Array, "positions clusters"]:
         """The squared distance of each unit to each cluster's centroid; infinite where it has no member."""
-        distances = geometry.squared_distances(self.group, geometry.centroids(member))
+        distances = correlation.squared_distances(self.group, correlation.centroids(member))
         if self.spatial_weight:
             distances += self.spatial_weight * _spatial_distances(self.coordinates, self.mean_positions(member))
         return jnp.where(jnp.any(member > 0, axis=1), distances, jnp.inf)
 
     def nearest(self, seeds: Int[Array, " clusters"]) -> Int[Array, " positions"]:
         """Which of the units at some positions is the nearest, the first of equals."""
-        distances = geometry.squared_distances(self.group, lambda vectors, live: vectors[seeds])
+        distances = correlation.squared_distances(self.group, lambda vectors, varying: vectors[seeds])
         if self.spatial_weight:
             distances += self.spatial_weight * _spatial_distances(self.coordinates, self.coordinates[seeds])
         return jnp.argmin(distances, axis=1).astype(jnp.int32)
 
     def mean_positions(self, member: Float[Array, "clusters positions"]) -> Float[Array, "clusters dims"]:
         """The mean position of each cluster's members; 0 where it has none."""
-        return geometry.product(member, self.coordinates) / jnp.maximum(jnp.sum(member, axis=1), 1.0)[:, None]
+        return correlation.product(member, self.coordinates) / jnp.maximum(jnp.sum(member, axis=1), 1.0)[:, None]
 
 
 def _spatial_distances(places: Float[Array, "n dims"], others: Float[Array, "m dims"]) -> Float[Array, "n m"]:
@@ -187,7 +187,7 @@ def _spatial_distances(places: Float[Array, "n dims"], others: Float[Array, "m d
 def _iterate(space: _Space, labels: Int[Array, " positions"], iterations: int) -> Int[Array, " positions"]:
     """Lloyd iterations until no unit moves, at most so many; then the positions that do not vary join."""
     # While they iterate, dead positions belong to no cluster: their label is out of range.
-    labels = jnp.where(space.live, labels, space.num_clusters)
+    labels = jnp.where(space.varying, labels, space.num_clusters)
 
     def goes_on(carry: tuple[Array, Array, Array]) -> Array:
         i, moved, _ = carry
@@ -199,17 +199,21 @@ def _iterate(space: _Space, labels: Int[Array, " positions"], iterations: int) -
         return i + 1, jnp.any(moved_to != labels), moved_to
 
     labels = jax.lax.while_loop(goes_on, iteration, (jnp.array(0), jnp.array(True), labels))[2]
-    return geometry.when(jnp.any(labels == space.num_clusters), lambda labels: _join_nearest(space, labels), labels)
+    return correlation.apply_if(
+        jnp.any(labels == space.num_clusters), lambda labels: _join_nearest(space, labels), labels
+    )
 
 
 def _lloyd(space: _Space, labels: Int[Array, " positions"]) -> Int[Array, " positions"]:
-    """One Lloyd iteration: centroids of the labels, each live unit to the nearest, emptied clusters filled again."""
-    member = geometry.membership(labels, space.num_clusters)
-    # A unit's own cluster is favoured by what rounding could make of a tie.
+    """One Lloyd iteration: centroids of the labels, each varying unit to the nearest, emptied clusters filled again."""
+    member = correlation.membership(labels, space.num_clusters)
+    # A unit's own cluster is favored by what rounding could make of a tie.
     distances = space.distances_to_centroids(member) - _LEAST_GAIN * member.T
-    labels = jnp.where(space.live, jnp.argmin(distances, axis=1).astype(labels.dtype), space.num_clusters)
-    empty = ~jnp.any(geometry.membership(labels, space.num_clusters) > 0, axis=1)
-    return geometry.when(jnp.any(empty), lambda labels: _fill(space, labels, jnp.min(distances, axis=1), empty), labels)
+    labels = jnp.where(space.varying, jnp.argmin(distances, axis=1).astype(labels.dtype), space.num_clusters)
+    empty = ~jnp.any(correlation.membership(labels, space.num_clusters) > 0, axis=1)
+    return correlation.apply_if(
+        jnp.any(empty), lambda labels: _fill(space, labels, jnp.min(distances, axis=1), empty), labels
+    )
 
 
 def _fill(
@@ -226,7 +230,7 @@ def _fill(
     positions, clusters = len(labels), jnp.arange(space.num_clusters)
     nearest = jnp.argmin(jnp.where(labels == clusters[:, None], own, jnp.inf), axis=1)
     stays = jnp.zeros(positions, bool).at[jnp.where(empty, positions, nearest)].set(True, mode="drop")
-    order = jnp.argsort(jnp.where(stays, -2.0, jnp.where(space.live, own, -1.0)), descending=True, stable=True)
+    order = jnp.argsort(jnp.where(stays, -2.0, jnp.where(space.varying, own, -1.0)), descending=True, stable=True)
     nth_empty = jnp.cumsum(empty) - 1
     chosen = jnp.where(empty, order[nth_empty], positions)
     return labels.at[chosen].set(clusters.astype(labels.dtype), mode="drop")
@@ -234,7 +238,7 @@ def _fill(
 
 def _join_nearest(space: _Space, labels: Int[Array, " positions"]) -> Int[Array, " positions"]:
     """Positions that belong to no cluster join the one whose mean position is nearest."""
-    member = geometry.membership(labels, space.num_clusters)
+    member = correlation.membership(labels, space.num_clusters)
     distances = _spatial_distances(space.coordinates, space.mean_positions(member))
     nearest = jnp.argmin(jnp.where(jnp.any(member > 0, axis=1), distances, jnp.inf), axis=1)
     return jnp.where(labels < space.num_clusters, labels, nearest.astype(labels.dtype))
@@ -249,7 +253,7 @@ def _seeds(
 ) -> Int[Array, "groups clusters"]:
     """Greedy k-means++: each next seed is the best of a few candidates drawn by their squared distance so far.
 
-    Where there are many more positions than clusters, every n-th stands for its neighbours. The choices depend on
+    Where there are many more positions than clusters, every n-th stands for its neighbors. The choices depend on
     distances summed over replicas alone.
 
     Returns:
@@ -273,14 +277,14 @@ def _seeds(
         return jnp.argmin(jnp.where(weights > 0, times / weights, jnp.inf), axis=1).astype(jnp.int32)
 
     def seeds_of(group: Group, _: Array) -> Int[Array, " clusters"]:
-        live = jnp.any(group.live, axis=0)
+        varying = jnp.any(group.varying, axis=0)
 
         def distances_to(index: Int[Array, " n"]) -> Float[Array, "n sample"]:
-            distances = geometry.squared_distances(group, lambda vectors, live: vectors[index]).T
+            distances = correlation.squared_distances(group, lambda vectors, varying: vectors[index]).T
             if clusterer.spatial_weight:
                 distances += clusterer.spatial_weight * _spatial_distances(coordinates[index], coordinates)
             # None is drawn and none is far where nothing varies; nor at a distance that rounding could make.
-            return jnp.where(live & (distances > _LEAST_GAIN), distances, 0.0)
+            return jnp.where(varying & (distances > _LEAST_GAIN), distances, 0.0)
 
         def step(i: Array, carry: tuple[Array, Array]) -> tuple[Array, Array]:
             seeds, least = carry
@@ -290,12 +294,12 @@ def _seeds(
             best = jnp.argmin(jnp.sum(jnp.minimum(least, distances), axis=1))
             return seeds.at[i].set(candidates[best]), jnp.minimum(distances[best], least)
 
-        first = draw(0, live.astype(jnp.float32))[:1]
+        first = draw(0, varying.astype(jnp.float32))[:1]
         seeds = jnp.zeros(num_clusters, jnp.int32).at[0].set(first[0])
         return jax.lax.fori_loop(1, num_clusters, step, (seeds, distances_to(first)[0]))[0]
 
     some = x.reshape(batch, positions, channels)[:, ::stride]
-    seeds, _ = geometry.map_groups(
+    seeds, _ = correlation.map_groups(
         seeds_of, some, jnp.arange(groups), axis_name=axis_name, per_position=2 * _CANDIDATES
     )
     return jnp.asarray(sample)[seeds]

@@ -1,4 +1,4 @@
-"""ReNA, recursive nearest agglomeration: clusters that are connected, by merging neighbours on the grid."""
+"""ReNA, recursive nearest agglomeration: clusters that are connected, by merging neighbors on the grid."""
 
 import dataclasses
 import functools
@@ -7,10 +7,10 @@ import jax
 import jax.numpy as jnp
 from jaxtyping import Array, Bool, Float, Int
 
-from dropcluster_jax.clustering import units as geometry
+from dropcluster_jax.clustering import correlation
+from dropcluster_jax.clustering.correlation import Group
 from dropcluster_jax.clustering.grid import Grid, edges
-from dropcluster_jax.clustering.state import ClusterState, accept, check_activations
-from dropcluster_jax.clustering.units import Group
+from dropcluster_jax.clustering.state import ClusterState, check_activations, commit_update
 
 # Squared distances of units are at most 4. These stand for those that do not exist: where no channel varies in both;
 # where one does not vary at all; and where neither does.
@@ -23,14 +23,14 @@ _BETWEEN_DEAD = 16.0
 class ReNA:
     """Connected clusters of positions whose responses correlate, by recursive nearest agglomeration.
 
-    Each position begins as a cluster. In every round each cluster merges with that of its neighbours on the grid whose
+    Each position begins as a cluster. In every round each cluster merges with that of its neighbors on the grid whose
     mean is nearest, and the mean of the new cluster is the mean of its parts' means. Where all units vary the number of
     clusters at least halves each round; in the last round only the closest pairs merge, so that exactly the number
-    asked for is left. Of equally near neighbours one along the first dimension is taken before others, then that at
+    asked for is left. Of equally near neighbors one along the first dimension is taken before others, then that at
     the lower positions. Time and memory are linear in the number of units.
 
     Each update starts anew from the probe batch; the labels before have no influence. A unit that does not vary takes
-    no part in means; a position of none but such units joins a neighbour that varies as soon as it has one, and such a
+    no part in means; a position of none but such units joins a neighbor that varies as soon as it has one, and such a
     join goes before all others. A channel without a unit that varies (with shared labels: a layer) keeps its labels.
 
     Attributes:
@@ -56,7 +56,7 @@ class ReNA:
         >>> x = signal[:, jnp.array([0, 0, 1, 1, 1, 0]), None]  # 6 positions in a row follow two signals
         >>> clusterer = ReNA(num_clusters=3)
         >>> state = clusterer.update(clusterer.init(x.shape[1:]), x)
-        >>> state.labels[:, 0].tolist(), round(float(state.explained[0]), 3)
+        >>> state.labels[:, 0].tolist(), round(float(state.explained_variance[0]), 3)
         ([0, 0, 1, 1, 1, 2], 1.0)
     """
 
@@ -92,7 +92,7 @@ class ReNA:
         Args:
             state: the clusters so far; it decides the number of clusters.
             x: the layer's activations in evaluation mode, unmasked. If any is not finite the state is kept, and
-                `skipped` goes up by one.
+                `num_skipped` goes up by one.
             axis_name: a mapped axis over which the batch is split, if any. All replicas find the same labels: up to
                 rounding those that one device with the whole batch would find.
 
@@ -116,19 +116,19 @@ def _update(state: ClusterState, x: Array, axis_name: str | None) -> ClusterStat
 
     def cluster(group: Group, old: Int[Array, " positions"]) -> tuple[Array, Array]:
         labels = _agglomerate(group, pairs, num_clusters).astype(old.dtype)
-        labels = jnp.where(jnp.any(group.live), labels, old)
-        return labels, geometry.explained(group, labels, num_clusters)
+        labels = jnp.where(jnp.any(group.varying), labels, old)
+        return labels, correlation.explained(group, labels, num_clusters)
 
     per_position = (1 + 2 * len(spatial)) * x.shape[0]  # the clusters' means, and those at both ends of each edge
-    (labels, explained), finite = geometry.map_groups(
-        cluster, x, geometry.by_group(state.labels), axis_name=axis_name, per_position=per_position
+    (labels, explained), finite = correlation.map_groups(
+        cluster, x, correlation.by_group(state.labels), axis_name=axis_name, per_position=per_position
     )
-    return accept(state, labels.T.reshape(state.labels.shape), explained, finite)
+    return commit_update(state, labels.T.reshape(state.labels.shape), explained, finite)
 
 
 def _agglomerate(group: Group, pairs: Int[Array, "2 edges"], num_clusters: int) -> Int[Array, " positions"]:
     """Merge until `num_clusters` are left."""
-    positions = group.live.shape[1]
+    positions = group.varying.shape[1]
     if positions == num_clusters:  # and a map of one position has no edge at all
         return jnp.arange(positions)
 
@@ -136,14 +136,16 @@ def _agglomerate(group: Group, pairs: Int[Array, "2 edges"], num_clusters: int) 
         labels, weights, number = carry
         ends = labels[pairs]
         costs = _costs(group, labels, weights, ends)
-        parents, edge = _nearest(ends, costs, jnp.any(_alive(group.live, labels), axis=0))
+        parents, edge = _nearest(ends, costs, jnp.any(_alive(group.varying, labels), axis=0))
         excess = jnp.sum(parents != jnp.arange(positions)) > number - num_clusters
-        parents = geometry.when(excess, lambda parents: _closest(parents, costs[edge], number - num_clusters), parents)
+        parents = correlation.apply_if(
+            excess, lambda parents: _closest(parents, costs[edge], number - num_clusters), parents
+        )
         merged, number = _components(parents, number)
-        return merged[labels], _share(group.live, labels, merged, weights), number
+        return merged[labels], _share(group.varying, labels, merged, weights), number
 
-    # What each live unit weighs in the mean of its cluster: the mean of means is not that of all members.
-    carry = jnp.arange(positions), group.live.astype(jnp.float32), jnp.array(positions)
+    # What each varying unit weighs in the mean of its cluster: the mean of means is not that of all members.
+    carry = jnp.arange(positions), group.varying.astype(jnp.float32), jnp.array(positions)
     return jax.lax.while_loop(lambda carry: carry[2] > num_clusters, merge, carry)[0]
 
 
@@ -162,9 +164,9 @@ def _costs(
     def partial(vectors: Array, _: Array, weights: Array, both: Array) -> Array:
         means = jax.ops.segment_sum(weights[:, None] * vectors, labels, positions)
         squares = jnp.square(means[ends[0]] - means[ends[1]])
-        return jnp.where(both, geometry.product(squares, jnp.ones_like(squares[0])), 0.0)  # faster than a sum
+        return jnp.where(both, correlation.product(squares, jnp.ones_like(squares[0])), 0.0)  # faster than a sum
 
-    alive = _alive(group.live, labels)
+    alive = _alive(group.varying, labels)
     both = alive[:, ends[0]] & alive[:, ends[1]]
     channels = jnp.sum(both, axis=0)
     distances = group.sum(partial, weights, both) / jnp.maximum(channels, 1)
@@ -176,19 +178,21 @@ def _costs(
     return jnp.where(ends[0] == ends[1], jnp.inf, costs)
 
 
-def _alive(live: Bool[Array, "members positions"], labels: Int[Array, " positions"]) -> Bool[Array, "members clusters"]:
+def _alive(
+    varying: Bool[Array, "members positions"], labels: Int[Array, " positions"]
+) -> Bool[Array, "members clusters"]:
     """In which channels a cluster has a unit that varies."""
-    return jax.vmap(lambda live: jax.ops.segment_sum(live.astype(jnp.int32), labels, len(labels)))(live) > 0
+    return jax.vmap(lambda varying: jax.ops.segment_sum(varying.astype(jnp.int32), labels, len(labels)))(varying) > 0
 
 
 def _nearest(
     ends: Int[Array, "2 edges"], costs: Float[Array, " edges"], alive: Bool[Array, " clusters"]
 ) -> tuple[Int[Array, " clusters"], Int[Array, " clusters"]]:
-    """The nearest neighbour of each cluster and the edge to it; itself at the root of each tree, and if it has none.
+    """The nearest neighbor of each cluster and the edge to it; itself at the root of each tree, and if it has none.
 
     Edges are ordered by their cost, equal ones by their place in the grid. As all clusters see one order, following
-    the nearest neighbour ends in a pair that are each other's, never in a longer circle; its lower one is the root. A
-    cluster that varies waits for neighbours that do not: it is for them to join, or they would connect what is unlike.
+    the nearest neighbor ends in a pair that are each other's, never in a longer circle; its lower one is the root. A
+    cluster that varies waits for neighbors that do not: it is for them to join, or they would connect what is unlike.
     """
     positions = len(alive)
     everyone = jnp.arange(positions)
@@ -241,12 +245,12 @@ def _components(
 
 
 def _share(
-    live: Bool[Array, "members positions"],
+    varying: Bool[Array, "members positions"],
     labels: Int[Array, " positions"],
     merged: Int[Array, " clusters"],
     weights: Float[Array, "members positions"],
 ) -> Float[Array, "members positions"]:
     """Divide the weights by the number of clusters that merged, of those which vary in the channel."""
-    alive = _alive(live, labels)
+    alive = _alive(varying, labels)
     parts = jax.vmap(lambda alive: jax.ops.segment_sum(alive.astype(jnp.float32), merged, len(merged)))(alive)
     return weights / jnp.maximum(parts, 1.0)[:, merged[labels]]

@@ -16,23 +16,23 @@ class ClusterState(NamedTuple):
     Attributes:
         labels: int32 `(*spatial, groups)`, the cluster of each position, in `[0, num_clusters)`.
         sizes: int32 `(num_clusters, groups)`, positions in each cluster.
-        explained: float32 `(groups,)`, in [0, 1]: the share of the units' variance between clusters, on the last
+        explained_variance: float32 `(groups,)`, in [0, 1]: the share of the units' variance between clusters, on the last
             probe batch.
-        count: int32 scalar, updates so far.
-        skipped: int32 scalar, updates refused because the activations were not finite.
+        num_updates: int32 scalar, updates so far.
+        num_skipped: int32 scalar, updates refused because the activations were not finite.
 
     Example:
         >>> from dropcluster_jax import Grid
         >>> state = Grid(num_clusters=2).init((4, 3, 8))  # a map of 4 x 3 positions, 8 channels
-        >>> state.labels.shape, state.sizes.tolist(), state.explained.tolist(), int(state.count)
+        >>> state.labels.shape, state.sizes.tolist(), state.explained_variance.tolist(), int(state.num_updates)
         ((4, 3, 1), [[6], [6]], [0.0], 0)
     """
 
     labels: Int[Array, "*spatial groups"]
     sizes: Int[Array, "clusters groups"]
-    explained: Float[Array, " groups"]
-    count: Int[Array, ""]  # pyright: ignore[reportIncompatibleMethodOverride] (tuple.count is of no use here)
-    skipped: Int[Array, ""]
+    explained_variance: Float[Array, " groups"]
+    num_updates: Int[Array, ""]
+    num_skipped: Int[Array, ""]
 
 
 @runtime_checkable
@@ -52,7 +52,7 @@ class Clusterer(Protocol):
         ...         labels = jnp.broadcast_to(columns, state.labels.shape)
         ...         return state._replace(labels=labels, sizes=cluster_sizes(labels, shape[-2]))
         ...     def update(self, state, x, axis_name=None):
-        ...         return state._replace(count=state.count + 1)
+        ...         return state._replace(num_updates=state.num_updates + 1)
         >>> isinstance(Stripes(), Clusterer), Stripes().init((2, 3, 8)).labels[..., 0].tolist()
         (True, [[0, 1, 2], [0, 1, 2]])
     """
@@ -85,7 +85,7 @@ class Clusterer(Protocol):
         ...
 
 
-def check_cluster_number(num_clusters: int | None, cluster_size: float | None) -> None:
+def check_num_clusters(num_clusters: int | None, cluster_size: float | None) -> None:
     """Refuse what can be no number and no size of clusters, for maps of any shape.
 
     Raises:
@@ -107,7 +107,7 @@ def check_cluster_number(num_clusters: int | None, cluster_size: float | None) -
         )
 
 
-def cluster_number(num_clusters: int | None, cluster_size: float | None, positions: int) -> int:
+def resolve_num_clusters(num_clusters: int | None, cluster_size: float | None, positions: int) -> int:
     """The number of clusters for a map of so many positions: `num_clusters`, or round(positions / cluster_size).
 
     Raises:
@@ -161,29 +161,29 @@ def check_shapes(x: Array, labels: Array) -> None:
     if x.ndim != len(spatial) + 2 or x.shape[1:-1] != tuple(spatial):
         raise ValueError(
             f"x has shape {x.shape}, its spatial shape must be that of the clusters, {tuple(spatial)}. To go on at "
-            "another resolution, resample the clusters: dropcluster_jax.resize(state, spatial) for one layer, "
+            "another resolution, resample the clusters: dropcluster_jax.resize_clusters(state, spatial) for one layer, "
             "dropcluster_jax.linen.resize_clusters(model, variables, x) for a network of Flax Linen, "
-            "layer.set_clusters(dropcluster_jax.resize(layer.clusters, spatial)) for a layer of NNX"
+            "layer.set_clusters(dropcluster_jax.resize_clusters(layer.clusters, spatial)) for a layer of NNX"
         )
     if groups not in (1, x.shape[-1]):
         raise ValueError(f"x has {x.shape[-1]} channels, but the clusters are per channel, for {groups} channels")
 
 
-def accept(
+def commit_update(
     state: ClusterState,
     labels: Int[Array, "*spatial groups"],
-    explained: Float[Array, " groups"],
+    explained_variance: Float[Array, " groups"],
     finite: Bool[Array, ""],
 ) -> ClusterState:
-    """The next state: these labels where the activations were finite, else the old ones and `skipped` up by one."""
+    """The next state: these labels where the activations were finite, else the old ones and `num_skipped` up by one."""
     sizes = cluster_sizes(labels, state.sizes.shape[0])
-    updated = ClusterState(labels, sizes, explained, state.count + 1, state.skipped)
-    refused = state._replace(skipped=state.skipped + 1)
+    updated = ClusterState(labels, sizes, explained_variance, state.num_updates + 1, state.num_skipped)
+    refused = state._replace(num_skipped=state.num_skipped + 1)
     return jax.tree.map(lambda new, old: jnp.where(finite, new, old), updated, refused)
 
 
-def resize(state: ClusterState, spatial: tuple[int, ...]) -> ClusterState:
-    """The same clusters on a map of another spatial shape, by nearest neighbour.
+def resize_clusters(state: ClusterState, spatial: tuple[int, ...]) -> ClusterState:
+    """The same clusters on a map of another spatial shape, by nearest neighbor.
 
     Args:
         state: clusters of a map with as many spatial dimensions, labels `(*spatial_before, groups)`.
@@ -199,7 +199,7 @@ def resize(state: ClusterState, spatial: tuple[int, ...]) -> ClusterState:
     Example:
         >>> from dropcluster_jax import Grid
         >>> state = Grid(num_clusters=2).init((4, 3))
-        >>> resize(state, (8,)).labels[:, 0].tolist()
+        >>> resize_clusters(state, (8,)).labels[:, 0].tolist()
         [0, 0, 0, 0, 1, 1, 1, 1]
     """
     old = state.labels.shape[:-1]
@@ -207,6 +207,6 @@ def resize(state: ClusterState, spatial: tuple[int, ...]) -> ClusterState:
         raise ValueError(f"spatial must be {len(old)} lengths of at least 1, as the clusters' {old}, got {spatial}")
     labels = state.labels
     for axis, (length, new) in enumerate(zip(old, spatial, strict=True)):
-        # The old position under the centre of each new one.
+        # The old position under the center of each new one.
         labels = jnp.take(labels, (2 * np.arange(new) + 1) * length // (2 * new), axis=axis)
     return state._replace(labels=labels, sizes=cluster_sizes(labels, state.sizes.shape[0]))

@@ -5,6 +5,7 @@ Shapes and types stay as they are, so they may stand in any order before `normal
 """
 
 import math
+from collections.abc import Sequence
 
 import jax
 import jax.numpy as jnp
@@ -93,7 +94,7 @@ def random_cutout(
         key: a PRNG key.
         images: `(batch, height, width, channels)`, of any type.
         side: of the square in pixels, at least 0, which is the identity; static under `jit`.
-        fill: what it is filled with, a number or `(channels,)`: in the paper 0 of images that are normalised, which is
+        fill: what it is filled with, a number or `(channels,)`: in the paper 0 of images that are normalized, which is
             the mean of those that are not.
 
     Returns:
@@ -213,15 +214,15 @@ def inside_boxes(
 
 def normalize(
     images: UInt8[Array | np.ndarray, "*batch channels"],
-    mean: Float[Array | np.ndarray, " channels"],
-    std: Float[Array | np.ndarray, " channels"],
+    mean: Float[Array | np.ndarray, " channels"] | Sequence[float],
+    std: Float[Array | np.ndarray, " channels"] | Sequence[float],
 ) -> Float32[Array, "*batch channels"]:
     """Scale images to mean 0 and standard deviation 1: `(images / 255 - mean) / std`.
 
     Args:
         images: uint8 `(..., channels)`, values 0 to 255.
-        mean: of each channel of images scaled to [0, 1], `(channels,)`, such as `Dataset.mean`.
-        std: the standard deviations, `(channels,)`, above 0, such as `Dataset.std`.
+        mean: of each channel of images scaled to [0, 1], `(channels,)`, such as `DatasetSpec.mean`.
+        std: the standard deviations, `(channels,)`, above 0, such as `DatasetSpec.std`.
 
     Returns:
         float32, of the shape of `images`.

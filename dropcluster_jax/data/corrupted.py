@@ -7,9 +7,9 @@ import jax
 
 from dropcluster_jax.data.corruptions import check_corruption, corrupt
 from dropcluster_jax.data.dataset import Dataset
+from dropcluster_jax.data.datasets.load import load
+from dropcluster_jax.data.datasets.tfds import is_prepared
 from dropcluster_jax.data.examples import ArrayExamples
-from dropcluster_jax.data.sources import load
-from dropcluster_jax.data.sources.prepared import is_prepared
 
 # TFDS calls two of the corruptions otherwise.
 _NAMES = {"glass_blur": "frosted_glass_blur", "elastic_transform": "elastic"}

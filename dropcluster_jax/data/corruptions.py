@@ -17,7 +17,7 @@ import numpy as np
 from jax.scipy.ndimage import map_coordinates
 from jaxtyping import Array, Float, Int, UInt8
 
-from dropcluster_jax.extras import extra
+from dropcluster_jax._optional import optional_import
 
 Image = Float[Array, "height width channels"]
 
@@ -213,7 +213,7 @@ def _glass_blur(key: Array, image: Image, sigma: float, delta: int, passes: int)
     """Blur, shuffle, blur: from the last pixel to the first, each swaps with one nearby.
 
     That one is -delta to delta - 1 rows and columns away, as in the original: for delta 1, the pixel itself or a
-    neighbour above, left or both. The original's code means to swap, but its views of one NumPy array make it copy the
+    neighbor above, left or both. The original's code means to swap, but its views of one NumPy array make it copy the
     partner and keep it, which changes an image less: at severity 1 by a third, at severity 5 by a tenth.
     """
     image = _blur(image, sigma)
@@ -330,7 +330,7 @@ def _plasma(key: Array, shape: tuple[int, ...], decay: float) -> Float[Array, "h
     """A corner of diamond-square plasma on a torus of 2^n pixels, scaled to [0, 1].
 
     Each doubling of the grid sets the middles of squares, then the middles of edges, to the mean of their four
-    neighbours plus uniform noise; its width falls by decay^2, as the original draws it from w times U(-w, w).
+    neighbors plus uniform noise; its width falls by decay^2, as the original draws it from w times U(-w, w).
     """
     size = 2 ** math.ceil(math.log2(max(2, *shape)))
     noise = jax.random.uniform(key, (size**2,), minval=-1, maxval=1)  # of all doublings: 3 values, 12, 48, ...
@@ -365,7 +365,7 @@ def _contrast(key: Array, image: Image, factor: float) -> Image:
 def _elastic_transform(key: Array, image: Image, alpha: float, sigma: float, affine: float) -> Image:
     """A random affine map, then a smoothed random displacement; all three parameters in units of the shorter side.
 
-    The map takes three corners of the square around the centre, of two thirds of the side, to places up to `affine`
+    The map takes three corners of the square around the center, of two thirds of the side, to places up to `affine`
     away in each coordinate.
     """
     affine_key, displacement_key = jax.random.split(key)
@@ -407,18 +407,18 @@ def _pixelate(key: Array, image: Image, share: float) -> Image:
 
 
 def _pixelate_matrix(side: int, share: float) -> Float[np.ndarray, "side side"]:
-    """Mean of the pixels whose centres lie in a box of the smaller grid, then the box at each pixel's centre."""
+    """Mean of the pixels whose centers lie in a box of the smaller grid, then the box at each pixel's center."""
     boxes = max(1, int(share * side))
     ends = np.arange(boxes + 1) * side / boxes
-    centres = np.arange(side) + 0.5
-    inside = (ends[:-1, None] < centres) & (centres <= ends[1:, None])
-    return (inside / inside.sum(1, keepdims=True))[(centres * boxes / side).astype(int)]
+    centers = np.arange(side) + 0.5
+    inside = (ends[:-1, None] < centers) & (centers <= ends[1:, None])
+    return (inside / inside.sum(1, keepdims=True))[(centers * boxes / side).astype(int)]
 
 
 def _jpeg_compression(
     images: UInt8[np.ndarray, "batch height width channels"], quality: int
 ) -> UInt8[np.ndarray, "batch height width channels"]:
-    with extra("Pillow"):
+    with optional_import("Pillow"):
         from PIL import Image as PillowImage
     decoded = np.empty_like(images)
     for image, result in zip(images, decoded, strict=True):
@@ -430,11 +430,11 @@ def _jpeg_compression(
 
 
 def _saturate(key: Array, image: Image, scale: float, shift: float) -> Image:
-    """Scale and shift S of HSV, the range of the channels over the greatest; a grey pixel has the hue of red."""
+    """Scale and shift S of HSV, the range of the channels over the greatest; a gray pixel has the hue of red."""
     value, least = image.max(-1, keepdims=True), image.min(-1, keepdims=True)
     value_range = value - least
-    grey = value_range == 0
-    hue = jnp.where(grey, jnp.array([0, 1, 1]), (value - image) / jnp.where(grey, 1, value_range))
+    gray = value_range == 0
+    hue = jnp.where(gray, jnp.array([0, 1, 1]), (value - image) / jnp.where(gray, 1, value_range))
     saturation = value_range / jnp.where(value > 0, value, 1)
     return value - value * jnp.clip(scale * saturation + shift, 0, 1) * hue
 
@@ -467,7 +467,7 @@ def _zoom(image: Image, factor: float) -> Image:
 
 
 def _zoom_matrix(side: int, factor: float) -> Float[np.ndarray, "side side"]:
-    """The middle `ceil(side / factor)` pixels, interpolated linearly between their outer centres, cut to `side`."""
+    """The middle `ceil(side / factor)` pixels, interpolated linearly between their outer centers, cut to `side`."""
     inner = math.ceil(side / factor)
     outer = round(inner * factor)
     places = np.linspace(0, inner - 1, outer)[(outer - side) // 2 :][:side]

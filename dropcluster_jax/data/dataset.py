@@ -1,148 +1,156 @@
-"""A data set: labelled images for training and test, and what is known of the usual ones."""
+"""Datasets and their descriptions."""
 
 import dataclasses
 import functools
-from typing import NamedTuple
+from collections.abc import Mapping
+from typing import Any
 
 import numpy as np
-from jaxtyping import Float32, Int, Int32
 
 from dropcluster_jax.data.examples import ArrayExamples, Examples
-from dropcluster_jax.data.shares import balanced_share
 
 
-class Known(NamedTuple):
-    """What is known of a data set beforehand.
-
-    Attributes:
-        num_classes: how many classes it has.
-        mean: the mean of each channel of the training images, scaled to [0, 1].
-        std: the standard deviations.
-        train_split: the split to train on.
-        test_split: the split to test on.
-        config: the configuration that its name alone stands for.
-        size: the side to which its images, of unequal size, are cropped.
-    """
-
-    num_classes: int
-    mean: tuple[float, ...]
-    std: tuple[float, ...]
-    train_split: str = "train"
-    test_split: str = "test"
-    config: str | None = None
-    size: int | None = None
-
-
-# The values that are in general use, so that networks can be compared; of CIFAR-10 they were measured again.
-_IMAGENET = (0.485, 0.456, 0.406), (0.229, 0.224, 0.225)
-KNOWN: dict[str, Known] = {
-    "cifar10": Known(10, (0.4914, 0.4822, 0.4465), (0.2470, 0.2435, 0.2616)),
-    "cifar100": Known(100, (0.5071, 0.4865, 0.4409), (0.2673, 0.2564, 0.2762)),
-    "svhn_cropped": Known(10, (0.4377, 0.4438, 0.4728), (0.1980, 0.2010, 0.1970)),
-    "fashion_mnist": Known(10, (0.2860,), (0.3530,)),
-    "imagenette": Known(10, *_IMAGENET, test_split="validation", config="full-size-v2", size=224),
-    "imagenet2012": Known(1000, *_IMAGENET, test_split="validation", size=224),
-}
-
-
-@dataclasses.dataclass(frozen=True, eq=False)
-class Dataset:
-    """Labelled images for training and test.
+@dataclasses.dataclass(frozen=True)
+class DatasetSpec:
+    """Describes a dataset: everything that models, steps and checkpoints need to know about it.
 
     Attributes:
-        name: what it was loaded as.
-        train: the examples to train on: arrays, or images that are still encoded.
-        test: the examples to test on, of the same kind and shape.
-        classes: the names of the classes; a label is an index among them.
-        test_split: of a data set of TFDS, the split that `test` is.
-        size: the side to which encoded images are cropped, in pixels; None for arrays.
-        known: what is known of it beforehand, if anything.
-        skipped: for each image that was left out as it was loaded, where it lies and why.
+        name: Name of the dataset, as passed to `load`.
+        classes: Class names; a label is an index into them.
+        image_shape: Shape of the images that the network gets, `(height, width, channels)`.
+        mean: Mean of each channel of the training images scaled to [0, 1].
+        std: Standard deviation of each channel of the training images scaled to [0, 1].
+        num_train_examples: Number of training examples.
+        encoded: Whether images are stored encoded, and cropped to `image_shape` each time they are read.
 
     Example:
-        >>> images = np.zeros((2, 4, 4, 1), np.uint8)
-        >>> images[1] = 255  # black and white
-        >>> examples = ArrayExamples(images, np.arange(2, dtype=np.int32))
-        >>> dataset = Dataset("extremes", examples, examples, classes=("black", "white"))
-        >>> dataset.shape, dataset.num_classes, dataset.mean.tolist(), dataset.std.tolist()
-        ((4, 4, 1), 2, [0.5], [0.5])
+        >>> spec = DATASETS["cifar10"]
+        >>> spec.image_shape, spec.num_classes, spec.num_train_examples
+        ((32, 32, 3), 10, 50000)
+        >>> DatasetSpec.from_json(spec.to_json()) == spec
+        True
     """
 
     name: str
-    train: Examples
-    test: Examples
     classes: tuple[str, ...]
-    size: int | None = None
-    test_split: str | None = None
-    known: Known | None = dataclasses.field(repr=False, default=None)
-    skipped: tuple[str, ...] = dataclasses.field(repr=False, default=())
+    image_shape: tuple[int, int, int]
+    mean: tuple[float, ...]
+    std: tuple[float, ...]
+    num_train_examples: int
+    encoded: bool = False
 
     @property
     def num_classes(self) -> int:
         """The number of classes."""
         return len(self.classes)
 
-    @property
-    def shape(self) -> tuple[int, ...]:
-        """Of an image as a network meets it: `(height, width, channels)`, in pixels."""
-        return self.train.shape if isinstance(self.train, ArrayExamples) else (self.size or 0, self.size or 0, 3)
+    def to_json(self) -> dict[str, Any]:
+        """Returns the fields as JSON types."""
+        return {name: list(value) if isinstance(value, tuple) else value for name, value in vars(self).items()}
 
-    @property
-    def mean(self) -> Float32[np.ndarray, " channels"]:
-        """The mean of each channel of images scaled to [0, 1], float32 `(channels,)`.
+    @classmethod
+    def from_json(cls, content: Mapping[str, Any]) -> "DatasetSpec":
+        """Returns the description that `to_json` converted.
 
-        What is known beforehand; else of the training images, where they are in memory; else of ImageNet.
+        Args:
+            content: The result of `to_json`.
+
+        Raises:
+            TypeError: A field is missing or unknown.
         """
-        return self._moments[0]
+        return cls(**{name: tuple(value) if isinstance(value, list) else value for name, value in content.items()})
 
-    @property
-    def std(self) -> Float32[np.ndarray, " channels"]:
-        """The standard deviation of each channel of images scaled to [0, 1], float32 `(channels,)`, as of `mean`."""
-        return self._moments[1]
+
+def _numbered(classes: int) -> tuple[str, ...]:
+    return tuple(map(str, range(classes)))
+
+
+# The means and deviations in general use, so that networks are comparable; CIFAR-10's were measured again.
+IMAGENET_MEAN, IMAGENET_STD = (0.485, 0.456, 0.406), (0.229, 0.224, 0.225)
+
+#: Descriptions of common datasets, by name.
+DATASETS: dict[str, DatasetSpec] = {
+    spec.name: spec
+    for spec in (
+        DatasetSpec("digits", _numbered(10), (8, 8, 1), (0.3054,), (0.3760,), 1_437),
+        DatasetSpec("cifar10", _numbered(10), (32, 32, 3), (0.4914, 0.4822, 0.4465), (0.2470, 0.2435, 0.2616), 50_000),
+        DatasetSpec(
+            "cifar100", _numbered(100), (32, 32, 3), (0.5071, 0.4865, 0.4409), (0.2673, 0.2564, 0.2762), 50_000
+        ),
+        DatasetSpec(
+            "svhn_cropped", _numbered(10), (32, 32, 3), (0.4377, 0.4438, 0.4728), (0.1980, 0.2010, 0.1970), 73_257
+        ),
+        DatasetSpec("fashion_mnist", _numbered(10), (28, 28, 1), (0.2860,), (0.3530,), 60_000),
+        DatasetSpec("imagenette", _numbered(10), (224, 224, 3), IMAGENET_MEAN, IMAGENET_STD, 9_469, encoded=True),
+        DatasetSpec(
+            "imagenet2012", _numbered(1000), (224, 224, 3), IMAGENET_MEAN, IMAGENET_STD, 1_281_167, encoded=True
+        ),
+    )
+}
+
+
+@dataclasses.dataclass(frozen=True, eq=False)
+class Dataset:
+    """Labeled images for training and test.
+
+    Attributes:
+        name: Name under which the dataset was loaded.
+        train: Training examples: arrays or encoded images.
+        test: Examples to evaluate on, of the same kind and shape.
+        classes: Class names; a label is an index into them.
+        image_size: Side in pixels to which encoded images are cropped; None for arrays.
+        test_split: For TFDS datasets, the split that `test` is.
+        mean_std: Mean and standard deviation of each channel, if known; otherwise those of the training images, or of
+            ImageNet if the images are encoded.
+        skipped: Location and reason for each image that was left out while loading.
+
+    Example:
+        >>> images = np.zeros((2, 4, 4, 1), np.uint8)
+        >>> images[1] = 255  # black and white
+        >>> examples = ArrayExamples(images, np.arange(2, dtype=np.int32))
+        >>> dataset = Dataset("extremes", examples, examples, classes=("black", "white"))
+        >>> dataset.spec.image_shape, dataset.spec.num_classes, dataset.spec.mean, dataset.spec.std
+        ((4, 4, 1), 2, (0.5,), (0.5,))
+    """
+
+    name: str
+    train: Examples
+    test: Examples
+    classes: tuple[str, ...]
+    image_size: int | None = None
+    test_split: str | None = None
+    mean_std: tuple[tuple[float, ...], tuple[float, ...]] | None = dataclasses.field(repr=False, default=None)
+    skipped: tuple[str, ...] = dataclasses.field(repr=False, default=())
 
     @functools.cached_property
-    def _moments(self) -> tuple[Float32[np.ndarray, " channels"], Float32[np.ndarray, " channels"]]:
-        if self.known is not None and len(self.known.mean) == self.shape[-1]:
-            return np.array(self.known.mean, np.float32), np.array(self.known.std, np.float32)
-        if not isinstance(self.train, ArrayExamples):
-            return np.array(_IMAGENET[0], np.float32), np.array(_IMAGENET[1], np.float32)
-        # In integers, so exact, and no copy of all images in a wider type.
-        pixels = self.train.images.reshape(-1, self.shape[-1])
-        total = squares = np.zeros(pixels.shape[-1], np.int64)
-        for begin in range(0, len(pixels), 1 << 20):
-            part = pixels[begin : begin + (1 << 20)].astype(np.uint32)
-            total = total + part.sum(0, dtype=np.int64)
-            squares = squares + (part * part).sum(0, dtype=np.int64)
-        count = len(pixels)
-        variances = [
-            (count * s - t * t) / (255 * count) ** 2 for t, s in zip(total.tolist(), squares.tolist(), strict=True)
-        ]
-        return (total / (255 * count)).astype(np.float32), np.sqrt(variances).astype(np.float32)
+    def spec(self) -> DatasetSpec:
+        """The description of the dataset; the first access may compute the mean and standard deviation."""
+        if isinstance(self.train, ArrayExamples):
+            height, width, channels = self.train.shape
+        else:
+            height, width, channels = self.image_size or 0, self.image_size or 0, 3
+        if self.mean_std is not None and len(self.mean_std[0]) == channels:
+            mean, std = self.mean_std
+        elif isinstance(self.train, ArrayExamples):
+            mean, std = _mean_and_std(self.train.images)
+        else:
+            mean, std = IMAGENET_MEAN, IMAGENET_STD
+        encoded = not isinstance(self.train, ArrayExamples)
+        return DatasetSpec(self.name, self.classes, (height, width, channels), mean, std, len(self.train), encoded)
 
 
-def split_by_share(
-    labels: Int32[np.ndarray, " examples"], test_share: float
-) -> tuple[Int[np.ndarray, " train"], Int[np.ndarray, " test"]]:
-    """The indices to train and to test on, where the examples come undivided.
-
-    A share of each class, the same one for the same labels: no run trains on what another is tested on, as long as no
-    example is added or removed.
-
-    Args:
-        labels: of all examples.
-        test_share: the share of each class to test on, above 0 and below 1.
-
-    Returns:
-        Sorted indices of training and of test.
-
-    Raises:
-        ValueError: the share is out of range, or leaves a class without a training image.
-    """
-    if not 0 < test_share < 1:
-        raise ValueError(f"test_share must be above 0 and below 1, got {test_share}")
-    test = balanced_share(labels, fraction=test_share)
-    train = np.setdiff1d(np.arange(len(labels)), test)
-    missing = set(labels.tolist()) - set(labels[train].tolist())
-    if missing:
-        raise ValueError(f"test_share {test_share} leaves class {min(missing)} without a training image")
-    return train, test
+def _mean_and_std(images: np.ndarray) -> tuple[tuple[float, ...], tuple[float, ...]]:
+    """Mean and standard deviation of each channel, computed exactly in integers and without a float copy."""
+    pixels = images.reshape(-1, images.shape[-1])
+    total = squares = np.zeros(pixels.shape[-1], np.int64)
+    for start in range(0, len(pixels), 1 << 20):
+        chunk = pixels[start : start + (1 << 20)].astype(np.uint32)
+        total = total + chunk.sum(0, dtype=np.int64)
+        squares = squares + (chunk * chunk).sum(0, dtype=np.int64)
+    count = len(pixels)
+    variances = [
+        (count * s - t * t) / (255 * count) ** 2 for t, s in zip(total.tolist(), squares.tolist(), strict=True)
+    ]
+    # Rounded to float32, the precision in which images are normalized.
+    mean, std = (total / (255 * count)).astype(np.float32), np.sqrt(variances).astype(np.float32)
+    return tuple(mean.tolist()), tuple(std.tolist())

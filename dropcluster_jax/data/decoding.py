@@ -1,6 +1,6 @@
 """One encoded image to pixels: checked before it is decoded, cropped while it is. Pillow does the work.
 
-What cannot be read, or would be read as something that it is not, raises `BadImageError` with its place.
+What cannot be read, or would be read as something that it is not, raises `CorruptImageError` with its place.
 """
 
 import contextlib
@@ -14,7 +14,7 @@ from typing import Any
 import numpy as np
 from jaxtyping import UInt8
 
-from dropcluster_jax.extras import extra
+from dropcluster_jax._optional import optional_import
 
 Pixels = UInt8[np.ndarray, "height width channels"]
 
@@ -23,33 +23,33 @@ MIN_SIDE = 2  # pixels; smaller is the placeholder of a picture that is gone
 _FORMATS = ("JPEG", "PNG", "WEBP")
 
 
-class BadImageError(ValueError):
+class CorruptImageError(ValueError):
     """An image that is damaged, of another kind, or of an absurd size; the message begins with where it lies.
 
     Example:
         >>> decode(b"no image at all", "cat/7.jpg")
         Traceback (most recent call last):
         ...
-        dropcluster_jax.data.decoding.BadImageError: cat/7.jpg cannot be read as a JPEG, PNG or WebP image
+        dropcluster_jax.data.decoding.CorruptImageError: cat/7.jpg cannot be read as a JPEG, PNG or WebP image
     """
 
 
 def decode(encoded: bytes, where: str, channels: int = 3) -> Pixels:
     """All pixels of a JPEG, PNG or WebP image.
 
-    Greyscale, palettes and CMYK become red, green and blue. Transparency and 16 bits a value are refused: there is no
-    one way to make 8-bit colours of them.
+    Grayscale, palettes and CMYK become red, green and blue. Transparency and 16 bits a value are refused: there is no
+    one way to make 8-bit colors of them.
 
     Args:
         encoded: the content of the file.
         where: what errors call it: its path.
-        channels: 3, or 1 for greyscale.
+        channels: 3, or 1 for grayscale.
 
     Returns:
         uint8 `(height, width, channels)`.
 
     Raises:
-        BadImageError: it is damaged or no such image, has fewer than `MIN_SIDE` pixels a side or more than
+        CorruptImageError: it is damaged or no such image, has fewer than `MIN_SIDE` pixels a side or more than
             `MAX_PIXELS` (which is found before it is decoded), has transparent pixels, or 16 bits a value.
 
     Example:
@@ -66,7 +66,7 @@ def decode(encoded: bytes, where: str, channels: int = 3) -> Pixels:
     return pixels.reshape(*pixels.shape[:2], channels)
 
 
-def decode_centre(encoded: bytes, where: str, size: int) -> Pixels:
+def decode_center(encoded: bytes, where: str, size: int) -> Pixels:
     """The middle of an image: a square of 7/8 of its shorter side, resized to `(size, size, 3)`.
 
     That is the usual way to evaluate: the shorter side to 256, then the middle 224, say.
@@ -80,7 +80,7 @@ def decode_centre(encoded: bytes, where: str, size: int) -> Pixels:
         uint8 `(size, size, 3)`.
 
     Raises:
-        BadImageError: as of `decode`.
+        CorruptImageError: as of `decode`.
     """
     image = _open(encoded, where)
     side = min(image.size) * 0.875
@@ -105,7 +105,7 @@ def decode_random_crop(encoded: bytes, where: str, size: int, rng: np.random.Gen
         uint8 `(size, size, 3)`.
 
     Raises:
-        BadImageError: as of `decode`.
+        CorruptImageError: as of `decode`.
 
     References:
         Szegedy et al., "Going deeper with convolutions", CVPR 2015, https://arxiv.org/abs/1409.4842
@@ -126,7 +126,7 @@ def decode_random_crop(encoded: bytes, where: str, size: int, rng: np.random.Gen
 
 def _open(encoded: bytes, where: str) -> Any:
     """A Pillow image, its header read, not yet decoded."""
-    with extra("Pillow"):
+    with optional_import("Pillow"):
         from PIL import Image
 
     with _as_bad_image(where):
@@ -134,13 +134,13 @@ def _open(encoded: bytes, where: str) -> Any:
             image = Image.open(io.BytesIO(encoded), formats=_FORMATS)
             width, height = image.size
         except (Image.DecompressionBombError, Image.DecompressionBombWarning) as error:
-            raise BadImageError(f"{where} claims more than {MAX_PIXELS:,} pixels; it was not decoded") from error
+            raise CorruptImageError(f"{where} claims more than {MAX_PIXELS:,} pixels; it was not decoded") from error
     if width * height > MAX_PIXELS:
-        raise BadImageError(f"{where} claims {width}x{height} pixels, more than {MAX_PIXELS:,}; it was not decoded")
+        raise CorruptImageError(f"{where} claims {width}x{height} pixels, more than {MAX_PIXELS:,}; it was not decoded")
     if min(width, height) < MIN_SIDE:
-        raise BadImageError(f"{where} has {width}x{height} pixels, each side must have at least {MIN_SIDE}")
+        raise CorruptImageError(f"{where} has {width}x{height} pixels, each side must have at least {MIN_SIDE}")
     if image.mode.startswith(("I", "F")):
-        raise BadImageError(f"{where} has 16 bits a value or more; convert it to 8")
+        raise CorruptImageError(f"{where} has 16 bits a value or more; convert it to 8")
     return image
 
 
@@ -148,7 +148,7 @@ def _in_colours(image: Any, where: str, channels: int = 3) -> Any:
     if image.has_transparency_data:
         image = image.convert("RGBA")
         if image.getextrema()[3][0] < 255:
-            raise BadImageError(f"{where} has transparent pixels; put it on a background")
+            raise CorruptImageError(f"{where} has transparent pixels; put it on a background")
     return image.convert("L" if channels == 1 else "RGB")
 
 
@@ -170,9 +170,9 @@ def _as_bad_image(where: str) -> Iterator[None]:
     """Whatever Pillow says of a damaged file, said with its place."""
     try:
         yield
-    except BadImageError:
+    except CorruptImageError:
         raise
     except (OSError, SyntaxError, ValueError, EOFError, struct.error, zlib.error) as error:
         reason = str(error).split(" <_io")[0].removesuffix("cannot identify image file")
         said = f": {reason}" if reason else ""
-        raise BadImageError(f"{where} cannot be read as a JPEG, PNG or WebP image{said}") from error
+        raise CorruptImageError(f"{where} cannot be read as a JPEG, PNG or WebP image{said}") from error

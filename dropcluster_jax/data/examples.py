@@ -1,4 +1,4 @@
-"""Labelled images, in memory or still encoded: what sources hand out and batches are cut from."""
+"""Labeled images, in memory or still encoded: what sources hand out and batches are cut from."""
 
 import dataclasses
 import functools
@@ -12,15 +12,15 @@ from typing import Any
 import numpy as np
 from jaxtyping import Int, Int32, UInt8
 
-from dropcluster_jax.data.cache import cached
-from dropcluster_jax.data.decoding import BadImageError, Pixels, decode
+from dropcluster_jax.cache import cached
+from dropcluster_jax.data.decoding import CorruptImageError, Pixels, decode
 
 _BLOCK = 256  # examples read at once: one by one, reading takes longer than decoding
 
 
 @dataclasses.dataclass(frozen=True, eq=False)
 class ArrayExamples:
-    """Labelled images of one size, in memory (or mapped into it).
+    """Labeled images of one size, in memory (or mapped into it).
 
     Attributes:
         images: uint8 `(examples, height, width, channels)`.
@@ -68,7 +68,7 @@ class ArrayExamples:
 
 @dataclasses.dataclass(frozen=True, eq=False)
 class FileExamples:
-    """Labelled image files, decoded when asked for.
+    """Labeled image files, decoded when asked for.
 
     Attributes:
         paths: of the files.
@@ -91,14 +91,14 @@ class FileExamples:
         """What to call an example in an error."""
         return self.paths[index]
 
-    def read(self, indices: Sequence[int]) -> list[tuple[bytes | BadImageError, int]]:
+    def read(self, indices: Sequence[int]) -> list[tuple[bytes | CorruptImageError, int]]:
         """Encoded images, or why one cannot be read, and their labels."""
         return [(_read_file(self.paths[index]), int(self.labels[index])) for index in indices]
 
 
 @dataclasses.dataclass(frozen=True, eq=False)
 class RecordExamples:
-    """Labelled images as TFDS has prepared them, decoded when asked for.
+    """Labeled images as TFDS has prepared them, decoded when asked for.
 
     Attributes:
         name: of the data set and its split, as errors call it.
@@ -138,7 +138,7 @@ class RecordExamples:
         """What to call an example in an error."""
         return f"{self.name}, example {self._record(index)},"
 
-    def read(self, indices: Sequence[int]) -> list[tuple[bytes | BadImageError, int]]:
+    def read(self, indices: Sequence[int]) -> list[tuple[bytes | CorruptImageError, int]]:
         """Encoded images and their labels."""
         try:
             records = self.source.__getitems__([self._record(index) for index in indices])
@@ -147,7 +147,7 @@ class RecordExamples:
             if len(indices) > 1:
                 return [example for index in indices for example in self.read([index])]
             reason = (str(error).strip().splitlines() or [""])[0]
-            return [(BadImageError(f"{self.where(indices[0])} cannot be read: {reason}"), -1)]
+            return [(CorruptImageError(f"{self.where(indices[0])} cannot be read: {reason}"), -1)]
 
     def _record(self, index: int) -> int:
         return int(index if self.chosen is None else self.chosen[index])
@@ -162,7 +162,7 @@ def decode_block(
     indices: Sequence[int],
     num_classes: int,
     decode_one: Callable[[int, bytes, str], Pixels],
-) -> list[tuple[Pixels, int] | BadImageError]:
+) -> list[tuple[Pixels, int] | CorruptImageError]:
     """Some examples, decoded; what is wrong with one stands in its place.
 
     Args:
@@ -174,22 +174,22 @@ def decode_block(
     Returns:
         For each index the pixels and the label, or the error.
     """
-    decoded: list[tuple[Pixels, int] | BadImageError] = []
+    decoded: list[tuple[Pixels, int] | CorruptImageError] = []
     for index, (encoded, label) in zip(indices, examples.read(indices), strict=True):
         where = examples.where(index)
         try:
-            if isinstance(encoded, BadImageError):
+            if isinstance(encoded, CorruptImageError):
                 raise encoded
             if not 0 <= label < num_classes:
-                raise BadImageError(f"{where} has the label {label}, labels must be from 0 to {num_classes - 1}")
+                raise CorruptImageError(f"{where} has the label {label}, labels must be from 0 to {num_classes - 1}")
             decoded.append((decode_one(index, encoded, where), label))
-        except BadImageError as error:
+        except CorruptImageError as error:
             decoded.append(error)
     return decoded
 
 
 def decode_all(
-    name: str, examples: EncodedExamples, channels: int, num_classes: int, skip_bad: bool = False
+    name: str, examples: EncodedExamples, channels: int, num_classes: int, skip_corrupt: bool = False
 ) -> tuple[ArrayExamples, list[str]]:
     """All examples in memory, decoded by several threads.
 
@@ -198,28 +198,28 @@ def decode_all(
         examples: encoded images and their labels.
         channels: of the pixels, 3 or 1.
         num_classes: labels must be from 0 to below it.
-        skip_bad: leave out what cannot be trained on, instead of stopping there.
+        skip_corrupt: leave out what cannot be trained on, instead of stopping there.
 
     Returns:
         The examples in their order, and for each that was skipped where it lies and why.
 
     Raises:
-        BadImageError: an image is bad or its label no class, and `skip_bad` is not given.
+        CorruptImageError: an image is bad or its label no class, and `skip_corrupt` is not given.
         ValueError: the images are of unequal size, or there is none.
     """
 
-    def read_block(block: Sequence[int]) -> list[tuple[Pixels, int] | BadImageError]:
+    def read_block(block: Sequence[int]) -> list[tuple[Pixels, int] | CorruptImageError]:
         decoded = decode_block(examples, block, num_classes, lambda _, encoded, where: decode(encoded, where, channels))
-        bad = [one for one in decoded if isinstance(one, BadImageError)]
-        if bad and not skip_bad:
+        bad = [one for one in decoded if isinstance(one, CorruptImageError)]
+        if bad and not skip_corrupt:
             raise bad[0]
         return decoded
 
     if not len(examples):
         raise ValueError(f"{name!r} holds no image")
     decoded = _over_blocks(read_block, len(examples))
-    skipped = [str(one) for one in decoded if isinstance(one, BadImageError)]
-    sound = [one for one in decoded if not isinstance(one, BadImageError)]
+    skipped = [str(one) for one in decoded if isinstance(one, CorruptImageError)]
+    sound = [one for one in decoded if not isinstance(one, CorruptImageError)]
     if not sound:
         raise ValueError(f"no image of {name!r} is left: {len(skipped)} were skipped, the first: {skipped[0]}")
     images, labels = zip(*sound, strict=True)
@@ -231,7 +231,9 @@ def decode_all(
 def unequal(name: str, shapes: Iterable[tuple[int, ...]]) -> ValueError:
     """The error for images that do not fit into one array."""
     found = ", ".join(map(str, sorted(set(shapes))[:4]))
-    return ValueError(f"the images of {name!r} must be of one size, got {found}; a `size` crops encoded images to one")
+    return ValueError(
+        f"the images of {name!r} must be of one size, got {found}; an `image_size` crops encoded images to one"
+    )
 
 
 def _over_blocks(read_block: Callable[[Sequence[int]], list[Any]], number: int) -> list[Any]:
@@ -241,8 +243,8 @@ def _over_blocks(read_block: Callable[[Sequence[int]], list[Any]], number: int) 
         return list(itertools.chain.from_iterable(pool.map(read_block, blocks)))
 
 
-def _read_file(path: str) -> bytes | BadImageError:
+def _read_file(path: str) -> bytes | CorruptImageError:
     try:
         return pathlib.Path(path).read_bytes()
     except OSError as error:
-        return BadImageError(f"{path} cannot be read: {error.strerror}")
+        return CorruptImageError(f"{path} cannot be read: {error.strerror}")

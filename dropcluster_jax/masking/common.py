@@ -51,7 +51,7 @@ def check_units(x: Array, least_ndim: int = 3) -> None:
         raise ValueError(f"x must have the shape {wanted}, got {x.shape}")
 
 
-def scale_of_counts(kept: Int[Array, " batch"], units: int | Int[Array, ""], rate: Rate, rescale: Rescale) -> Array:
+def rescale_factor(kept: Int[Array, " batch"], units: int | Int[Array, ""], rate: Rate, rescale: Rescale) -> Array:
     """The factor for what is left, from how many units each example keeps.
 
     `"kept"`: `units / kept` for each example, under which a constant map keeps its sum; 0 where nothing was kept.
@@ -71,10 +71,10 @@ def scale_of_counts(kept: Int[Array, " batch"], units: int | Int[Array, ""], rat
     return jnp.where(left > 0, whole / jnp.where(left > 0, left, 1).astype(jnp.float32), 0.0)
 
 
-def scale_of_mask(mask: Bool[Array, "batch ..."], rate: Rate, rescale: Rescale) -> Float[Array, "..."]:
+def mask_rescale_factor(mask: Bool[Array, "batch ..."], rate: Rate, rescale: Rescale) -> Float[Array, "..."]:
     """The factor for what is left, broadcastable to `x`, where the units kept must be counted in the mask."""
     axes = tuple(range(1, mask.ndim))
-    scale = scale_of_counts(jnp.sum(mask, axis=axes, dtype=jnp.int32), math.prod(mask.shape[1:]), rate, rescale)
+    scale = rescale_factor(jnp.sum(mask, axis=axes, dtype=jnp.int32), math.prod(mask.shape[1:]), rate, rescale)
     return jnp.expand_dims(scale, axes) if scale.ndim else scale
 
 

@@ -4,7 +4,7 @@ import jax
 import jax.numpy as jnp
 from jaxtyping import Array, Bool, Float
 
-from dropcluster_jax.masking.common import Rate, Rescale, apply_mask, check_rate, check_units, scale_of_mask
+from dropcluster_jax.masking.common import Rate, Rescale, apply_mask, check_rate, check_units, mask_rescale_factor
 
 
 def cutout(
@@ -48,7 +48,7 @@ def cutout(
         [[1, 1, 1, 0, 0, 0, 0, 1], [1, 1, 1, 0, 0, 0, 0, 1], [1, 1, 1, 1, 1, 1, 1, 1], [1, 1, 1, 1, 1, 1, 1, 1]]
     """
     mask = cutout_mask(key, x, rate, per_channel=per_channel, per_example=per_example)
-    return apply_mask(x, mask, scale_of_mask(mask, rate, rescale))
+    return apply_mask(x, mask, mask_rescale_factor(mask, rate, rescale))
 
 
 def cutout_mask(

@@ -10,15 +10,15 @@ import jax.numpy as jnp
 import numpy as np
 from jaxtyping import Array, Bool, Float
 
+from dropcluster_jax.masking.bernoulli import bernoulli_keep
 from dropcluster_jax.masking.common import (
     Rate,
     Rescale,
     apply_mask,
     check_rate,
     check_units,
-    scale_of_mask,
+    mask_rescale_factor,
 )
-from dropcluster_jax.masking.draw import draw_kept
 
 Seeding = Literal["exact", "paper"]
 
@@ -73,7 +73,7 @@ def drop_block(
     mask = drop_block_mask(
         key, x, rate, block_size=block_size, per_channel=per_channel, per_example=per_example, seeding=seeding
     )
-    return apply_mask(x, mask, scale_of_mask(mask, rate, rescale))
+    return apply_mask(x, mask, mask_rescale_factor(mask, rate, rescale))
 
 
 def drop_block_mask(
@@ -128,7 +128,7 @@ def drop_block_mask(
         probability = jnp.interp(rate, *_seed_probabilities(tuple(spatial), int(block_size)))
     else:
         probability = rate * math.prod(spatial) / (block_size ** len(spatial) * math.prod(starts))
-    seeds = ~draw_kept(key, probability, (batch if per_example else 1, *starts, channels if per_channel else 1))
+    seeds = ~bernoulli_keep(key, probability, (batch if per_example else 1, *starts, channels if per_channel else 1))
     for axis in range(1, x.ndim - 1):  # a block is the product of its sides: one dimension after the other
         window, padding = [1] * x.ndim, [(0, 0)] * x.ndim
         window[axis], padding[axis] = block_size, (block_size - 1, block_size - 1)

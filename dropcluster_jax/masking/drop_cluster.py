@@ -7,15 +7,15 @@ import jax.numpy as jnp
 from jaxtyping import Array, Bool, Float, Int, UInt32
 
 from dropcluster_jax.clustering.state import ClusterState, check_activations
+from dropcluster_jax.masking.bernoulli import bernoulli_keep
 from dropcluster_jax.masking.common import (
     Rate,
     Rescale,
     apply_mask,
     check_rate,
     check_units,
-    scale_of_counts,
+    rescale_factor,
 )
-from dropcluster_jax.masking.draw import draw_kept
 
 _WORD = 32
 
@@ -45,7 +45,7 @@ def drop_cluster(
         per_channel: whether each channel draws for itself also where all share the labels.
         per_example: whether each example draws for itself; else all share one mask.
         min_explained: structure on demand, in [0, 1]. A channel (with shared labels: the layer) whose clusters explain
-            less of the variance than this, by `state.explained`, is left alone: neither dropped nor rescaled. Nothing
+            less of the variance than this, by `state.explained_variance`, is left alone: neither dropped nor rescaled. Nothing
             is dropped before the first update then, as the grid explains nothing yet. A Python number; 0: off.
         rescale: `"kept"` multiplies what is left by units / units kept, per example: a constant map keeps its sum
             exactly; `"rate"` by `1 / (1 - rate)`: each unit keeps its expectation exactly; `"batch"` by units / units
@@ -76,7 +76,7 @@ def drop_cluster(
     dropping = jnp.broadcast_to(_dropping(state, min_explained), groups) if min_explained > 0 else None
     if dropping is not None:
         sizes, units = jnp.where(dropping, sizes, 0), units // groups * jnp.sum(dropping)
-    scale = scale_of_counts(jnp.sum(jnp.where(kept, sizes, 0), axis=(1, 2)), units, rate, rescale)
+    scale = rescale_factor(jnp.sum(jnp.where(kept, sizes, 0), axis=(1, 2)), units, rate, rescale)
     scale = jnp.expand_dims(scale, tuple(range(1, x.ndim))) if scale.ndim else scale
     if dropping is not None:
         scale = jnp.where(dropping, scale, 1.0)
@@ -148,7 +148,7 @@ def _draw_clusters(
     check_min_explained(min_explained)
     clusters, groups = state.sizes.shape
     groups = x.shape[-1] if per_channel else groups
-    kept = draw_kept(key, rate, (len(x) if per_example else 1, clusters, groups))
+    kept = bernoulli_keep(key, rate, (len(x) if per_example else 1, clusters, groups))
     return kept | ~_dropping(state, min_explained) if min_explained > 0 else kept
 
 
@@ -164,7 +164,7 @@ def check_min_explained(min_explained: float) -> None:
 
 def _dropping(state: ClusterState, min_explained: float) -> Bool[Array, " groups"]:
     """The channels that are not left alone."""
-    return state.explained >= min_explained
+    return state.explained_variance >= min_explained
 
 
 def _unit_mask(

@@ -2,8 +2,8 @@
 
 from jaxtyping import Array, Bool, Float
 
-from dropcluster_jax.masking.common import Rate, Rescale, apply_mask, check_rate, check_units, scale_of_mask
-from dropcluster_jax.masking.draw import draw_kept
+from dropcluster_jax.masking.bernoulli import bernoulli_keep
+from dropcluster_jax.masking.common import Rate, Rescale, apply_mask, check_rate, check_units, mask_rescale_factor
 
 
 def dropout(
@@ -44,7 +44,7 @@ def dropout(
         [0.0, 2.0]
     """
     mask = dropout_mask(key, x, rate, per_channel=per_channel, per_example=per_example)
-    return apply_mask(x, mask, scale_of_mask(mask, rate, rescale))
+    return apply_mask(x, mask, mask_rescale_factor(mask, rate, rescale))
 
 
 def dropout_mask(
@@ -75,7 +75,7 @@ def dropout_mask(
     check_units(x, least_ndim=1 if per_channel else 2)
     check_rate(rate)
     shape = (len(x) if per_example else 1, *x.shape[1:])
-    return draw_kept(key, rate, shape if per_channel else (*shape[:-1], 1))
+    return bernoulli_keep(key, rate, shape if per_channel else (*shape[:-1], 1))
 
 
 def spatial_dropout(
@@ -113,7 +113,7 @@ def spatial_dropout(
         True
     """
     mask = spatial_dropout_mask(key, x, rate, per_example=per_example)
-    return apply_mask(x, mask, scale_of_mask(mask, rate, rescale))
+    return apply_mask(x, mask, mask_rescale_factor(mask, rate, rescale))
 
 
 def spatial_dropout_mask(
@@ -141,7 +141,7 @@ def spatial_dropout_mask(
     """
     check_units(x)
     check_rate(rate)
-    return draw_kept(key, rate, (len(x) if per_example else 1, *(1,) * (x.ndim - 2), x.shape[-1]))
+    return bernoulli_keep(key, rate, (len(x) if per_example else 1, *(1,) * (x.ndim - 2), x.shape[-1]))
 
 
 def drop_path(
@@ -175,7 +175,7 @@ def drop_path(
         [1.0, 1.0, 1.0, 3.0]
     """
     mask = drop_path_mask(key, x, rate, per_example=per_example)
-    return apply_mask(x, mask, scale_of_mask(mask, rate, rescale))
+    return apply_mask(x, mask, mask_rescale_factor(mask, rate, rescale))
 
 
 def drop_path_mask(
@@ -204,4 +204,4 @@ def drop_path_mask(
     """
     check_units(x, least_ndim=1)
     check_rate(rate)
-    return draw_kept(key, rate, (len(x) if per_example else 1, *(1,) * (x.ndim - 1)))
+    return bernoulli_keep(key, rate, (len(x) if per_example else 1, *(1,) * (x.ndim - 1)))

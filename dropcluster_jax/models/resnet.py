@@ -152,7 +152,7 @@ class ResNet(nn.Module):
         """The logits.
 
         Args:
-            x: normalised images, `(batch, height, width, channels)`.
+            x: normalized images, `(batch, height, width, channels)`.
             train: whether BatchNorm uses and updates the batch's statistics.
             rate: the rate of the drop layers that have none of their own, in [0, 1]: one for all, or by place.
             deterministic: whether nothing is dropped; None means `not train`.
@@ -219,7 +219,7 @@ def resnet18(num_classes: int = 1000, **options: Any) -> ResNet:
         options: the fields of `ResNet` but for `stage_sizes` and `block`: `stem`, `drop`, `dtype`, ...
 
     Returns:
-        A network for images `(batch, height, width, channels)`, normalised.
+        A network for images `(batch, height, width, channels)`, normalized.
 
     Raises:
         ValueError, TypeError: an option that `ResNet` does not take, or not so.
@@ -244,7 +244,7 @@ def resnet34(num_classes: int = 1000, **options: Any) -> ResNet:
         options: the fields of `ResNet` but for `stage_sizes` and `block`: `stem`, `drop`, `dtype`, ...
 
     Returns:
-        A network for images `(batch, height, width, channels)`, normalised.
+        A network for images `(batch, height, width, channels)`, normalized.
 
     Raises:
         ValueError, TypeError: an option that `ResNet` does not take, or not so.
@@ -269,7 +269,7 @@ def resnet50(num_classes: int = 1000, **options: Any) -> ResNet:
         options: the fields of `ResNet` but for `stage_sizes` and `block`: `stem`, `drop`, `dtype`, ...
 
     Returns:
-        A network for images `(batch, height, width, channels)`, normalised.
+        A network for images `(batch, height, width, channels)`, normalized.
 
     Raises:
         ValueError, TypeError: an option that `ResNet` does not take, or not so.
@@ -294,7 +294,7 @@ def resnet101(num_classes: int = 1000, **options: Any) -> ResNet:
         options: the fields of `ResNet` but for `stage_sizes` and `block`: `stem`, `drop`, `dtype`, ...
 
     Returns:
-        A network for images `(batch, height, width, channels)`, normalised.
+        A network for images `(batch, height, width, channels)`, normalized.
 
     Raises:
         ValueError, TypeError: an option that `ResNet` does not take, or not so.
@@ -318,7 +318,7 @@ def resnet152(num_classes: int = 1000, **options: Any) -> ResNet:
         options: the fields of `ResNet` but for `stage_sizes` and `block`: `stem`, `drop`, `dtype`, ...
 
     Returns:
-        A network for images `(batch, height, width, channels)`, normalised.
+        A network for images `(batch, height, width, channels)`, normalized.
 
     Raises:
         ValueError, TypeError: an option that `ResNet` does not take, or not so.
@@ -347,7 +347,7 @@ def resnet8(num_classes: int = 10, **options: Any) -> ResNet:
         options: of the fields of `ResNet`: `drop`, `dtype`, `axis_name`, `remat`.
 
     Returns:
-        A network for images `(batch, height, width, channels)`, normalised.
+        A network for images `(batch, height, width, channels)`, normalized.
 
     Raises:
         ValueError, TypeError: an option that `ResNet` does not take, or not so.
@@ -372,7 +372,7 @@ def resnet20(num_classes: int = 10, **options: Any) -> ResNet:
         options: of the fields of `ResNet`: `drop`, `dtype`, `axis_name`, `remat`.
 
     Returns:
-        A network for images `(batch, height, width, channels)`, normalised.
+        A network for images `(batch, height, width, channels)`, normalized.
 
     Raises:
         ValueError, TypeError: an option that `ResNet` does not take, or not so.
@@ -397,7 +397,7 @@ def resnet32(num_classes: int = 10, **options: Any) -> ResNet:
         options: of the fields of `ResNet`: `drop`, `dtype`, `axis_name`, `remat`.
 
     Returns:
-        A network for images `(batch, height, width, channels)`, normalised.
+        A network for images `(batch, height, width, channels)`, normalized.
 
     Raises:
         ValueError, TypeError: an option that `ResNet` does not take, or not so.
@@ -422,7 +422,7 @@ def resnet44(num_classes: int = 10, **options: Any) -> ResNet:
         options: of the fields of `ResNet`: `drop`, `dtype`, `axis_name`, `remat`.
 
     Returns:
-        A network for images `(batch, height, width, channels)`, normalised.
+        A network for images `(batch, height, width, channels)`, normalized.
 
     Raises:
         ValueError, TypeError: an option that `ResNet` does not take, or not so.
@@ -447,7 +447,7 @@ def resnet56(num_classes: int = 10, **options: Any) -> ResNet:
         options: of the fields of `ResNet`: `drop`, `dtype`, `axis_name`, `remat`.
 
     Returns:
-        A network for images `(batch, height, width, channels)`, normalised.
+        A network for images `(batch, height, width, channels)`, normalized.
 
     Raises:
         ValueError, TypeError: an option that `ResNet` does not take, or not so.

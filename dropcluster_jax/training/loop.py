@@ -1,4 +1,4 @@
-"""The training loop: reads top to bottom as the story of a run. What it tells goes to a `report` function."""
+"""The training loop: reads top to bottom as the story of a run. What it tells goes to a `log` function."""
 
 import pathlib
 import time
@@ -8,16 +8,16 @@ from typing import Any, Protocol
 import jax
 import numpy as np
 
-from dropcluster_jax.clustering import ClusterState, agreement
+from dropcluster_jax.clustering import ClusterState, adjusted_rand_index
 from dropcluster_jax.linen import cluster_states
-from dropcluster_jax.training.parallel import Parallel
-from dropcluster_jax.training.schedules import Cadence, every
+from dropcluster_jax.training.data_parallel import DataParallel
+from dropcluster_jax.training.schedules import StepPredicate, every
 from dropcluster_jax.training.steps import Batch, Steps, TrainState
 
-Record = dict[str, Any]
+LogEntry = dict[str, Any]
 
 _NEVER = every(0)
-_agreement = jax.jit(agreement)
+_agreement = jax.jit(adjusted_rand_index)
 _TRACED = range(5, 10)  # steps of a run that the profiler looks at: after compilation
 
 
@@ -36,7 +36,7 @@ class NonFiniteError(FloatingPointError):
 class Save(Protocol):
     """Writes a checkpoint."""
 
-    def __call__(self, state: TrainState, *, accuracy: float | None, bad_steps: int) -> None:
+    def __call__(self, state: TrainState, *, accuracy: float | None, nonfinite_steps: int) -> None:
         """`accuracy` is that of an evaluation of this very state, if there was one."""
         ...
 
@@ -48,18 +48,18 @@ def fit(
     *,
     num_steps: int,
     probe: Callable[[int], Batch] | None = None,
-    cluster_when: Cadence = _NEVER,
+    update_clusters_when: StepPredicate = _NEVER,
     test: Callable[[], Iterable[Batch]] | None = None,
     evaluate_every: int = 0,
     log_every: int = 10,
-    report: Callable[[Record], None] = lambda record: None,
-    watch: Callable[[TrainState], None] = lambda state: None,
-    parallel: Parallel | None = None,
+    log: Callable[[LogEntry], None] = lambda record: None,
+    on_clusters: Callable[[TrainState], None] = lambda state: None,
+    parallel: DataParallel | None = None,
     save: Save | None = None,
     save_every: int = 0,
     stop: Callable[[int], bool] = lambda step: False,
-    max_bad_steps: int = 0,
-    bad_steps: int = 0,
+    max_nonfinite_steps: int = 0,
+    nonfinite_steps: int = 0,
     profile: pathlib.Path | None = None,
 ) -> TrainState:
     """Train until step `num_steps`.
@@ -72,26 +72,26 @@ def fit(
         batches: training batches, at least as many as steps are left.
         num_steps: the number of the last step.
         probe: the probe batch of the n-th update of the clusters, n = 0, 1, ...; None takes the training batch.
-        cluster_when: says before which steps the clusters are updated, such as `every(200, begin=1000)`; never, if
+        update_clusters_when: says before which steps the clusters are updated, such as `every(200, start=1000)`; never, if
             not given.
         test: gives the test batches anew for each evaluation.
         evaluate_every: evaluate after every so many steps, and after the last; 0 is never.
         log_every: report training metrics, and look whether they are finite, every so many steps.
-        report: called with each record, a dict with `"event"` and `"step"`:
+        log: called with each record, a dict with `"event"` and `"step"`:
             `"train"` has `loss`, `accuracy`, `rate` and `images_per_second` (None where compilation counts in);
-            `"clusters"` has `layers`, for each the variance `explained`, the `agreement` with the labels before (the
-            adjusted Rand index), `count` and `skipped`; `"test"` has `loss`, `accuracy`, of 100 classes or more
-            `accuracy_top5`, and `count`; `"bad"`, a step whose loss or gradients were not finite, has `bad_steps`, how
+            `"clusters"` has `layers`, for each the `explained_variance`, the `adjusted_rand_index` with the labels before (the
+            adjusted Rand index), `num_updates` and `num_skipped`; `"test"` has `loss`, `accuracy`, of 100 classes or more
+            `accuracy_top5`, and `count`; `"bad"`, a step whose loss or gradients were not finite, has `nonfinite_steps`, how
             many there were so far.
-        watch: called with the state after each update of its clusters. Its arrays are given away to the next step:
+        on_clusters: called with the state after each update of its clusters. Its arrays are given away to the next step:
             copy what is to stay, by `jax.device_get`.
         parallel: the devices, and how the steps run on them; None is the default device. State and batches lie there.
         save: called with the state after each evaluation, when stopped, and after the last step; never with a state
             that came after a step that was not finite, unless steps made with `skip_nonfinite` left it as it was.
         save_every: `save` is also called after every so many steps; 0 is never.
         stop: asked after each step, with its number, whether to save and return.
-        max_bad_steps: so many steps may be not finite; for steps made with `skip_nonfinite`.
-        bad_steps: how many there were before.
+        max_nonfinite_steps: so many steps may be not finite; for steps made with `skip_nonfinite`.
+        nonfinite_steps: how many there were before.
         profile: a folder into which JAX's profiler writes what happened in five steps.
 
     Returns:
@@ -99,7 +99,7 @@ def fit(
 
     Raises:
         ValueError: the batches ended before the last step.
-        NonFiniteError: one step more than `max_bad_steps` was not finite.
+        NonFiniteError: one step more than `max_nonfinite_steps` was not finite.
 
     Example:
         >>> import flax.linen as nn
@@ -114,33 +114,33 @@ def fit(
         >>> batch = {"image": jnp.array([1.0, -1.0]).reshape(2, 1, 1, 1), "label": jnp.array([0, 1])}
         >>> state, records = steps.init(jax.random.key(0), batch), []
         >>> state = fit(
-        ...     steps, state, [batch] * 9, num_steps=9, test=lambda: [batch], evaluate_every=9, report=records.append
+        ...     steps, state, [batch] * 9, num_steps=9, test=lambda: [batch], evaluate_every=9, log=records.append
         ... )
         >>> int(state.step), [(record["event"], record["step"]) for record in records], records[-1]["accuracy"]
         (9, [('train', 1), ('train', 9), ('test', 9)], 1.0)
     """
-    train, cluster, evaluate_step = _compiled(steps, parallel)
+    train, update_clusters, evaluate_step = _compiled(steps, parallel)
     iterator = iter(batches)
     first = step = int(jax.device_get(state.step))
-    updates = sum(map(cluster_when, range(first)))
+    updates = sum(map(update_clusters_when, range(first)))
     images, since = 0, None
     unchecked: list[tuple[int, Any]] = []
 
     def check() -> None:
         """Were the steps since the last look finite?"""
-        nonlocal bad_steps
+        nonlocal nonfinite_steps
         for number, finite in jax.device_get(unchecked):
             if not finite:
-                bad_steps += 1
-                report({"event": "bad", "step": number, "bad_steps": bad_steps})
-                if bad_steps > max_bad_steps:
-                    raise NonFiniteError(_advice(number, max_bad_steps))
+                nonfinite_steps += 1
+                log({"event": "bad", "step": number, "nonfinite_steps": nonfinite_steps})
+                if nonfinite_steps > max_nonfinite_steps:
+                    raise NonFiniteError(_advice(number, max_nonfinite_steps))
         unchecked.clear()
 
     def save_now(accuracy: float | None = None) -> None:
         check()
         if save is not None:
-            save(state, accuracy=accuracy, bad_steps=bad_steps)
+            save(state, accuracy=accuracy, nonfinite_steps=nonfinite_steps)
 
     while step < num_steps:
         batch = next(iterator, None)
@@ -148,12 +148,12 @@ def fit(
             raise ValueError(f"batches ended after step {step}, num_steps is {num_steps}")
 
         # Clusters first: the rate's first step above 0 finds them learned.
-        if cluster_when(step):
+        if update_clusters_when(step):
             before = state.clusters
-            state = cluster(state, batch if probe is None else probe(updates))
+            state = update_clusters(state, batch if probe is None else probe(updates))
             updates += 1
-            report({"event": "clusters", "step": step, "layers": _describe(before, state.clusters)})
-            watch(state)
+            log({"event": "clusters", "step": step, "layers": _describe(before, state.clusters)})
+            on_clusters(state)
 
         if profile is not None and step == min(first + _TRACED.start, num_steps - 1):
             jax.block_until_ready(state)
@@ -172,7 +172,7 @@ def fit(
             check()
             now = time.perf_counter()
             speed = None if since is None or not images else images / (now - since)
-            report({"event": "train", "step": step, **metrics, "images_per_second": speed})
+            log({"event": "train", "step": step, **metrics, "images_per_second": speed})
             images, since = 0, now
         elif step == first + 1:
             jax.block_until_ready(metrics)
@@ -183,7 +183,7 @@ def fit(
             check()
             results = evaluate(evaluate_step, state, test())
             accuracy = results["accuracy"]
-            report({"event": "test", "step": step, **results})
+            log({"event": "test", "step": step, **results})
         stopped = stop(step)
         if accuracy is not None or stopped or step == num_steps or (save_every and step % save_every == 0):
             save_now(accuracy)
@@ -232,25 +232,25 @@ def evaluate(
     return {**{names[name]: total / count for name, total in totals.items()}, "count": count}
 
 
-def _compiled(steps: Steps, parallel: Parallel | None) -> tuple[Callable[..., Any], ...]:
+def _compiled(steps: Steps, parallel: DataParallel | None) -> tuple[Callable[..., Any], ...]:
     if parallel is None:
-        return jax.jit(steps.train, donate_argnums=0), jax.jit(steps.cluster), jax.jit(steps.evaluate)
+        return jax.jit(steps.train, donate_argnums=0), jax.jit(steps.update_clusters), jax.jit(steps.evaluate)
     compiled = parallel.compile(steps)
-    return compiled.train, compiled.cluster, compiled.evaluate
+    return compiled.train, compiled.update_clusters, compiled.evaluate
 
 
 def _advice(step: int, allowed: int) -> str:
     more = f", once more than the {allowed} steps that may be skipped" if allowed else ""
     return (
         f"the loss or a gradient was not finite at step {step}{more}: try a lower learning rate, a longer warm-up, "
-        "gradient clipping, or float32 in place of bfloat16; a few bad batches may be skipped by max_bad_steps"
+        "gradient clipping, or float32 in place of bfloat16; a few bad batches may be skipped by max_nonfinite_steps"
     )
 
 
-def agreement_of(state: ClusterState, other: ClusterState) -> float:
+def mean_adjusted_rand_index(state: ClusterState, other: ClusterState) -> float:
     """The adjusted Rand index of two states of a layer, the mean over channels and over layers that scan stacked."""
     groups, groups_other = (
-        np.moveaxis(np.reshape(each.labels, (-1, *each.labels.shape[np.ndim(each.count) :])), 0, -1)
+        np.moveaxis(np.reshape(each.labels, (-1, *each.labels.shape[np.ndim(each.num_updates) :])), 0, -1)
         for each in (state, other)
     )
     flat, flat_other = (np.reshape(each, (-1, each.shape[-2] * each.shape[-1])) for each in (groups, groups_other))
@@ -262,10 +262,10 @@ def _describe(before: Any, after: Any) -> dict[str, dict[str, float]]:
     old, new = cluster_states(jax.device_get(before)), cluster_states(jax.device_get(after))
     return {
         layer: {
-            "explained": float(np.mean(state.explained)),
-            "agreement": agreement_of(state, old[layer]),
-            "count": int(np.max(state.count)),
-            "skipped": int(np.max(state.skipped)),
+            "explained_variance": float(np.mean(state.explained_variance)),
+            "adjusted_rand_index": mean_adjusted_rand_index(state, old[layer]),
+            "num_updates": int(np.max(state.num_updates)),
+            "num_skipped": int(np.max(state.num_skipped)),
         }
         for layer, state in new.items()
     }

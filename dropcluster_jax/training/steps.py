@@ -1,4 +1,4 @@
-"""The pure steps of a training: initialise, train, update the clusters, evaluate. No loop, no device, no file."""
+"""The pure steps of a training: initialize, train, update the clusters, evaluate. No loop, no device, no file."""
 
 import inspect
 from collections.abc import Callable, Mapping
@@ -25,18 +25,18 @@ class TrainState(NamedTuple):
     Attributes:
         params: the parameters.
         batch_stats: the running statistics of BatchNorm; empty without.
-        clusters: the clusters of every `DropCluster`; empty without. Only `Steps.cluster` changes them.
-        opt_state: the optimiser's state.
+        clusters: the clusters of every `DropCluster`; empty without. Only `Steps.update_clusters` changes them.
+        opt_state: the optimizer's state.
         key: a PRNG key that is never consumed: each step folds in its number.
         step: int32 scalar, training steps so far.
-        average: moving averages of `params` and `batch_stats`, a dict of the two; empty without.
+        ema: moving averages of `params` and `batch_stats`, a dict of the two; empty without.
 
     Example:
         >>> weights, smoothed = {"w": jnp.array(3.0)}, {"w": jnp.array(2.5)}
         >>> state = TrainState(
-        ...     weights, {}, {}, (), jax.random.key(0), jnp.array(7), average={"params": smoothed, "batch_stats": {}}
+        ...     weights, {}, {}, (), jax.random.key(0), jnp.array(7), ema={"params": smoothed, "batch_stats": {}}
         ... )
-        >>> float(state.variables()["params"]["w"]), float(state.variables(average=True)["params"]["w"])
+        >>> float(state.variables()["params"]["w"]), float(state.variables(ema=True)["params"]["w"])
         (3.0, 2.5)
     """
 
@@ -46,20 +46,20 @@ class TrainState(NamedTuple):
     opt_state: PyTree
     key: Array
     step: Int[Array, ""]
-    average: PyTree = ()
+    ema: PyTree = ()
 
-    def variables(self, average: bool = False) -> dict[str, PyTree]:
+    def variables(self, ema: bool = False) -> dict[str, PyTree]:
         """What the network's `apply` takes.
 
         Args:
-            average: whether the averages, if there are any, stand in for what they are of.
+            ema: whether the averages, if there are any, stand in for what they are of.
 
         Returns:
             Those of `params`, `batch_stats` and `clusters` that are not empty, by these names.
         """
         named = {"params": self.params, "batch_stats": self.batch_stats, "clusters": self.clusters}
-        if average and self.average:
-            named |= self.average
+        if ema and self.ema:
+            named |= self.ema
         return {name: value for name, value in named.items() if value}
 
 
@@ -70,10 +70,10 @@ class Steps(NamedTuple):
 
     Attributes:
         init: `(key, batch) -> TrainState`.
-        train: `(state, batch) -> (state, metrics)`, one optimiser step; metrics are scalars, the means `loss` and
+        train: `(state, batch) -> (state, metrics)`, one optimizer step; metrics are scalars, the means `loss` and
             `accuracy` in [0, 1], `rate`, and `finite`: whether loss, gradients, statistics and new parameters are.
             Leaves the clusters as they are.
-        cluster: `(state, batch) -> state`, one update of the clusters on the batch as probe batch, in evaluation mode.
+        update_clusters: `(state, batch) -> state`, one update of the clusters on the batch as probe batch, in evaluation mode.
             Leaves all else as it is.
         evaluate: `(state, batch) -> metrics`, the sums `loss` and `correct`, of 100 classes or more also
             `correct_top5`, and `count`, by the averages if the state has any. An optional `"weight"`, `(batch,)`,
@@ -97,7 +97,7 @@ class Steps(NamedTuple):
 
     init: Callable[[Array, Batch], TrainState]
     train: Callable[[TrainState, Batch], tuple[TrainState, Metrics]]
-    cluster: Callable[[TrainState, Batch], TrainState]
+    update_clusters: Callable[[TrainState, Batch], TrainState]
     evaluate: Callable[[TrainState, Batch], Metrics]
     axis_name: str | None = None
 
@@ -135,8 +135,8 @@ def make_steps(
     preprocess: Callable[[Array], Array] | None = None,
     mix: Callable[[Array, Array, Array], tuple[Array, Array]] | None = None,
     label_smoothing: float = 0.0,
-    accumulate: int = 1,
-    average: float = 0.0,
+    grad_accum_steps: int = 1,
+    ema_decay: float = 0.0,
     skip_nonfinite: bool = False,
     axis_name: str | None = None,
 ) -> Steps:
@@ -150,14 +150,14 @@ def make_steps(
             numbers, or a schedule that gives one.
         loss: `(logits, labels) -> (batch,)`.
         augment: `(key, images) -> images`, in training only.
-        preprocess: `images -> images`, always, after `augment`; normalisation, say.
+        preprocess: `images -> images`, always, after `augment`; normalization, say.
         mix: `(key, images, labels) -> (images, labels)`, in training only, after `preprocess`; `mixup`, say. It may
             make probabilities `(batch, classes)` of the labels, which `loss` then takes.
         label_smoothing: in training only, so much of each label, in [0, 1), is spread evenly over all classes.
-        accumulate: a step goes over its batch in so many parts, one after the other, and takes the mean of their
+        grad_accum_steps: a step goes over its batch in so many parts, one after the other, and takes the mean of their
             gradients: so much less memory for activations. BatchNorm sees each part alone. Divides the batch (of
             each replica).
-        average: keep moving averages `a <- d a + (1 - d) p` of parameters and BatchNorm statistics after each step,
+        ema_decay: keep moving averages `a <- d a + (1 - d) p` of parameters and BatchNorm statistics after each step,
             where d is the smaller of this and `(1 + step) / (10 + step)`, and evaluate by them; 0 keeps none.
         skip_nonfinite: leave all but the step number as it was where loss, gradients, statistics or new
             parameters are not finite.
@@ -172,9 +172,9 @@ def make_steps(
     Raises:
         TypeError: `rate` is neither a number nor callable, nor a mapping to numbers; the model takes no `train` or
             `rate`.
-        ValueError: `rate` is a number outside [0, 1], `label_smoothing` or `average` one outside [0, 1), `accumulate`
-            less than 1; when initialising, a batch without image or label, or a model with variables of a collection
-            other than `params`, `batch_stats` and `clusters`; when training, `accumulate` does not divide the batch.
+        ValueError: `rate` is a number outside [0, 1], `label_smoothing` or `ema_decay` one outside [0, 1), `grad_accum_steps`
+            less than 1; when initializing, a batch without image or label, or a model with variables of a collection
+            other than `params`, `batch_stats` and `clusters`; when training, `grad_accum_steps` does not divide the batch.
 
     References:
         Szegedy et al., "Rethinking the Inception Architecture for Computer Vision", CVPR 2016, arXiv:1512.00567,
@@ -192,10 +192,10 @@ def make_steps(
         >>> steps = make_steps(Net(), optax.sgd(0.1), rate=optax.linear_schedule(0.0, 0.1, 2))
         >>> batch = {"image": jnp.ones((8, 8, 8, 1)), "label": jnp.zeros(8, jnp.int32)}
         >>> state = jax.jit(steps.init)(jax.random.key(0), batch)
-        >>> state, train = jax.jit(steps.cluster)(state, batch), jax.jit(steps.train)
+        >>> state, train = jax.jit(steps.update_clusters)(state, batch), jax.jit(steps.train)
         >>> for _ in range(3):
         ...     state, metrics = train(state, batch)
-        ...     print(int(state.step), round(float(metrics["rate"]), 3), int(state.clusters["DropCluster_0"]["count"]))
+        ...     print(int(state.step), round(float(metrics["rate"]), 3), int(state.clusters["DropCluster_0"]["num_updates"]))
         1 0.0 1
         2 0.05 1
         3 0.1 1
@@ -203,11 +203,11 @@ def make_steps(
     if not callable(rate):
         for number in rate.values() if isinstance(rate, Mapping) else [rate]:
             check_rate(number)
-    for name, value in (("label_smoothing", label_smoothing), ("average", average)):
+    for name, value in (("label_smoothing", label_smoothing), ("ema_decay", ema_decay)):
         if not 0 <= value < 1:
             raise ValueError(f"{name} must be at least 0 and below 1, got {value}")
-    if accumulate < 1:
-        raise ValueError(f"accumulate must be at least 1, got {accumulate}")
+    if grad_accum_steps < 1:
+        raise ValueError(f"grad_accum_steps must be at least 1, got {grad_accum_steps}")
     takes = inspect.signature(model.__call__).parameters
     missing = [name for name in ("train", "rate") if name not in takes]
     if missing and not any(each.kind is each.VAR_KEYWORD for each in takes.values()):
@@ -235,7 +235,7 @@ def make_steps(
                 f"model has variables of the collection {next(iter(variables))!r}; "
                 "steps keep 'params', 'batch_stats' and 'clusters' only"
             )
-        averages = jax.tree.map(jnp.copy, {"params": params, "batch_stats": batch_stats}) if average else ()
+        averages = jax.tree.map(jnp.copy, {"params": params, "batch_stats": batch_stats}) if ema_decay else ()
         return TrainState(params, batch_stats, clusters, tx.init(params), key, jnp.zeros((), jnp.int32), averages)
 
     def gradients(
@@ -272,7 +272,7 @@ def make_steps(
             params, batch_stats = jax.lax.pcast((params, batch_stats), axis_name, to="varying")
         rate_now = rate(state.step) if callable(rate) else rate
 
-        if accumulate == 1:
+        if grad_accum_steps == 1:
             grads, batch_stats, means = gradients(params, batch_stats, state, batch, key, rate_now)
         else:
 
@@ -288,9 +288,9 @@ def make_steps(
             nothing = (jnp.zeros(()), jnp.zeros(()))
             if axis_name is not None:
                 nothing = jax.lax.pcast(nothing, axis_name, to="varying")
-            parts = (jnp.arange(accumulate), _parts(batch, accumulate))
+            parts = (jnp.arange(grad_accum_steps), _parts(batch, grad_accum_steps))
             (grads, batch_stats, means), _ = jax.lax.scan(part, (zeros, batch_stats, nothing), parts)
-            grads, means = jax.tree.map(lambda total: total / accumulate, (grads, means))
+            grads, means = jax.tree.map(lambda total: total / grad_accum_steps, (grads, means))
 
         grads, batch_stats, (value, accuracy) = over_replicas(jax.lax.pmean, (grads, batch_stats, means))
         updates, opt_state = tx.update(grads, state.opt_state, state.params)
@@ -298,10 +298,10 @@ def make_steps(
         after = after._replace(opt_state=opt_state)
         looked_at = jax.tree.leaves((value, grads, batch_stats, after.params))
         finite = jnp.all(jnp.array([jnp.all(jnp.isfinite(leaf)) for leaf in looked_at]))
-        if average:
-            decay = jnp.minimum(average, (1 + state.step) / (10 + state.step))
+        if ema_decay:
+            decay = jnp.minimum(ema_decay, (1 + state.step) / (10 + state.step))
             newest = {"params": after.params, "batch_stats": batch_stats}
-            after = after._replace(average=optax.incremental_update(newest, state.average, 1 - decay))
+            after = after._replace(ema=optax.incremental_update(newest, state.ema, 1 - decay))
         if skip_nonfinite:
             kept = jax.tree.map(
                 lambda new, old: jnp.where(finite, new, old), after._replace(key=()), state._replace(key=())
@@ -310,7 +310,7 @@ def make_steps(
         metrics = {"loss": value, "accuracy": accuracy, "rate": jax.tree.map(jnp.float32, rate_now), "finite": finite}
         return after._replace(step=state.step + 1), metrics
 
-    def cluster(state: TrainState, batch: Batch) -> TrainState:
+    def update_clusters(state: TrainState, batch: Batch) -> TrainState:
         if not state.clusters:
             return state
         _, changed = model.apply(
@@ -323,7 +323,7 @@ def make_steps(
         return state._replace(clusters=changed["clusters"])
 
     def evaluate(state: TrainState, batch: Batch) -> Metrics:
-        logits: Any = model.apply(state.variables(average=True), prepare(batch["image"]), train=False)
+        logits: Any = model.apply(state.variables(ema=True), prepare(batch["image"]), train=False)
         weight = batch.get("weight", jnp.ones(len(logits)))
         sums = {
             "loss": jnp.sum(weight * loss(logits, batch["label"])),
@@ -334,7 +334,7 @@ def make_steps(
             sums["correct_top5"] = jnp.sum(weight * _correct_top5(logits, batch["label"]))
         return over_replicas(jax.lax.psum, sums)
 
-    return Steps(init, train, cluster, evaluate, axis_name)
+    return Steps(init, train, update_clusters, evaluate, axis_name)
 
 
 def _correct(
@@ -360,7 +360,7 @@ def _parts(batch: Batch, number: int) -> Batch:
     """Arrays `(number, batch / number, ...)`: each part takes of what lies on every device, so that none moves."""
     size = len(batch["label"])
     if size % number:
-        raise ValueError(f"accumulate must divide the batch of {size}, got {number}")
+        raise ValueError(f"grad_accum_steps must divide the batch of {size}, got {number}")
     return jax.tree.map(lambda leaf: jnp.moveaxis(leaf.reshape(-1, number, *leaf.shape[1:]), 1, 0), dict(batch))
 
 

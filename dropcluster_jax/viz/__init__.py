@@ -1,7 +1,7 @@
 """Pictures of clusters, masks, images and runs.
 
 Every function returns a Matplotlib figure; nothing is shown, and nothing but the animation is written. Figures can be
-told apart without colour.
+told apart without color.
 """
 
 from dropcluster_jax.viz.canvas import pixels

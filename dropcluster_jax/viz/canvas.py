@@ -4,7 +4,7 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
-from dropcluster_jax.extras import extra
+from dropcluster_jax._optional import optional_import
 
 if TYPE_CHECKING:
     from matplotlib.figure import Figure
@@ -16,7 +16,7 @@ def new_figure(width: float, height: float, **options: Any) -> "Figure":
     Raises:
         ImportError: Matplotlib is not installed.
     """
-    with extra("Matplotlib", "plot"):
+    with optional_import("Matplotlib", "plot"):
         from matplotlib.figure import Figure
 
     return Figure(figsize=(width, height), **{"layout": "constrained", **options})

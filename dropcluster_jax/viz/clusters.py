@@ -21,7 +21,7 @@ def cluster_figure(
 ) -> "Figure":
     """Clusters of a few channels of each layer, drawn over the channel's mean activation.
 
-    White lines (with a dark rim) run between clusters; the colour is the mean activation over examples.
+    White lines (with a dark rim) run between clusters; the color is the mean activation over examples.
 
     Args:
         layers: for each layer's name its clusters and its activations `(batch, height, width, channels)`.
@@ -55,7 +55,7 @@ def cluster_figure(
     figure = new_figure(2.3 * columns + 1.0, 2.6 * len(layers) + 0.6)
     axes = figure.subplots(len(layers), columns, squeeze=False)
     for row, (name, (clusters, x)) in zip(axes, layers.items(), strict=True):
-        labels, explained = np.asarray(clusters.labels), np.asarray(clusters.explained)
+        labels, explained = np.asarray(clusters.labels), np.asarray(clusters.explained_variance)
         if labels.ndim != 3:
             raise ValueError(f"{name} must have maps of two spatial dimensions to be drawn, got {labels.shape[:-1]}")
         mean = np.asarray(x, np.float32).mean(axis=0)
@@ -79,7 +79,7 @@ def cluster_figure(
 
 
 def draw_clusters(axis: Any, values: np.ndarray, labels: np.ndarray, scaled: bool = True) -> None:
-    """One map: its values as colours, and a line along every edge between positions of different clusters.
+    """One map: its values as colors, and a line along every edge between positions of different clusters.
 
     Args:
         axis: of Matplotlib, to draw on.
@@ -237,7 +237,7 @@ def renumbered(before: np.ndarray, labels: np.ndarray) -> np.ndarray:
 def _draw_shaded(axis: Any, labels: Sequence[np.ndarray], number: int) -> None:
     """One map of several, each cluster in the shade that it has in all."""
     number_of_clusters = max(int(one.max()) for one in labels) + 1
-    # Neighbours in number, which the grid has side by side, get shades far apart.
+    # Neighbors in number, which the grid has side by side, get shades far apart.
     shades = np.random.default_rng(0).permutation(number_of_clusters) / max(1, number_of_clusters - 1)
     draw_clusters(axis, shades[labels[number]], labels[number], scaled=False)
 

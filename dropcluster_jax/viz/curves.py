@@ -11,14 +11,14 @@ if TYPE_CHECKING:
 
 Records = Sequence[Mapping[str, Any]]
 
-# Told apart also in grey and by the colour-blind: Okabe and Ito's colours, each with a marker, and dashes.
+# Told apart also in gray and by the color-blind: Okabe and Ito's colors, each with a marker, and dashes.
 _COLORS = ("#000000", "#E69F00", "#56B4E9", "#009E73", "#CC79A7", "#0072B2", "#D55E00")
 _MARKERS = ("o", "s", "^", "D", "v", "P", "X")
 _DASHES = ("-", "--", "-.", ":", (0, (5, 1)), (0, (1, 1)), (0, (3, 1, 1, 1)))
 
 
 def line_style(number: int) -> dict[str, Any]:
-    """The look of a line of a plot: 49 can be told apart, also without colour.
+    """The look of a line of a plot: 49 can be told apart, also without color.
 
     Args:
         number: of the line, from 0.
@@ -86,7 +86,7 @@ def quality_figure(records: Records, title: str | None = None) -> "Figure":
 
     Args:
         records: of one run, as `fit` reports them; those of the event `"clusters"` have for each of their `layers`
-            `explained`, the share of the variance in [0, 1], and `agreement`, the adjusted Rand index with the
+            `explained_variance`, the share of the variance in [0, 1], and `adjusted_rand_index`, the adjusted Rand index with the
             clusters before, at most 1.
         title: over the figure.
 
@@ -97,7 +97,7 @@ def quality_figure(records: Records, title: str | None = None) -> "Figure":
         ValueError: clusters were never updated.
 
     Example:
-        >>> layers = {"drop_stage1": {"explained": 0.4, "agreement": 0.9}}
+        >>> layers = {"drop_stage1": {"explained_variance": 0.4, "adjusted_rand_index": 0.9}}
         >>> figure = quality_figure([{"event": "clusters", "step": 20, "layers": layers}])
         >>> [axis.lines[0].get_xydata().tolist() for axis in figure.axes]
         [[[20.0, 40.0]], [[20.0, 0.9]]]
@@ -110,8 +110,8 @@ def quality_figure(records: Records, title: str | None = None) -> "Figure":
     for number, layer in enumerate(updates[0]["layers"]):
         name = layer.removeprefix("drop_")
         found = [(each["step"], each["layers"][layer]) for each in updates]
-        _line(explained, number, name, [(step, _percent(one["explained"])) for step, one in found])
-        _line(agreement, number, name, [(step, one["agreement"]) for step, one in found])
+        _line(explained, number, name, [(step, _percent(one["explained_variance"])) for step, one in found])
+        _line(agreement, number, name, [(step, one["adjusted_rand_index"]) for step, one in found])
     _finish(explained, "variance explained, %")
     _finish(agreement, "agreement with the clusters before")
     explained.set_ylim(bottom=0)

@@ -21,7 +21,7 @@ def mask_figure(
 ) -> "Figure":
     r"""Masks of one example side by side: a column for each method, a row for each of some channels.
 
-    What is kept has the colour of its activation, what is dropped is black, which no activation is.
+    What is kept has the color of its activation, what is dropped is black, which no activation is.
 
     Args:
         x: the activations of one example, `(height, width, channels)`.
@@ -75,10 +75,10 @@ def mask_figure(
         axes[0, 0].set_title("image", fontsize=9)
         axes = axes[:, 1:]
     for row, channel in zip(axes, chosen, strict=True):
-        # The darkest fifth of the colours is left out, so that black stands for nothing else.
-        colours = colormaps["cividis"](0.2 + 0.8 * unit_range(x[..., channel]))[..., :3]
+        # The darkest fifth of the colors is left out, so that black stands for nothing else.
+        colors = colormaps["cividis"](0.2 + 0.8 * unit_range(x[..., channel]))[..., :3]
         for axis, (_, mask) in zip(row, columns, strict=True):
-            axis.imshow(np.where(mask[..., channel, None], colours, 0.0))
+            axis.imshow(np.where(mask[..., channel, None], colors, 0.0))
             axis.set_xticks([])
             axis.set_yticks([])
         if labels is not None:

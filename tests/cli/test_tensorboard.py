@@ -21,8 +21,8 @@ def test_a_run_writes_every_number_and_a_picture_at_each_update(finished):
         assert scalars["test/accuracy", record["step"]] == np.float32(record["accuracy"])
     updates = records(out, "clusters")
     for record in updates:
-        explained = record["layers"]["drop_stage1"]["explained"]
-        assert scalars["clusters/stage1/explained", record["step"]] == np.float32(explained)
+        explained = record["layers"]["drop_stage1"]["explained_variance"]
+        assert scalars["clusters/stage1/explained_variance", record["step"]] == np.float32(explained)
     pictures = [(tag, step) for tag, step, value in found if value.HasField("image")]
     steps = [0, *(record["step"] for record in updates)]
     assert sorted(pictures) == [(f"clusters/{place}", step) for place in ("stage1", "stage2") for step in steps]

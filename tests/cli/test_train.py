@@ -15,11 +15,10 @@ import pytest
 from commands import SHORT, command, one_run, records
 
 import dropcluster_jax as dc
-from dropcluster_jax.data import KNOWN, load
+from dropcluster_jax.data import DATASETS, load
 from dropcluster_jax.models import MODELS, ModelName
-from dropcluster_jax.training import build, load_run, run
-from dropcluster_jax.training.checkpoints import Checkpoints
-from dropcluster_jax.training.config import (
+from dropcluster_jax.runs.checkpoints import Checkpointer
+from dropcluster_jax.runs.config import (
     PRESETS,
     AugmentConfig,
     CheckpointConfig,
@@ -28,6 +27,7 @@ from dropcluster_jax.training.config import (
     Method,
     TrainConfig,
 )
+from dropcluster_jax.training import build, load_run, run
 
 
 def contents(folder):
@@ -59,7 +59,7 @@ def test_clusters_were_updated_and_left_the_grid(finished):
     updates = records(folder, "clusters")
     assert [record["step"] for record in updates] == [2, 6, 10, 14, 18, 22]
     for layer in json.loads((folder / "summary.json").read_text())["clusters"].values():
-        assert layer["updates"] == 6 and layer["skipped"] == 0 and layer["agreement_with_grid"] < 0.9
+        assert layer["updates"] == 6 and layer["skipped"] == 0 and layer["ari_with_grid"] < 0.9
 
 
 @one_run
@@ -124,12 +124,12 @@ def test_a_folder_with_another_configurations_run_is_refused_and_kept(finished, 
         (["train", "digits", "--augment.flip"], "augment.flip must be False for digits"),
         (["train", "digits", "--data.name", "svhn_croped", "--data.dir", "."], "svhn_croped"),
         (["train", "cifar10", "--data.dir", "nowhere"], "nowhere"),
-        (["train", "digits", "--accumulate", "3"], "accumulate must divide batch_size, 64, got 3"),
+        (["train", "digits", "--grad_accum_steps", "3"], "grad_accum_steps must divide batch_size, 64, got 3"),
         (["train", "digits", "--label-smoothing", "1"], "label_smoothing must be at least 0 and below 1, got 1.0"),
         (["train", "digits", "--checkpoint.keep", "0"], "checkpoint.keep must be at least 1, got 0"),
         (["train", "digits", "--sync-batch-norm"], "sync_batch_norm is for shard_map and pmap"),
         (
-            ["train", "digits", "--parallel", "pmap", "--shard-optimizer"],
+            ["train", "digits", "--strategy", "pmap", "--shard-optimizer"],
             "shard_optimizer needs parallel jit, got pmap",
         ),
         (["train", "digits", "--batch-size", "60"], "batch_size must be a multiple of the 8 devices"),
@@ -158,7 +158,7 @@ def test_the_network_of_a_run_is_there_for_other_programs(finished):
     logits = np.concatenate([loaded.logits(digits.test.images[i : i + 40]) for i in range(0, 360, 40)])
     accuracy = np.mean(np.argmax(logits, -1) == digits.test.labels)
     assert accuracy == pytest.approx(records(folder, "test")[-1]["accuracy"])
-    assert loaded.variables["clusters"]["drop_stage1"]["count"] == 6
+    assert loaded.variables["clusters"]["drop_stage1"]["num_updates"] == 6
 
 
 @one_run
@@ -188,7 +188,7 @@ def test_a_run_of_an_older_version_is_known_again_and_has_no_checkpoint(finished
     folder = tmp_path / "old"
     folder.mkdir()
     config = json.loads((finished[0] / "config.json").read_text())
-    for option in ("dataset", "checkpoint", "accumulate", "parallel"):
+    for option in ("dataset", "checkpoint", "grad_accum_steps", "parallel"):
         del config[option]
     (folder / "config.json").write_text(json.dumps(config))
     shutil.copy(finished[0] / "summary.json", folder)
@@ -221,7 +221,7 @@ def test_a_run_whose_last_checkpoint_is_not_there_is_not_finished(finished, tmp_
     shutil.copytree(finished[0], folder)
     (folder / "summary.json").unlink()
     with monkeypatch.context() as patched:
-        patched.setattr(Checkpoints, "wait", lambda self: [])
+        patched.setattr(Checkpointer, "wait", lambda self: [])
         assert command(*SHORT, "--out", str(folder)) == 1
     assert "the checkpoint of the last step, 24, could not be written" in capsys.readouterr().err
     assert not (folder / "summary.json").exists()
@@ -245,7 +245,7 @@ def test_a_run_without_a_sound_checkpoint_is_refused_and_nothing_is_removed(fini
 
 def test_a_dry_run_shows_what_it_would_take_and_writes_nothing(tmp_path, capsys, monkeypatch):
     monkeypatch.chdir(tmp_path)
-    arguments = ["--model", "resnet8", "--data.size", "32", "--batch-size", "16"]
+    arguments = ["--model", "resnet8", "--data.image_size", "32", "--batch-size", "16"]
     assert command("train", "imagenet", "--fake-data", "--dry-run", *arguments, "--drop.places", "stage1") == 0
     said = capsys.readouterr().out
     assert "139,640 parameters; 5,760 steps of 16 images, on 8 cpu devices: 2 images on each" in said
@@ -267,11 +267,11 @@ def test_a_loss_that_is_not_finite_ends_the_run_with_advice_and_its_last_checkpo
     options = [*SHORT, "--learning-rate", "1e30", "--checkpoint.every", "1", "--drop.method", "none"]
     assert command(*options, "--out", str(tmp_path / "run")) == 1
     error = capsys.readouterr().err
-    step = int(re.search(r"not finite at step (\d+): try a lower learning rate.*--max-bad-steps", error)[1])
+    step = int(re.search(r"not finite at step (\d+): try a lower learning rate.*--max-nonfinite-steps", error)[1])
     assert len(error.splitlines()) == 1
     assert load_run(tmp_path / "run").step == step - 1
     # As it says, the same command with that option goes on from there, to the same end as there is no end to it.
-    assert command(*options, "--out", str(tmp_path / "run"), "--max-bad-steps", "2") == 1
+    assert command(*options, "--out", str(tmp_path / "run"), "--max-nonfinite-steps", "2") == 1
     again = capsys.readouterr()
     assert f"going on from the checkpoint of step {step - 1}" in again.out and f"step {step + 2}" in again.err
     leaves = jax.tree.leaves(load_run(tmp_path / "run").variables)
@@ -294,8 +294,8 @@ def test_a_configuration_comes_back_from_its_file(name):
     _, config = PRESETS[name]
     changed = dataclasses.replace(config, data=dataclasses.replace(config.data, dir=pathlib.Path("there")), seed=7)
     assert TrainConfig.from_json(json.loads(json.dumps(changed.to_json()))) == changed
-    with pytest.raises(ValueError, match=r"unknown option drop\.colour"):
-        TrainConfig.from_json({"drop": {"colour": "red"}})
+    with pytest.raises(ValueError, match=r"unknown option drop\.color"):
+        TrainConfig.from_json({"drop": {"color": "red"}})
 
 
 def test_the_learning_rate_is_scaled_by_the_batch_and_warms_up_by_epochs():
@@ -357,9 +357,9 @@ def test_every_way_to_cluster_and_structure_on_demand_reach_the_layer():
 
 
 def test_presets_train_on_real_maps_with_room_for_their_clusters():
-    assert set(PRESETS) == {"digits", "imagenet", *KNOWN} - {"imagenet2012"}
+    assert set(PRESETS) == {"digits", "imagenet", *DATASETS} - {"imagenet2012"}
     for _, config in PRESETS.values():
-        known = KNOWN.get(config.data.name)
+        known = DATASETS.get(config.data.name)
         side = 8 if known is None else known.size or 32
         for model in (model for model in MODELS if set(config.drop.places) <= set(MODELS[model](10).places)):
             made = build.make_model(dataclasses.replace(config, model=model), 10, (side, side, 3))
@@ -379,13 +379,13 @@ def test_a_run_on_real_cifar10_learns(tfds_dir, tmp_path):
 
 
 def test_a_run_streams_a_folder_and_stops_at_what_is_no_image_or_counts_it(photos, tmp_path, capsys):
-    options = ["train", "digits", "--data.name", photos, "--data.size", "8", "--steps", "6", "--batch-size", "8"]
+    options = ["train", "digits", "--data.name", photos, "--data.image_size", "8", "--steps", "6", "--batch-size", "8"]
     options += ["--model", "resnet8"]
     options += ["--augment.resized-crop", "--augment.cutout", "3", "--augment.mixup", "0.2", "--augment.cutmix", "1"]
     options += ["--drop.probe-size", "8", "--data.fraction", "0.9", "--data.seed", "1"]
     assert command(*options, "--out", str(tmp_path / "stopped")) == 2
     assert "text.jpg cannot be read" in capsys.readouterr().err
-    assert command(*options, "--data.skip-bad", "--out", str(tmp_path / "run")) == 0
+    assert command(*options, "--data.skip-corrupt", "--out", str(tmp_path / "run")) == 0
     assert "1 images were skipped" in capsys.readouterr().out
     summary = json.loads((tmp_path / "run" / "summary.json").read_text())
     assert len(summary["skipped"]) == 1 and summary["test_accuracy"] >= 0

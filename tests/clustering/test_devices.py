@@ -62,7 +62,7 @@ def test_eight_devices_find_what_one_finds(cifar10_features, clusterer, how):
     for x in (cifar10_features, cifar10_features[:, ::-1]):
         one, many = update(clusterer, state, x), how(clusterer, state, x)
         assert (np.asarray(one.labels) == np.asarray(many.labels)).mean() >= 0.9999
-        assert np.allclose(one.explained, many.explained, atol=1e-4)
+        assert np.allclose(one.explained_variance, many.explained_variance, atol=1e-4)
         state = one
 
 

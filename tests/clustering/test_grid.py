@@ -65,8 +65,8 @@ def test_an_update_keeps_the_tiles_and_measures_them(cifar10_features):
     clusterer = dc.Grid(num_clusters=20, per_channel=True)
     before = clusterer.init(cifar10_features.shape[1:])
     after = clusterer.update(before, cifar10_features)
-    assert (after.labels == before.labels).all() and after.count == 1
-    assert ((after.explained > 0.1) & (after.explained < 1)).all()
+    assert (after.labels == before.labels).all() and after.num_updates == 1
+    assert ((after.explained_variance > 0.1) & (after.explained_variance < 1)).all()
 
 
 def test_equal_clusterers_are_equal_and_hash_alike():
@@ -108,13 +108,13 @@ def test_no_map_is_refused(shape):
 
 def test_resizing_there_and_back_changes_nothing():
     state = dc.Grid(num_clusters=6).init((6, 4, 3))
-    larger = dc.resize(state, (12, 16))
+    larger = dc.resize_clusters(state, (12, 16))
     assert larger.labels.shape == (12, 16, 1) and larger.sizes.sum() == 12 * 16
-    assert (dc.resize(larger, (6, 4)).labels == state.labels).all()
+    assert (dc.resize_clusters(larger, (6, 4)).labels == state.labels).all()
 
 
 @pytest.mark.bad_input
 @pytest.mark.parametrize("spatial", [(4,), (0, 4)])
 def test_resizing_to_no_map_of_this_kind_is_refused(spatial):
     with pytest.raises(ValueError, match="spatial must be 2 lengths"):
-        dc.resize(dc.Grid(num_clusters=6).init((6, 4, 3)), spatial)
+        dc.resize_clusters(dc.Grid(num_clusters=6).init((6, 4, 3)), spatial)

@@ -21,7 +21,7 @@ def started(clusterer, x, labels=None, count=1):
     sizes = jnp.stack(
         [jnp.bincount(group.ravel(), length=len(state.sizes)) for group in jnp.moveaxis(labels, -1, 0)], axis=1
     )
-    return state._replace(labels=labels, sizes=sizes.astype(jnp.int32), count=jnp.int32(count))
+    return state._replace(labels=labels, sizes=sizes.astype(jnp.int32), num_updates=jnp.int32(count))
 
 
 @pytest.mark.parametrize("spatial", [(42,), (6, 7), (2, 3, 7)])
@@ -32,7 +32,7 @@ def test_planted_blobs_are_recovered_exactly(spatial, seed):
     state = update(clusterer, clusterer.init(x.shape[1:]), x)
     assert state.labels.shape == (*spatial, 1)
     assert same_partition(state.labels, truth)
-    assert state.explained[0] > 0.9
+    assert state.explained_variance[0] > 0.9
 
 
 def test_per_channel_recovers_each_channels_own_blobs():
@@ -59,7 +59,7 @@ def test_a_warm_update_equals_plain_numpy_lloyd(seed, iterations, weight):
     updated = update(clusterer, state, x)
     assert np.array_equal(np.asarray(updated.labels).ravel(), expected)
     assert np.array_equal(updated.sizes[:, 0], np.bincount(expected, minlength=6))
-    assert updated.explained[0] == pytest.approx(explained(np.asarray(x), expected), abs=1e-5)
+    assert updated.explained_variance[0] == pytest.approx(explained(np.asarray(x), expected), abs=1e-5)
 
 
 def test_a_warm_update_per_channel_equals_one_channel_at_a_time():
@@ -70,7 +70,7 @@ def test_a_warm_update_per_channel_equals_one_channel_at_a_time():
     for c in range(x.shape[-1]):
         one = update(alone, started(alone, x[..., c : c + 1]), x[..., c : c + 1])
         assert (updated.labels[..., c] == one.labels[..., 0]).all()
-        assert updated.explained[c] == pytest.approx(float(one.explained[0]), abs=1e-6)
+        assert updated.explained_variance[c] == pytest.approx(float(one.explained_variance[0]), abs=1e-6)
 
 
 @given(st.integers(0, 10_000), st.booleans())
@@ -80,7 +80,9 @@ def test_at_a_fixed_point_an_update_changes_nothing(seed, per_channel):
     settled = update(clusterer, clusterer.init(x.shape[1:]), x)
     again = update(clusterer, settled, x)
     assert (again.labels == settled.labels).all() and (again.sizes == settled.sizes).all()
-    assert (again.explained == settled.explained).all() and again.count == settled.count + 1
+    assert (
+        again.explained_variance == settled.explained_variance
+    ).all() and again.num_updates == settled.num_updates + 1
 
 
 @pytest.mark.parametrize("per_channel", [False, True])
@@ -91,8 +93,8 @@ def test_explained_never_falls_from_one_iteration_to_the_next(cifar10_features, 
     gains = []
     for _ in range(15):
         state = update(clusterer, state, x)
-        gains.append(np.asarray(state.explained) - explained_before)
-        explained_before = np.asarray(state.explained)
+        gains.append(np.asarray(state.explained_variance) - explained_before)
+        explained_before = np.asarray(state.explained_variance)
     assert np.min(gains) >= -1e-6
     assert np.max(gains[1:]) > 1e-3  # and it does rise
 
@@ -101,7 +103,7 @@ def test_learned_clusters_explain_more_than_the_grid(cifar10_features):
     grid, kmeans = (make(num_clusters=20, per_channel=True) for make in (dc.Grid, dc.KMeans))
     tiles = update(grid, grid.init(cifar10_features.shape[1:]), cifar10_features)
     learned = update(kmeans, kmeans.init(cifar10_features.shape[1:]), cifar10_features)
-    assert (learned.explained > tiles.explained).all()
+    assert (learned.explained_variance > tiles.explained_variance).all()
 
 
 def test_a_first_update_explains_as_much_as_scikit_learns(cifar10_features):
@@ -144,14 +146,14 @@ def test_dead_positions_join_the_cluster_whose_mean_position_is_nearest():
 
 @given(st.integers(0, 10_000))
 def test_dead_units_take_no_part_in_centroids(seed):
-    """Dead channels beside live ones change no label and no explained variance."""
+    """Dead channels beside varying ones change no label and no explained variance."""
     x, _ = planted(jax.random.key(seed), noise=0.8)
     dead = jnp.full((*x.shape[:-1], 2), 3.7).at[..., 1].set(0.0)
     clusterer = dc.KMeans(num_clusters=5)
     alone = update(clusterer, started(clusterer, x), x)
     beside = update(clusterer, started(clusterer, x), jnp.concatenate([x, dead], -1))
     assert (alone.labels == beside.labels).all()
-    assert jnp.allclose(alone.explained, beside.explained, atol=1e-6)
+    assert jnp.allclose(alone.explained_variance, beside.explained_variance, atol=1e-6)
 
 
 def test_partly_dead_positions_agree_with_the_reference_measure():
@@ -159,7 +161,9 @@ def test_partly_dead_positions_agree_with_the_reference_measure():
     x = jnp.where(jax.random.bernoulli(jax.random.key(5), 0.3, x.shape[1:]), 1.0, x)
     clusterer = dc.KMeans(num_clusters=5)
     state = update(clusterer, clusterer.init(x.shape[1:]), x)
-    assert state.explained[0] == pytest.approx(explained(np.asarray(x), np.asarray(state.labels).ravel()), abs=1e-5)
+    assert state.explained_variance[0] == pytest.approx(
+        explained(np.asarray(x), np.asarray(state.labels).ravel()), abs=1e-5
+    )
 
 
 def test_a_dead_channel_keeps_its_labels_while_the_others_learn():
@@ -168,8 +172,8 @@ def test_a_dead_channel_keeps_its_labels_while_the_others_learn():
     clusterer = dc.KMeans(num_clusters=5, per_channel=True)
     before = clusterer.init(x.shape[1:])
     after = update(clusterer, before, x)
-    assert (after.labels[..., 1] == before.labels[..., 1]).all() and after.explained[1] == 0
-    assert (after.labels[..., 0] != before.labels[..., 0]).any() and after.explained[0] > 0.9
+    assert (after.labels[..., 1] == before.labels[..., 1]).all() and after.explained_variance[1] == 0
+    assert (after.labels[..., 0] != before.labels[..., 0]).any() and after.explained_variance[0] > 0.9
 
 
 # Emptied clusters
@@ -214,7 +218,7 @@ def test_arithmetic_is_float32_whatever_comes_in(dtype):
     clusterer = dc.KMeans(num_clusters=5)
     state = update(clusterer, clusterer.init(x.shape[1:]), x.astype(dtype))
     same = update(clusterer, clusterer.init(x.shape[1:]), x.astype(dtype).astype(jnp.float32))
-    assert state.explained.dtype == jnp.float32 and (state.explained == same.explained).all()
+    assert state.explained_variance.dtype == jnp.float32 and (state.explained_variance == same.explained_variance).all()
     assert same_partition(state.labels, truth)
 
 
@@ -229,7 +233,7 @@ def test_jit_vmap_and_neither_agree():
         stacked = jax.jit(jax.vmap(clusterer.update))(stacked, xs)
         assert (eager.labels == states[0].labels).all()
         for i, state in enumerate(states):
-            assert (stacked.labels[i] == state.labels).all() and stacked.count[i] == state.count
+            assert (stacked.labels[i] == state.labels).all() and stacked.num_updates[i] == state.num_updates
 
 
 @pytest.mark.bad_input

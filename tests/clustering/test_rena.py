@@ -25,7 +25,7 @@ def test_shared_labels_equal_plain_numpy(seed, spatial, num_clusters):
     state = learned(dc.ReNA(num_clusters=num_clusters), x)
     expected = rena(np.asarray(x), num_clusters)
     assert same_partition(state.labels, expected)
-    assert state.explained[0] == pytest.approx(explained(np.asarray(x), expected), abs=1e-5)
+    assert state.explained_variance[0] == pytest.approx(explained(np.asarray(x), expected), abs=1e-5)
 
 
 @pytest.mark.parametrize("num_clusters", [5, 13])
@@ -52,7 +52,7 @@ def test_connected_blobs_are_recovered_exactly():
     signal = jax.random.normal(jax.random.key(0), (64, 4, 2))
     x = signal[:, truth] + 0.05 * jax.random.normal(jax.random.key(1), (64, 4, 4, 2))
     state = learned(dc.ReNA(num_clusters=4), x)
-    assert same_partition(state.labels, truth) and state.explained[0] > 0.95
+    assert same_partition(state.labels, truth) and state.explained_variance[0] > 0.95
 
 
 def test_the_last_round_merges_the_closest_pairs():
@@ -78,7 +78,7 @@ def test_labels_before_have_no_influence():
     clusterer = dc.ReNA(num_clusters=5)
     first = learned(clusterer, x)
     again = update(clusterer, first, x)
-    assert (again.labels == first.labels).all() and again.count == 2
+    assert (again.labels == first.labels).all() and again.num_updates == 2
 
 
 def test_positions_that_do_not_vary_join_living_neighbours():
@@ -95,7 +95,7 @@ def test_what_does_not_vary_connects_nothing():
     dead = jnp.zeros(32)
     x = jnp.stack([a, dead, b, dead, c, c, c], axis=1)[..., None]
     state = learned(dc.ReNA(num_clusters=3), x)
-    assert state.labels[:, 0].tolist() == [0, 0, 1, 1, 2, 2, 2] and state.explained[0] == pytest.approx(1)
+    assert state.labels[:, 0].tolist() == [0, 0, 1, 1, 2, 2, 2] and state.explained_variance[0] == pytest.approx(1)
 
 
 def test_what_does_not_vary_joins_what_does_before_its_like():
@@ -117,7 +117,7 @@ def test_dead_channels_beside_live_ones_change_nothing():
     dead = jnp.full((20, 6, 7, 2), 3.7).at[..., 1].set(0.0)
     alone, beside = (learned(dc.ReNA(num_clusters=5), each) for each in (x, jnp.concatenate([x, dead], -1)))
     assert (alone.labels == beside.labels).all()
-    assert jnp.allclose(alone.explained, beside.explained, atol=1e-6)
+    assert jnp.allclose(alone.explained_variance, beside.explained_variance, atol=1e-6)
 
 
 @pytest.fixture(scope="module")

@@ -58,4 +58,4 @@ def test_wrong_arguments_are_named(tmp_path):
     for i in range(5):
         (tmp_path / "a" / f"{i}.png").write_bytes(encoded(np.zeros((4, 4, 3), np.uint8)))
     with pytest.raises(TypeError, match="must be arrays, got FileExamples"):
-        corrupted_test(load(f"folder:{tmp_path}", size=4), "fog", 1)
+        corrupted_test(load(f"folder:{tmp_path}", image_size=4), "fog", 1)

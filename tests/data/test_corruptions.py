@@ -33,7 +33,7 @@ every_fixed_one = pytest.mark.parametrize("name", FIXED)
 
 
 def made_images(number=128):
-    """Soft coloured shapes with some fine texture, over the whole range of values; the last are black, white, grey."""
+    """Soft coloured shapes with some fine texture, over the whole range of values; the last are black, white, gray."""
     rng = np.random.default_rng(0)
     soft = ndimage.gaussian_filter(rng.normal(size=(number, 32, 32, 3)), (0, 4, 4, 0.5), mode="wrap")
     values = 0.5 + soft / soft.std() * 0.22 + rng.normal(size=soft.shape) * 0.03
@@ -139,8 +139,8 @@ def snow(rng, x, severity):
     layer = centre_zoom(rng.normal(mean, sd, (*x.shape[:3], 1)), zoom)
     layer[layer < threshold] = 0
     layer = along_lines(np.clip(layer, 0, 1), radius, sigma, np.radians(rng.uniform(-135, -45, len(x))))
-    grey = x if x.shape[3] == 1 else np.tensordot(x, [0.299, 0.587, 0.114], 1)[..., None]
-    whitened = mix * x + (1 - mix) * np.maximum(x, grey * 1.5 + 0.5)
+    gray = x if x.shape[3] == 1 else np.tensordot(x, [0.299, 0.587, 0.114], 1)[..., None]
+    whitened = mix * x + (1 - mix) * np.maximum(x, gray * 1.5 + 0.5)
     return whitened + layer + np.rot90(layer, 2, axes=(1, 2))
 
 
@@ -256,7 +256,7 @@ def plasma(rng, shape, decay):
     field, step, wibble = np.zeros((size, size)), size, 100.0
     while step >= 2:
         half, coarse = step // 2, np.arange(0, size, step)
-        # The middles of squares, of horizontal and of vertical edges; then the way to their four neighbours.
+        # The middles of squares, of horizontal and of vertical edges; then the way to their four neighbors.
         diagonal, straight = [(-1, -1), (-1, 1), (1, -1), (1, 1)], [(-1, 0), (1, 0), (0, -1), (0, 1)]
         for down, right, ways in [(half, half, diagonal), (0, half, straight), (half, 0, straight)]:
             rows, columns = np.meshgrid(coarse + down, coarse + right, indexing="ij")
@@ -268,8 +268,8 @@ def plasma(rng, shape, decay):
 
 
 def in_hsv(x, change):
-    colours = np.broadcast_to(x, (*x.shape[:3], 3)).reshape(-1, 3)
-    changed = np.array([colorsys.hsv_to_rgb(*change(*colorsys.rgb_to_hsv(*colour))) for colour in colours.tolist()])
+    colors = np.broadcast_to(x, (*x.shape[:3], 3)).reshape(-1, 3)
+    changed = np.array([colorsys.hsv_to_rgb(*change(*colorsys.rgb_to_hsv(*color))) for color in colors.tolist()])
     return changed.reshape(*x.shape[:3], 3)[..., : x.shape[3]]
 
 
@@ -392,7 +392,7 @@ def test_shot_noise_counts_as_poisson(level):
 
 def test_glass_blur_without_blur_only_moves_pixels_a_little():
     images = made_images()
-    outcome = corrupt("glass_blur", 1, jax.random.key(0), images)  # sigma 0.05: no neighbour has any weight
+    outcome = corrupt("glass_blur", 1, jax.random.key(0), images)  # sigma 0.05: no neighbor has any weight
     before, after = (np.sort(x.astype(int).reshape(128, -1, 3) @ [1, 256, 65536]) for x in (images, outcome))
     assert (before == after).all() and not (images == outcome).all()
 

@@ -3,8 +3,8 @@
 import numpy as np
 import pytest
 
-from dropcluster_jax.data import KNOWN, ArrayExamples, Dataset, load
-from dropcluster_jax.data.dataset import split_by_share
+from dropcluster_jax.data import DATASETS, ArrayExamples, Dataset, load
+from dropcluster_jax.data.subsets import stratified_split
 
 
 @pytest.fixture(scope="module")
@@ -14,7 +14,7 @@ def digits() -> Dataset:
 
 def test_mean_and_deviation_are_those_of_the_training_images(digits):
     scaled = digits.train.images.astype(np.float64) / 255
-    for found, expected in ((digits.mean, scaled.mean()), (digits.std, scaled.std())):
+    for found, expected in ((digits.spec.mean, scaled.mean()), (digits.spec.std, scaled.std())):
         assert found.dtype == np.float32 and found.shape == (1,)
         np.testing.assert_allclose(found, expected, rtol=1e-6)
 
@@ -26,8 +26,8 @@ def test_mean_and_deviation_hold_over_chunks_and_channels():
     labels = np.zeros(1100, np.int32)
     examples = ArrayExamples(images, labels)
     data = Dataset("noise", examples, examples, ("noise",))
-    np.testing.assert_allclose(data.mean, images.mean((0, 1, 2)) / 255, rtol=1e-6)
-    np.testing.assert_allclose(data.std, images.std((0, 1, 2), dtype=np.float64) / 255, rtol=1e-6)
+    np.testing.assert_allclose(data.spec.mean, images.mean((0, 1, 2)) / 255, rtol=1e-6)
+    np.testing.assert_allclose(data.spec.std, images.std((0, 1, 2), dtype=np.float64) / 255, rtol=1e-6)
 
 
 def test_a_data_set_prints_in_one_line(digits):
@@ -35,22 +35,22 @@ def test_a_data_set_prints_in_one_line(digits):
 
 
 def test_what_is_known_of_cifar10_is_what_its_pixels_say(tfds_dir):
-    known = KNOWN["cifar10"]
+    known = DATASETS["cifar10"]
     data = load("cifar10", tfds_dir, train_split="train[:20000]", test_split="test[:10]")
-    assert data.mean.tolist() == pytest.approx(known.mean) and data.std.tolist() == pytest.approx(known.std)
+    assert list(data.spec.mean) == pytest.approx(known.mean) and list(data.spec.std) == pytest.approx(known.std)
     measured = Dataset("other", data.train, data.test, data.classes)
-    np.testing.assert_allclose(measured.mean, known.mean, atol=2e-3)
-    np.testing.assert_allclose(measured.std, known.std, atol=2e-3)
+    np.testing.assert_allclose(measured.spec.mean, known.mean, atol=2e-3)
+    np.testing.assert_allclose(measured.spec.std, known.std, atol=2e-3)
 
 
 def test_what_comes_undivided_is_divided_by_class_and_always_alike():
     labels = np.repeat(np.arange(4, dtype=np.int32), [10, 20, 30, 2])
-    train, test = split_by_share(labels, 0.2)
+    train, test = stratified_split(labels, 0.2)
     assert sorted([*train, *test]) == list(range(62))
     assert np.bincount(labels[test]).tolist() == [2, 4, 6, 1]
-    np.testing.assert_array_equal(split_by_share(labels, 0.2)[1], test)
+    np.testing.assert_array_equal(stratified_split(labels, 0.2)[1], test)
     with pytest.raises(ValueError, match="leaves class 3 without a training image"):
-        split_by_share(labels, 0.8)
+        stratified_split(labels, 0.8)
     for share in (0, 1, float("nan")):
-        with pytest.raises(ValueError, match="test_share must be above 0 and below 1"):
-            split_by_share(labels, share)
+        with pytest.raises(ValueError, match="test_fraction must be above 0 and below 1"):
+            stratified_split(labels, share)

@@ -5,7 +5,7 @@ import pytest
 from image_files import BAD, PHOTO, encoded
 from PIL import Image
 
-from dropcluster_jax.data.decoding import BadImageError, decode, decode_centre, decode_random_crop
+from dropcluster_jax.data.decoding import CorruptImageError, decode, decode_center, decode_random_crop
 from dropcluster_jax.data.examples import FileExamples, decode_all
 
 
@@ -16,9 +16,9 @@ def test_without_loss_all_pixels_come_back(kind):
 
 
 def test_other_ways_to_say_a_colour_become_red_green_and_blue():
-    grey = PHOTO[..., 0]
-    np.testing.assert_array_equal(decode(encoded(grey), "grey"), np.repeat(grey[..., None], 3, -1))
-    np.testing.assert_array_equal(decode(encoded(grey), "grey", channels=1), grey[..., None])
+    gray = PHOTO[..., 0]
+    np.testing.assert_array_equal(decode(encoded(gray), "gray"), np.repeat(gray[..., None], 3, -1))
+    np.testing.assert_array_equal(decode(encoded(gray), "gray", channels=1), gray[..., None])
     opaque = np.concatenate([PHOTO, np.full((300, 400, 1), 255, np.uint8)], -1)
     np.testing.assert_array_equal(decode(encoded(opaque), "opaque"), PHOTO)
     cmyk = decode(encoded(PHOTO, "JPEG", "CMYK", quality=95), "cmyk").astype(int)
@@ -27,11 +27,11 @@ def test_other_ways_to_say_a_colour_become_red_green_and_blue():
     assert few.shape == PHOTO.shape
 
 
-@pytest.mark.parametrize("read", [decode, lambda *arguments: decode_centre(*arguments, 8)], ids=["whole", "centre"])
+@pytest.mark.parametrize("read", [decode, lambda *arguments: decode_center(*arguments, 8)], ids=["whole", "center"])
 @pytest.mark.parametrize("kind", BAD)
 def test_what_cannot_be_trained_on_is_named(kind, read):
     content, message = BAD[kind]
-    with pytest.raises(BadImageError, match=f"^some/path.jpg.*{message}"):
+    with pytest.raises(CorruptImageError, match=f"^some/path.jpg.*{message}"):
         read(content, "some/path.jpg")
 
 
@@ -39,8 +39,8 @@ def test_the_centre_is_what_pillow_cuts_from_a_photo():
     size, side = 64, 262.5
     box = ((400 - side) / 2, (300 - side) / 2, (400 + side) / 2, (300 + side) / 2)
     expected = np.asarray(Image.fromarray(PHOTO).resize((size, size), Image.Resampling.BILINEAR, box=box))
-    np.testing.assert_array_equal(decode_centre(encoded(PHOTO), "photo", size), expected)
-    smaller = decode_centre(encoded(PHOTO, "JPEG", quality=95), "photo", size).astype(int)  # decoded at a scale
+    np.testing.assert_array_equal(decode_center(encoded(PHOTO), "photo", size), expected)
+    smaller = decode_center(encoded(PHOTO, "JPEG", quality=95), "photo", size).astype(int)  # decoded at a scale
     assert abs(smaller - expected).mean() < 4
 
 
@@ -73,9 +73,9 @@ def files(tmp_path):
 
 
 def test_a_bad_file_stops_the_reading_or_is_skipped_and_counted(files):
-    with pytest.raises(BadImageError, match=r"/b cannot be read as a JPEG"):
+    with pytest.raises(CorruptImageError, match=r"/b cannot be read as a JPEG"):
         decode_all("some", files, 3, 2)
-    examples, skipped = decode_all("some", files, 3, 2, skip_bad=True)
+    examples, skipped = decode_all("some", files, 3, 2, skip_corrupt=True)
     assert examples.labels.tolist() == [0, 1] and len(skipped) == 3
     np.testing.assert_array_equal(examples.images, [PHOTO, PHOTO[::-1]])
     assert "/b cannot" in skipped[0] and "/d cannot" in skipped[1] and "/e has the label 5" in skipped[2]
@@ -83,12 +83,12 @@ def test_a_bad_file_stops_the_reading_or_is_skipped_and_counted(files):
 
 def test_files_that_are_gone_and_sizes_that_differ_are_said(files, tmp_path):
     (tmp_path / "a").unlink()
-    with pytest.raises(BadImageError, match="/a cannot be read: No such file"):
+    with pytest.raises(CorruptImageError, match="/a cannot be read: No such file"):
         decode_all("some", files.take(slice(0, 1)), 3, 2)
     (tmp_path / "b").write_bytes(encoded(PHOTO[:100]))
     with pytest.raises(ValueError, match=r"of one size.* got \(100, 400, 3\), \(300, 400, 3\)"):
         decode_all("some", files.take(slice(1, 3)), 3, 2)
     with pytest.raises(ValueError, match="no image of 'some' is left: 1 were skipped"):
-        decode_all("some", files.take(slice(3, 4)), 3, 2, skip_bad=True)
+        decode_all("some", files.take(slice(3, 4)), 3, 2, skip_corrupt=True)
     with pytest.raises(ValueError, match="'some' holds no image"):
         decode_all("some", files.take(slice(0)), 3, 2)

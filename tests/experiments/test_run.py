@@ -100,7 +100,7 @@ def test_results_of_a_version_that_lacked_an_option_are_known_again(tmp_path):
     for path in tmp_path.iterdir():
         lines = results.read(path)
         for line in lines:
-            del line["config"]["average"]
+            del line["config"]["ema_decay"]
         path.write_text("".join(json.dumps({**line, "id": f"old {i}"}) + "\n" for i, line in enumerate(lines)))
     assert work("headline", tmp_path) == ""
 

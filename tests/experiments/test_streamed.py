@@ -6,7 +6,7 @@ import json
 import pytest
 from tfds_folders import prepare
 
-from dropcluster_jax.training.config import AugmentConfig, DataConfig
+from dropcluster_jax.runs.config import AugmentConfig, DataConfig
 from experiments import streamed, studies
 
 pytestmark = pytest.mark.xdist_group("experiments.streamed")
@@ -15,7 +15,7 @@ CONFIG = dataclasses.replace(
     studies.with_drop(studies.SCALES["small"].base, places=("stage1",), cluster_size=4.0, update_every=2, probe_size=8),
     steps=4,
     batch_size=8,
-    data=DataConfig(name="tiny", size=8),
+    data=DataConfig(name="tiny", image_size=8),
     augment=AugmentConfig(),
 )
 
@@ -61,5 +61,5 @@ def test_imagenet_takes_its_own_recipe():
     scale = studies.for_dataset(studies.SCALES["paper"], "imagenet2012")
     jobs = studies.headline(scale, {method: choices[0] for method, choices in studies.CHOICES.items()})
     config = jobs[0].config
-    assert config.data.size == 224 and config.batch_size == 1024 and config.steps == 90 * (1_153_050 // 1024)
+    assert config.data.image_size == 224 and config.batch_size == 1024 and config.steps == 90 * (1_153_050 // 1024)
     assert config.warmup_epochs == 5 and config.label_smoothing == 0.1

@@ -70,7 +70,7 @@ def test_how_clusters_came_about_is_told_once_in_the_study_of_clustering():
 
 def test_where_data_lies_and_how_it_is_read_is_no_part_of_an_id(tmp_path):
     job = jobs_of("headline")[0]
-    data = dataclasses.replace(job.config.data, dir=tmp_path, road="stream")
+    data = dataclasses.replace(job.config.data, dir=tmp_path, loader="stream")
     moved = dataclasses.replace(job, config=dataclasses.replace(job.config, data=data))
     assert moved.id == job.id and moved.config != job.config
 
@@ -93,7 +93,7 @@ def test_what_is_held_out_is_a_tenth_of_each_class_and_never_trained_on():
         number = np.sum(digits.train.labels == label)
         assert np.sum(images.validation.labels == label) == round(0.1 * number)
     assert images.digest == training.divide(load("digits")).digest
-    assert images.digest != training.divide(load("digits", per_class=20)).digest
+    assert images.digest != training.divide(load("digits", examples_per_class=20)).digest
 
 
 def test_maps_of_labels_come_back_from_text():

@@ -9,9 +9,9 @@ import optax
 import pytest
 from rich.console import Console
 
-from dropcluster_jax.data import DeviceRoad, balanced_share, load
+from dropcluster_jax.data import InMemoryLoader, load, stratified_subset
 from dropcluster_jax.linen import cluster_states
-from dropcluster_jax.training.build import make_model, make_run_steps
+from dropcluster_jax.runs.build import make_model, make_run_steps
 from dropcluster_jax.training.loop import evaluate, fit
 from dropcluster_jax.training.schedules import every
 from experiments import studies, training
@@ -22,10 +22,10 @@ pytestmark = pytest.mark.xdist_group("experiments.training")
 STEPS = 8
 SCALE = studies.for_dataset(studies.SCALES["small"], "digits")
 BASE = dataclasses.replace(
-    studies.with_drop(SCALE.base, places=("stage1",), begin=0.25, full=0.5, update_every=3, probe_size=64),
+    studies.with_drop(SCALE.base, places=("stage1",), ramp_start=0.25, ramp_end=0.5, update_every=3, probe_size=64),
     steps=STEPS,
     batch_size=32,
-    data=dataclasses.replace(SCALE.base.data, per_class=20),
+    data=dataclasses.replace(SCALE.base.data, examples_per_class=20),
 )
 CONFIGS = [studies.seeded(studies.with_drop(BASE, rate=rate), seed) for seed, rate in ((0, 0.2), (3, 0.4))]
 
@@ -44,19 +44,19 @@ def trained(images):
 def test_runs_side_by_side_are_those_of_the_loop(images, trained, number):
     """Same start, order, masks, clusters and share of the images, up to rounding."""
     config = CONFIGS[number]
-    share = balanced_share(images.train.labels, per_class=20, seed=config.data.seed)
+    share = stratified_subset(images.train.labels, examples_per_class=20, seed=config.data.seed)
     dataset = dataclasses.replace(images.dataset, train=images.train.take(share), test=images.test)
-    road = DeviceRoad(dataset, config.batch_size, config.seed)
+    loader = InMemoryLoader(dataset, config.batch_size, config.seed)
     steps = make_run_steps(config, make_model(config, 10, dataset.shape), dataset, STEPS)
     losses = []
     state = fit(
         steps,
-        jax.jit(steps.init)(jax.random.key(config.seed), road.probe(8, 0)),
-        road.train(),
+        jax.jit(steps.init)(jax.random.key(config.seed), loader.probe(8, 0)),
+        loader.train(),
         num_steps=STEPS,
-        probe=lambda update: road.probe(64, update),
-        cluster_when=every(3, begin=2),
-        report=lambda record: losses.append(record.get("loss")),
+        probe=lambda update: loader.probe(64, update),
+        update_clusters_when=every(3, start=2),
+        log=lambda record: losses.append(record.get("loss")),
         log_every=1,
     )
     ours = jax.tree.map(lambda leaf: np.asarray(leaf[number]), trained.state._replace(key=()))
@@ -64,12 +64,12 @@ def test_runs_side_by_side_are_those_of_the_loop(images, trained, number):
     assert float(apart / optax.tree.norm(state.params)) < 1e-3  # with other masks a hundred times as much
     for place, clusters in cluster_states(state.clusters).items():
         mine = cluster_states(ours.clusters)[place]
-        assert int(mine.count) == int(clusters.count) == 2
+        assert int(mine.num_updates) == int(clusters.num_updates) == 2
         assert np.mean(mine.labels == clusters.labels) > 0.98
     assert trained.train_loss[number] == pytest.approx(losses[-1], rel=2e-3)
-    results = evaluate(jax.jit(steps.evaluate), state, road.test())
+    results = evaluate(jax.jit(steps.evaluate), state, loader.test())
     found = training.evaluate(config, trained.state, images, images.test)[number]
-    assert found["count"] == results["count"] == len(images.test)
+    assert found["num_updates"] == results["count"] == len(images.test)
     assert found["loss"] == pytest.approx(results["loss"], rel=5e-3)
 
 

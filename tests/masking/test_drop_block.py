@@ -4,7 +4,7 @@ import numpy as np
 import pytest
 
 import dropcluster_jax as dc
-from dropcluster_jax.masking.draw import draw_kept
+from dropcluster_jax.masking.bernoulli import bernoulli_keep
 
 
 def is_union_of_blocks(dropped, size):
@@ -51,7 +51,7 @@ def test_the_mask_equals_plain_numpy(spatial, size, per_channel):
     for _ in range(60):
         middle = (low + high) / 2
         low, high = (middle, high) if (1 - (1 - middle) ** covers).mean() < rate else (low, middle)
-    seeds = np.asarray(~draw_kept(key, low, (20, *starts, maps)))
+    seeds = np.asarray(~bernoulli_keep(key, low, (20, *starts, maps)))
     mask = dc.drop_block_mask(key, x, rate, block_size=size, per_channel=per_channel)
     assert (mask == plain_drop_block(seeds, spatial, size)).all()
 

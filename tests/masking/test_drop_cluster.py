@@ -6,7 +6,7 @@ import numpy as np
 import pytest
 
 import dropcluster_jax as dc
-from dropcluster_jax.masking.draw import draw_kept
+from dropcluster_jax.masking.bernoulli import bernoulli_keep
 
 
 def random_state(num_clusters, groups, spatial=(12, 11)):
@@ -21,7 +21,7 @@ def random_state(num_clusters, groups, spatial=(12, 11)):
 def test_packed_words_give_the_mask_that_a_gather_gives(num_clusters, groups):
     state, key = random_state(num_clusters, groups), jax.random.key(1)
     x = jnp.ones((5, 12, 11, 3))
-    draws = np.asarray(draw_kept(key, 0.4, (5, num_clusters, groups)))
+    draws = np.asarray(bernoulli_keep(key, 0.4, (5, num_clusters, groups)))
     labels = np.asarray(state.labels)
     expected = np.stack([draws[:, labels[..., g], g] for g in range(groups)], axis=-1)
     assert np.array_equal(dc.drop_cluster_mask(key, x, 0.4, state), expected)
@@ -76,7 +76,7 @@ EXPLAINED = jnp.array([0.5, 0.1, 0.3])
 
 
 def learned_state():
-    return random_state(7, 3)._replace(explained=EXPLAINED)
+    return random_state(7, 3)._replace(explained_variance=EXPLAINED)
 
 
 @pytest.mark.parametrize("rescale", ["kept", "rate"])
@@ -85,7 +85,7 @@ def test_channels_that_explain_too_little_are_left_alone(min_explained, rescale)
     """Neither dropped nor rescaled, while the draws of the others are as they were."""
     x, key, rate = jax.random.normal(jax.random.key(3), (50, 12, 11, 3)), jax.random.key(1), 0.4
     state = learned_state()
-    dropping = np.asarray(state.explained) >= min_explained
+    dropping = np.asarray(state.explained_variance) >= min_explained
     y = np.asarray(dc.drop_cluster(key, x, rate, state, min_explained=min_explained, rescale=rescale))
     everywhere = np.asarray(dc.drop_cluster_mask(key, x, rate, state))
     mask = np.asarray(dc.drop_cluster_mask(key, x, rate, state, min_explained=min_explained))
@@ -98,7 +98,7 @@ def test_channels_that_explain_too_little_are_left_alone(min_explained, rescale)
 def test_with_min_explained_a_constant_map_keeps_its_sum_in_the_channels_that_drop(min_explained):
     state, x = learned_state(), jnp.ones((200, 12, 11, 3))
     y = dc.drop_cluster(jax.random.key(1), x, 0.4, state, min_explained=min_explained)
-    dropping = state.explained >= min_explained
+    dropping = state.explained_variance >= min_explained
     sums, units = jnp.where(dropping, y, 0).sum((1, 2, 3)), 12 * 11 * dropping.sum()
     assert jnp.allclose(sums, jnp.where(sums > 0, units, 0), rtol=1e-5)
 

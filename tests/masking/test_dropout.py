@@ -4,7 +4,7 @@ import numpy as np
 import pytest
 
 import dropcluster_jax as dc
-from dropcluster_jax.masking.draw import draw_kept
+from dropcluster_jax.masking.bernoulli import bernoulli_keep
 
 KEY, RATE = jax.random.key(6), 0.3
 
@@ -15,7 +15,7 @@ KEY, RATE = jax.random.key(6), 0.3
 )
 def test_dropout_equals_plain_numpy(spatial, per_channel, per_example):
     x = jax.random.normal(KEY, (7, *spatial, 3))
-    draws = draw_kept(KEY, RATE, (7 if per_example else 1, *spatial, 3 if per_channel else 1))
+    draws = bernoulli_keep(KEY, RATE, (7 if per_example else 1, *spatial, 3 if per_channel else 1))
     expected = np.where(draws, np.asarray(x) / np.float32(1 - RATE), 0)
     y = dc.dropout(KEY, x, RATE, per_channel=per_channel, per_example=per_example)
     np.testing.assert_allclose(y, expected, rtol=1e-6)
@@ -24,7 +24,7 @@ def test_dropout_equals_plain_numpy(spatial, per_channel, per_example):
 @pytest.mark.parametrize("spatial", [(5,), (4, 6), (2, 3, 4)])
 def test_spatial_dropout_equals_plain_numpy(spatial):
     x = jax.random.normal(KEY, (7, *spatial, 3))
-    draws = np.asarray(draw_kept(KEY, RATE, (7, 3))).reshape(7, *(1,) * len(spatial), 3)
+    draws = np.asarray(bernoulli_keep(KEY, RATE, (7, 3))).reshape(7, *(1,) * len(spatial), 3)
     np.testing.assert_allclose(
         dc.spatial_dropout(KEY, x, RATE), np.where(draws, x / np.float32(1 - RATE), 0), rtol=1e-6
     )
@@ -33,7 +33,7 @@ def test_spatial_dropout_equals_plain_numpy(spatial):
 @pytest.mark.parametrize("shape", [(9,), (9, 4), (9, 4, 5, 3)])
 def test_drop_path_equals_plain_numpy(shape):
     x = jax.random.normal(KEY, shape)
-    draws = np.asarray(draw_kept(KEY, RATE, (9,))).reshape(9, *(1,) * (len(shape) - 1))
+    draws = np.asarray(bernoulli_keep(KEY, RATE, (9,))).reshape(9, *(1,) * (len(shape) - 1))
     np.testing.assert_allclose(dc.drop_path(KEY, x, RATE), np.where(draws, x / np.float32(1 - RATE), 0), rtol=1e-6)
     assert (dc.drop_path(KEY, x, RATE, rescale="kept") == np.where(draws, x, 0)).all()
 

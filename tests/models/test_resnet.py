@@ -179,7 +179,7 @@ def test_an_update_gives_every_layer_its_own_clusters(small):
     )({**variables, "params": params}, x)
     for place, before in variables["clusters"].items():
         after = changed["clusters"][place]
-        assert after["count"] == 1 and after["skipped"] == 0
+        assert after["num_updates"] == 1 and after["num_skipped"] == 0
         if place != "drop_stage3":  # one cluster of 2x2 positions
             assert (after["labels"] != before["labels"]).any()
 

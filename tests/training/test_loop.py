@@ -8,13 +8,13 @@ import jax.numpy as jnp
 import numpy as np
 import optax
 import pytest
-from training.test_parallel import mesh
+from training.test_data_parallel import mesh
 from training.test_steps import Small, separable
 
 import dropcluster_jax as dc
-from dropcluster_jax.data import load, normalize, open_road
-from dropcluster_jax.training import NonFiniteError, Parallel, evaluate, every, fit, make_steps
-from dropcluster_jax.training.loop import agreement_of
+from dropcluster_jax.data import load, make_loader, normalize
+from dropcluster_jax.training import DataParallel, NonFiniteError, evaluate, every, fit, make_steps
+from dropcluster_jax.training.loop import mean_adjusted_rand_index
 
 
 @pytest.fixture(scope="module")
@@ -31,7 +31,7 @@ def run(setting, **arguments):
         steps,
         jax.jit(steps.init)(jax.random.key(1), batch),
         itertools.repeat(batch),
-        report=records.append,
+        log=records.append,
         **{"num_steps": 20, "log_every": 5, **arguments},
     )
     return state, records
@@ -52,25 +52,29 @@ def test_it_stops_at_the_last_step_and_reports_on_the_way(setting):
 
 
 def test_clusters_are_updated_when_due_and_before_the_rate_rises(setting):
-    state, records = run(setting, cluster_when=every(4, begin=6))
+    state, records = run(setting, update_clusters_when=every(4, start=6))
     updates = of(records, "clusters")
     assert [record["step"] for record in updates] == [6, 10, 14, 18]
-    assert [record["layers"]["drop"]["count"] for record in updates] == [1, 2, 3, 4]
-    assert updates[0]["layers"]["drop"]["agreement"] < 0.5 < updates[-1]["layers"]["drop"]["agreement"]
-    assert 0 < updates[0]["layers"]["drop"]["explained"] <= 1
-    assert state.clusters["drop"]["count"] == 4
+    assert [record["layers"]["drop"]["num_updates"] for record in updates] == [1, 2, 3, 4]
+    assert (
+        updates[0]["layers"]["drop"]["adjusted_rand_index"] < 0.5 < updates[-1]["layers"]["drop"]["adjusted_rand_index"]
+    )
+    assert 0 < updates[0]["layers"]["drop"]["explained_variance"] <= 1
+    assert state.clusters["drop"]["num_updates"] == 4
 
 
 def test_each_update_is_watched_with_the_state_that_it_gave(setting):
     seen = []
-    state, _ = run(setting, cluster_when=every(8, begin=2), watch=lambda state: seen.append(jax.device_get(state)))
+    state, _ = run(
+        setting, update_clusters_when=every(8, start=2), on_clusters=lambda state: seen.append(jax.device_get(state))
+    )
     assert [int(each.step) for each in seen] == [2, 10, 18]
-    assert [int(each.clusters["drop"]["count"]) for each in seen] == [1, 2, 3]
+    assert [int(each.clusters["drop"]["num_updates"]) for each in seen] == [1, 2, 3]
     assert (seen[-1].clusters["drop"]["labels"] == state.clusters["drop"]["labels"]).all()
 
 
 def test_the_cadence_may_be_a_schedule_and_zero_is_never(setting):
-    _, records = run(setting, cluster_when=every(lambda step: 2 if step < 6 else 10))
+    _, records = run(setting, update_clusters_when=every(lambda step: 2 if step < 6 else 10))
     assert [record["step"] for record in of(records, "clusters")] == [0, 2, 4, 10]
     assert not of(run(setting)[1], "clusters")
 
@@ -83,7 +87,7 @@ def test_updates_learn_from_the_probe_batch_they_are_given(setting):
         asked.append(update)
         return {name: leaf[:7] for name, leaf in batch.items()}
 
-    run(setting, cluster_when=every(8), probe=probe)
+    run(setting, update_clusters_when=every(8), probe=probe)
     assert asked == [0, 1, 2]
 
 
@@ -92,14 +96,14 @@ def test_it_evaluates_when_due_and_at_the_end(setting):
     state, records = run(setting, test=lambda: [batch, batch], evaluate_every=8)
     tests = of(records, "test")
     assert [record["step"] for record in tests] == [8, 16, 20]
-    assert tests[-1]["count"] == 64
+    assert tests[-1]["num_updates"] == 64
     sums = steps.evaluate(state, batch)
     assert tests[-1]["accuracy"] == float(sums["correct"]) / 32
     assert tests[-1]["loss"] == pytest.approx(float(sums["loss"]) / 32, rel=1e-5)
 
 
 def test_two_runs_are_equal_bit_for_bit(setting):
-    one, other = (run(setting, cluster_when=every(5))[0] for _ in range(2))
+    one, other = (run(setting, update_clusters_when=every(5))[0] for _ in range(2))
     for a, b in zip(jax.tree.leaves(one._replace(key=0)), jax.tree.leaves(other._replace(key=0)), strict=True):
         assert (np.asarray(a) == np.asarray(b)).all()
 
@@ -112,8 +116,8 @@ def test_agreement_is_the_mean_over_layers_that_scan_has_stacked():
         dc.ClusterState(each, jnp.zeros((3, 6, 2), jnp.int32), jnp.zeros((3, 2)), count, count)
         for each in (labels, other)
     )
-    assert agreement_of(stacked, stacked) == pytest.approx(1)
-    assert agreement_of(stacked, others) == pytest.approx(2 / 3)
+    assert mean_adjusted_rand_index(stacked, stacked) == pytest.approx(1)
+    assert mean_adjusted_rand_index(stacked, others) == pytest.approx(2 / 3)
 
 
 @pytest.mark.bad_input
@@ -138,19 +142,19 @@ def test_nothing_to_evaluate_is_refused(setting):
 
 def test_from_a_state_in_the_middle_the_rest_is_what_it_would_have_been(setting):
     steps, batch = setting
-    options = {"cluster_when": every(4, begin=2), "test": lambda: [batch], "evaluate_every": 6, "num_steps": 20}
+    options = {"update_clusters_when": every(4, start=2), "test": lambda: [batch], "evaluate_every": 6, "num_steps": 20}
     whole, all_records = run(setting, **options)
     saved = []
 
-    def save(state, *, accuracy, bad_steps):
-        saved.append((jax.tree.map(jnp.copy, state), accuracy, bad_steps))
+    def save(state, *, accuracy, nonfinite_steps):
+        saved.append((jax.tree.map(jnp.copy, state), accuracy, nonfinite_steps))
 
     told = []
     _, begun = run(setting, **options, save=save, save_every=5, stop=lambda step: told.append(step) or step == 9)
     assert [(int(state.step), accuracy is None) for state, accuracy, _ in saved] == [(5, True), (6, False), (9, True)]
     assert told == list(range(1, 10))
     ended = []
-    state = fit(steps, saved[-1][0], itertools.repeat(batch), report=ended.append, log_every=5, **options)
+    state = fit(steps, saved[-1][0], itertools.repeat(batch), log=ended.append, log_every=5, **options)
     for one, other in zip(jax.tree.leaves(state._replace(key=0)), jax.tree.leaves(whole._replace(key=0)), strict=True):
         assert (np.asarray(one) == np.asarray(other)).all()
 
@@ -161,7 +165,7 @@ def test_from_a_state_in_the_middle_the_rest_is_what_it_would_have_been(setting)
 
 
 def spoilt(batch, *bad):
-    """Batches of which those of these numbers, from 1 on, are not finite."""
+    """BatchIterator of which those of these numbers, from 1 on, are not finite."""
     nan = {**batch, "image": batch["image"].at[0].set(jnp.nan)}
     return (nan if number in bad else batch for number in itertools.count(1))
 
@@ -170,7 +174,7 @@ def test_a_loss_that_is_not_finite_ends_the_training_and_is_never_saved(setting)
     steps, batch = setting
     records, saved = [], []
 
-    def save(state, *, accuracy, bad_steps):
+    def save(state, *, accuracy, nonfinite_steps):
         saved.append(int(state.step))
 
     with pytest.raises(NonFiniteError, match="not finite at step 7: try a lower learning rate"):
@@ -179,11 +183,11 @@ def test_a_loss_that_is_not_finite_ends_the_training_and_is_never_saved(setting)
             jax.jit(steps.init)(jax.random.key(1), batch),
             spoilt(batch, 7),
             num_steps=20,
-            report=records.append,
+            log=records.append,
             save=save,
             save_every=3,
         )
-    assert saved == [3, 6] and records[-1] == {"event": "bad", "step": 7, "bad_steps": 1}
+    assert saved == [3, 6] and records[-1] == {"event": "bad", "step": 7, "nonfinite_steps": 1}
 
 
 def test_so_many_bad_steps_are_skipped_and_one_more_ends_the_training(setting):
@@ -197,44 +201,44 @@ def test_so_many_bad_steps_are_skipped_and_one_more_ends_the_training(setting):
             first,
             spoilt(batch, 3, 4, 9),
             num_steps=12,
-            max_bad_steps=allowed,
-            report=records.append,
+            max_nonfinite_steps=allowed,
+            log=records.append,
             log_every=5,
         )
 
     records = []
     state = train(3)
     assert state.step == 12 and np.isfinite(state.params["head"]["kernel"]).all()
-    assert [(record["step"], record["bad_steps"]) for record in of(records, "bad")] == [(3, 1), (4, 2), (9, 3)]
+    assert [(record["step"], record["nonfinite_steps"]) for record in of(records, "bad")] == [(3, 1), (4, 2), (9, 3)]
     with pytest.raises(NonFiniteError, match="at step 9, once more than the 2 steps that may be skipped"):
         train(2)
 
 
 def test_within_the_loop_nothing_moves_unasked_and_each_step_is_compiled_once(caplog):
     """From host to device; the other way no transfer is one on CPU."""
-    parallel = Parallel(mesh=mesh(4))
+    parallel = DataParallel(mesh=mesh(4))
     data = load("digits", train_split="train[:64]", test_split="test[:32]")
-    road = open_road(data, 16, sharding=parallel.batch_sharding)
+    loader = make_loader(data, 16, sharding=parallel.batch_sharding)
     steps = make_steps(
         Small(classes=10),
         optax.sgd(0.1),
         rate=optax.linear_schedule(0.0, 0.2, 10),
-        preprocess=lambda images: normalize(images, data.mean, data.std),
+        preprocess=lambda images: normalize(images, data.spec.mean, data.spec.std),
     )
-    state = parallel.compile(steps).init(jax.random.key(0), road.probe(16, 0))
+    state = parallel.compile(steps).init(jax.random.key(0), loader.probe(16, 0))
     jax.block_until_ready(state)
     with jax.transfer_guard("disallow"), jax.log_compiles(), caplog.at_level(logging.WARNING):
         fit(
             steps,
             state,
-            road.train(),
+            loader.train(),
             num_steps=12,
-            probe=functools.partial(road.probe, 32),
-            cluster_when=every(3),
-            test=road.test,
+            probe=functools.partial(loader.probe, 32),
+            update_clusters_when=every(3),
+            test=loader.test,
             evaluate_every=4,
             parallel=parallel,
-            save=lambda state, *, accuracy, bad_steps: None,
+            save=lambda state, *, accuracy, nonfinite_steps: None,
             save_every=5,
         )
     compiled = [message.split()[4] for message in caplog.messages if message.startswith("Finished XLA compilation of")]

@@ -53,7 +53,7 @@ def test_what_cannot_be_is_refused():
     with pytest.raises(ValueError, match="begin must not be negative, got -3"):
         ramp(0.1, -3, 4)
     with pytest.raises(TypeError, match=r"begin must be an integer, got 1\.5"):
-        every(2, begin=1.5)
+        every(2, start=1.5)
     with pytest.raises(ValueError, match=r"epochs and steps_per_epoch must be positive and finite.*got nan"):
         every_epochs(float("nan"), 10)
     with pytest.raises(ValueError, match="must not be negative, got -1 and 0"):

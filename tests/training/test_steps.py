@@ -99,7 +99,7 @@ def test_any_optax_transformation_learns(name, batch):
 
 def test_training_leaves_the_clusters_untouched(sgd, batch):
     steps, state = sgd
-    state = steps.cluster(state, batch)
+    state = steps.update_clusters(state, batch)
     trained, _ = steps.train(state, batch)
     assert equal(trained.clusters, state.clusters)
     assert not equal(trained.params, state.params) and not equal(trained.batch_stats, state.batch_stats)
@@ -108,8 +108,8 @@ def test_training_leaves_the_clusters_untouched(sgd, batch):
 
 def test_an_update_of_the_clusters_touches_nothing_else(sgd, batch):
     steps, state = sgd
-    updated = steps.cluster(state, batch)
-    assert updated.clusters["drop"]["count"] == 1
+    updated = steps.update_clusters(state, batch)
+    assert updated.clusters["drop"]["num_updates"] == 1
     assert (updated.clusters["drop"]["labels"] != state.clusters["drop"]["labels"]).any()
     assert equal(updated._replace(clusters=state.clusters), state)
 
@@ -120,7 +120,7 @@ def test_clusters_are_learned_from_unmasked_activations_in_evaluation_mode(sgd, 
     x = nn.relu(nn.Conv(6, (3, 3)).apply({"params": {"kernel": kernel, "bias": bias}}, batch["image"]))
     clusterer = Small().clusterer
     expected = clusterer.update(clusterer.init(x.shape[1:]), x)
-    assert (steps.cluster(state, batch).clusters["drop"]["labels"] == expected.labels).all()
+    assert (steps.update_clusters(state, batch).clusters["drop"]["labels"] == expected.labels).all()
 
 
 def test_a_network_without_clusters_trains_and_its_update_is_the_identity(batch):
@@ -131,7 +131,7 @@ def test_a_network_without_clusters_trains_and_its_update_is_the_identity(batch)
 
     steps = make_steps(Plain(), optax.sgd(0.1))
     state = steps.init(jax.random.key(0), batch)
-    assert state.clusters == {} and steps.cluster(state, batch) is state
+    assert state.clusters == {} and steps.update_clusters(state, batch) is state
     state, metrics = jax.jit(steps.train)(state, batch)
     assert state.step == 1 and metrics["rate"] == 0
 
@@ -286,7 +286,7 @@ def test_clusters_across_devices_are_those_of_one(way, batch):
     if "shard_map" in way:
         wrap = functools.partial(wrap, outputs=1)
     clusters = wrap(steps_of().cluster)(state, batch).clusters["drop"]
-    assert (clusters["labels"] == expected["labels"]).mean() > 0.99 and clusters["count"] == 1
+    assert (clusters["labels"] == expected["labels"]).mean() > 0.99 and clusters["num_updates"] == 1
 
 
 def test_replicas_draw_masks_of_their_own(batch):
@@ -333,7 +333,7 @@ class Stub:
 
     def update(self, state, x, axis_name=None):
         # Depends on all of x, so that no part of it may be left out.
-        return state._replace(explained=jnp.sum(x, dtype=jnp.float32)[None])
+        return state._replace(explained_variance=jnp.sum(x, dtype=jnp.float32)[None])
 
 
 def operations(function, *arguments) -> float:
@@ -349,7 +349,7 @@ def test_an_update_costs_no_more_than_the_network_up_to_its_last_drop_layer(batc
         x = nn.relu(nn.Conv(6, (3, 3)).apply({"params": params["conv1"]}, images))
         return jnp.sum(x, dtype=jnp.float32)
 
-    cluster = operations(lambda state, batch: steps.cluster(state, batch).clusters, state, batch)
+    cluster = operations(lambda state, batch: steps.update_clusters(state, batch).clusters, state, batch)
     network = operations(up_to_the_drop, state.params, batch["image"])
     whole = operations(lambda state, batch: model.apply(state.variables(), batch["image"]), state, batch)
     assert cluster <= network * 1.001 < whole * 0.7
@@ -379,11 +379,11 @@ def test_variables_that_the_state_cannot_hold_are_refused(batch):
 
 def test_in_bfloat16_parameters_statistics_loss_and_clusters_are_float32():
     model = resnet8(dtype=jnp.bfloat16, drop={"stage1": DropCluster(dc.KMeans(cluster_size=4))})
-    steps = make_steps(model, optax.adam(1e-3), rate=0.1, average=0.9, accumulate=2)
+    steps = make_steps(model, optax.adam(1e-3), rate=0.1, ema_decay=0.9, grad_accum_steps=2)
     batch = {"image": jnp.ones((4, 8, 8, 3)), "label": jnp.zeros(4, jnp.int32)}
     state = jax.eval_shape(steps.init, jax.random.key(0), batch)
     after, metrics = jax.eval_shape(steps.train, state, batch)
-    after = jax.eval_shape(steps.cluster, after, batch)
+    after = jax.eval_shape(steps.update_clusters, after, batch)
     assert jax.tree.map(lambda leaf: leaf.dtype, after) == jax.tree.map(lambda leaf: leaf.dtype, state)
     floats = [leaf for leaf in jax.tree.leaves((after, metrics)) if jnp.issubdtype(leaf.dtype, jnp.floating)]
     assert {leaf.dtype for leaf in floats} == {jnp.dtype(jnp.float32)}
@@ -395,27 +395,27 @@ def test_in_bfloat16_parameters_statistics_loss_and_clusters_are_float32():
 def test_accumulated_parts_make_the_step_of_the_whole_batch(batch):
     """Without BatchNorm and drops a mean of means is the mean; a batch that cannot be divided is refused."""
     states = []
-    for accumulate in (1, 4):
-        steps = make_steps(Small(batch_norm=False), optax.sgd(0.3), accumulate=accumulate)
+    for grad_accum_steps in (1, 4):
+        steps = make_steps(Small(batch_norm=False), optax.sgd(0.3), grad_accum_steps=grad_accum_steps)
         state = jax.jit(steps.init)(jax.random.key(1), batch)
         state, metrics = jax.jit(steps.train)(state, batch)
         states.append((state.params, metrics["loss"], metrics["accuracy"]))
     for one, other in zip(jax.tree.leaves(states[0]), jax.tree.leaves(states[1]), strict=True):
         np.testing.assert_allclose(one, other, rtol=1e-5, atol=1e-7)
-    with pytest.raises(ValueError, match="accumulate must divide the batch of 32, got 5"):
-        make_steps(Small(), optax.sgd(0.3), accumulate=5).train(state, batch)
+    with pytest.raises(ValueError, match="grad_accum_steps must divide the batch of 32, got 5"):
+        make_steps(Small(), optax.sgd(0.3), grad_accum_steps=5).train(state, batch)
 
 
 def test_accumulated_parts_have_masks_of_their_own_and_statistics_one_after_the_other(batch):
     part = jax.tree.map(lambda leaf: leaf[:8], batch)
     repeated = jax.tree.map(lambda leaf: jnp.repeat(leaf, 2, axis=0), part)  # both parts hold the same examples
-    steps = make_steps(Small(), optax.sgd(0.0), rate=0.5, accumulate=2)
+    steps = make_steps(Small(), optax.sgd(0.0), rate=0.5, grad_accum_steps=2)
     alone = make_steps(Small(), optax.sgd(0.0), rate=0.5)
     state = jax.jit(steps.init)(jax.random.key(1), part)
     after, metrics = jax.jit(steps.train)(state, repeated)
     _, one = jax.jit(alone.train)(state, part)
     assert abs(float(metrics["loss"]) - float(one["loss"])) > 1e-4
-    quiet = make_steps(Small(), optax.sgd(0.0), accumulate=2)
+    quiet = make_steps(Small(), optax.sgd(0.0), grad_accum_steps=2)
     after, _ = jax.jit(quiet.train)(state, repeated)
     twice = state
     for _ in range(2):
@@ -425,20 +425,18 @@ def test_accumulated_parts_have_masks_of_their_own_and_statistics_one_after_the_
 
 
 def test_averages_follow_their_formula_and_are_what_is_evaluated(batch):
-    steps = make_steps(Small(), optax.sgd(0.3), average=0.5)
+    steps = make_steps(Small(), optax.sgd(0.3), ema_decay=0.5)
     train, state = jax.jit(steps.train), jax.jit(steps.init)(jax.random.key(1), batch)
     expected = np.asarray(state.params["head"]["kernel"], np.float64)
     for step in range(12):
         decay = min(0.5, (1 + step) / (10 + step))
         state, _ = train(state, batch)
         expected = decay * expected + (1 - decay) * np.asarray(state.params["head"]["kernel"])
-    np.testing.assert_allclose(state.average["params"]["head"]["kernel"], expected, rtol=1e-5)
-    assert set(state.average) == {"params", "batch_stats"}
-    averaged = state._replace(params=state.average["params"], batch_stats=state.average["batch_stats"], average=())
+    np.testing.assert_allclose(state.ema["params"]["head"]["kernel"], expected, rtol=1e-5)
+    assert set(state.ema) == {"params", "batch_stats"}
+    averaged = state._replace(params=state.ema["params"], batch_stats=state.ema["batch_stats"], ema=())
     assert float(steps.evaluate(state, batch)["loss"]) == float(steps.evaluate(averaged, batch)["loss"])
-    assert float(steps.evaluate(state._replace(average=()), batch)["loss"]) != float(
-        steps.evaluate(state, batch)["loss"]
-    )
+    assert float(steps.evaluate(state._replace(ema=()), batch)["loss"]) != float(steps.evaluate(state, batch)["loss"])
 
 
 def test_labels_are_smoothed_in_training_only(batch):
@@ -463,18 +461,18 @@ def test_of_many_classes_the_five_best_are_counted_too(batch):
     )
 
 
-@pytest.mark.parametrize("accumulate", [1, 2])
-def test_a_step_that_is_not_finite_is_told_and_leaves_all_as_it_was_if_asked(batch, accumulate):
+@pytest.mark.parametrize("grad_accum_steps", [1, 2])
+def test_a_step_that_is_not_finite_is_told_and_leaves_all_as_it_was_if_asked(batch, grad_accum_steps):
     bad = {**batch, "image": batch["image"].at[3, 2, 2, 0].set(jnp.nan)}
     tx = optax.sgd(optax.constant_schedule(0.3), momentum=0.9)
-    steps = make_steps(Small(), tx, rate=0.2, average=0.9, skip_nonfinite=True, accumulate=accumulate)
+    steps = make_steps(Small(), tx, rate=0.2, ema_decay=0.9, skip_nonfinite=True, grad_accum_steps=grad_accum_steps)
     train, state = jax.jit(steps.train), jax.jit(steps.init)(jax.random.key(1), batch)
     state, metrics = train(state, batch)
     assert metrics["finite"]
     after, metrics = train(state, bad)
     assert not metrics["finite"] and int(after.step) == int(state.step) + 1
     assert equal(after._replace(step=state.step), state)
-    plain = make_steps(Small(), tx, rate=0.2, average=0.9)
+    plain = make_steps(Small(), tx, rate=0.2, ema_decay=0.9)
     spoiled, metrics = jax.jit(plain.train)(state, bad)
     assert not metrics["finite"] and not np.isfinite(spoiled.batch_stats["norm"]["mean"]).all()
 
@@ -490,8 +488,8 @@ def test_a_step_whose_new_parameters_are_not_finite_is_none(batch):
 
 @pytest.mark.bad_input
 def test_options_of_steps_out_of_range_are_refused():
-    for option in ("label_smoothing", "average"):
+    for option in ("label_smoothing", "ema_decay"):
         with pytest.raises(ValueError, match=rf"{option} must be at least 0 and below 1, got 1\.0"):
             make_steps(Small(), optax.sgd(0.1), **{option: 1.0})
-    with pytest.raises(ValueError, match="accumulate must be at least 1, got 0"):
-        make_steps(Small(), optax.sgd(0.1), accumulate=0)
+    with pytest.raises(ValueError, match="grad_accum_steps must be at least 1, got 0"):
+        make_steps(Small(), optax.sgd(0.1), grad_accum_steps=0)

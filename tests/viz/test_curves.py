@@ -55,8 +55,8 @@ def test_quality_has_a_line_for_each_layer():
             "event": "clusters",
             "step": step,
             "layers": {
-                "drop_stage1": {"explained": 0.5, "agreement": 1.0},
-                "x/y": {"explained": 0.1, "agreement": 0.2},
+                "drop_stage1": {"explained_variance": 0.5, "adjusted_rand_index": 1.0},
+                "x/y": {"explained_variance": 0.1, "adjusted_rand_index": 0.2},
             },
         }
         for step in (5, 10)

@@ -12,7 +12,7 @@ def x():
 
 
 def luminance(axis):
-    """Of what an axis shows, as a grey print has it."""
+    """Of what an axis shows, as a gray print has it."""
     return np.asarray(axis.images[0].get_array()) @ [0.299, 0.587, 0.114]
 
 

@@ -1,0 +1,122 @@
+"""On-disk cache of decoded datasets and compiled programs.
+
+The cache is `$XDG_CACHE_HOME/dropcluster-jax`, by default `~/.cache/dropcluster-jax`. It can be deleted at any time.
+No pickle is written or read.
+"""
+
+import contextlib
+import hashlib
+import json
+import os
+import pathlib
+import shutil
+import tempfile
+import warnings
+import zlib
+from collections.abc import Callable, Iterator, Mapping
+from typing import Any
+
+import numpy as np
+
+_FORMAT = 1  # to be raised whenever what is kept changes its meaning
+
+
+def cache_root() -> pathlib.Path:
+    """The folder of the cache."""
+    return pathlib.Path(os.environ.get("XDG_CACHE_HOME") or "~/.cache").expanduser() / "dropcluster-jax"
+
+
+def cached(name: str, key: Any, make: Callable[[], Mapping[str, np.ndarray]]) -> dict[str, np.ndarray]:
+    """What `make` gives, from disk if it was made before.
+
+    All arrays are read-only; those from disk are mapped into memory. What is damaged is made anew; where the folder
+    cannot be written, a warning says so and all goes on.
+
+    Args:
+        name: begins the name of the entry's folder.
+        key: all that the arrays depend on, as JSON takes it.
+        make: gives named arrays, of any shape and type but objects.
+
+    Returns:
+        The arrays by their names.
+
+    Example:
+        >>> import os, tempfile
+        >>> with tempfile.TemporaryDirectory() as os.environ["XDG_CACHE_HOME"]:
+        ...     for _ in range(2):
+        ...         print(cached("squares", 3, lambda: print("made") or {"squares": np.arange(3) ** 2})["squares"])
+        made
+        [0 1 4]
+        [0 1 4]
+    """
+    digest = hashlib.sha256(json.dumps([_FORMAT, key]).encode()).hexdigest()[:32]
+    folder = cache_root() / f"{name}-{digest}"
+    found = _read(folder)
+    if found is not None:
+        return found
+    arrays = dict(make())
+    for array in arrays.values():
+        array.setflags(write=False)
+    try:
+        _write(folder, arrays)
+    except OSError as error:
+        warnings.warn(f"the cache {cache_root()} cannot be written: {error}", stacklevel=2)
+    return arrays
+
+
+def fingerprint(path: Any) -> tuple[str, int, int]:
+    """Returns a file's path, size in bytes and modification time, which change when the file does."""
+    if os.path.exists(path):
+        status = os.stat(path)  # nanoseconds; epath reports seconds, within which a file can be rewritten
+        return str(path), status.st_size, status.st_mtime_ns
+    if isinstance(path, str):  # a dangling link or a deleted file; reading it raises the error
+        return path, -1, -1
+    status = path.stat()  # object storage
+    return str(path), status.length, status.mtime
+
+
+@contextlib.contextmanager
+def compilation_cache() -> Iterator[None]:
+    """Makes JAX cache compiled programs under `cache_root()`, unless the user has configured a cache directory."""
+    import jax
+
+    previous = jax.config.values["jax_compilation_cache_dir"]
+    with warnings.catch_warnings():
+        # An entry that another process is still writing, or left incomplete, is recompiled.
+        warnings.filterwarnings("ignore", "Error reading persistent compilation cache entry")
+        if not previous:
+            jax.config.update("jax_compilation_cache_dir", str(cache_root() / "compiled"))
+        try:
+            yield
+        finally:
+            jax.config.update("jax_compilation_cache_dir", previous)
+
+
+def _read(folder: pathlib.Path) -> dict[str, np.ndarray] | None:
+    """The arrays, if they are there and sound."""
+    try:
+        checksums = json.loads((folder / "checksums.json").read_text())
+        arrays = {name: np.load(folder / f"{name}.npy", mmap_mode="r", allow_pickle=False) for name in checksums}
+    except (OSError, ValueError, EOFError):
+        return None
+    return arrays if {name: _checksum(array) for name, array in arrays.items()} == checksums else None
+
+
+def _write(folder: pathlib.Path, arrays: Mapping[str, np.ndarray]) -> None:
+    folder.parent.mkdir(parents=True, exist_ok=True)
+    made = pathlib.Path(tempfile.mkdtemp(prefix=f"{folder.name}-", dir=folder.parent))
+    try:
+        for name, array in arrays.items():
+            np.save(made / f"{name}.npy", array, allow_pickle=False)
+        (made / "checksums.json").write_text(json.dumps({name: _checksum(array) for name, array in arrays.items()}))
+        if folder.exists():  # damaged, or written by another process meanwhile
+            shutil.rmtree(folder, ignore_errors=True)
+        os.replace(made, folder)
+    except OSError:
+        shutil.rmtree(made, ignore_errors=True)
+        if _read(folder) is None:
+            raise
+
+
+def _checksum(array: np.ndarray) -> int:
+    return zlib.crc32(np.ascontiguousarray(array).reshape(-1).view(np.uint8).data)
