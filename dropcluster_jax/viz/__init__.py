@@ -1,17 +1,16 @@
-"""Pictures of clusters, masks, images and runs.
+"""Matplotlib figures of clusters, masks, images and learning curves.
 
-Every function returns a Matplotlib figure; nothing is shown, and nothing but the animation is written. Figures can be
-told apart without color.
+Each function returns a `matplotlib.figure.Figure` and neither shows nor saves it, except `cluster_animation`, which
+writes a GIF. All figures are readable without color.
 """
 
-from dropcluster_jax.viz.canvas import pixels
-from dropcluster_jax.viz.clusters import (
-    cluster_animation,
-    cluster_figure,
-    cluster_history_figure,
-    draw_clusters,
+from dropcluster_jax.viz.canvas import figure_to_array as pixels  # noqa: F401 temporary
+from dropcluster_jax.viz.clusters import cluster_animation, cluster_figure, cluster_history_figure
+from dropcluster_jax.viz.curves import (
+    curve_figure,
+    line_style,  # noqa: F401 temporary
+    quality_figure,
 )
-from dropcluster_jax.viz.curves import curve_figure, line_style, quality_figure
 from dropcluster_jax.viz.images import corruption_figure, image_figure
 from dropcluster_jax.viz.masks import mask_figure
 
@@ -21,10 +20,7 @@ __all__ = [
     "cluster_history_figure",
     "corruption_figure",
     "curve_figure",
-    "draw_clusters",
     "image_figure",
-    "line_style",
     "mask_figure",
-    "pixels",
     "quality_figure",
 ]

@@ -1,140 +1,127 @@
-"""Clusters: over activations, and over the course of training."""
+"""Figures of clusters: over activations, and over the course of training."""
 
 import os
 from collections.abc import Mapping, Sequence
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
 
 import numpy as np
 
 from dropcluster_jax.clustering import ClusterState
-from dropcluster_jax.viz.canvas import draw_lines, new_figure, pixels, unit_range
+from dropcluster_jax.viz.canvas import (
+    draw_boundaries,
+    figure_to_array,
+    min_max_scale,
+    most_varying_channels,
+    new_figure,
+)
 
 if TYPE_CHECKING:
+    from matplotlib.axes import Axes
     from matplotlib.figure import Figure
 
-# For each layer, from the first on: a step, and the labels after it, integers `(height, width, channels or 1)`.
+# Maps a layer's name to its (step, labels) pairs in order; labels are integers `(height, width, channels or 1)`.
 History = Mapping[str, Sequence[tuple[int, np.ndarray]]]
 
 
 def cluster_figure(
     layers: Mapping[str, tuple[ClusterState, np.ndarray]], channels: int = 4, title: str | None = None
 ) -> "Figure":
-    """Clusters of a few channels of each layer, drawn over the channel's mean activation.
+    """Draws the clusters of each layer over the mean activations of a few of its channels.
 
-    White lines (with a dark rim) run between clusters; the color is the mean activation over examples.
+    Lines separate the clusters. Colors show the activation averaged over examples, scaled per channel.
 
     Args:
-        layers: for each layer's name its clusters and its activations `(batch, height, width, channels)`.
-        channels: how many channels to draw of each layer: those whose mean activation varies most over positions.
-        title: over the figure.
+        layers: Clusters and activations `(batch, height, width, channels)` of each layer, by name.
+        channels: Maximum number of channels per layer, chosen by how much they vary over positions.
+        title: Title of the figure.
 
     Returns:
-        A figure with a row for each layer and a column for each channel.
+        A figure with one row per layer and one column per channel.
 
     Raises:
-        TypeError: a layer is no pair of a `ClusterState` and activations.
-        ValueError: there is no layer, or a map has not two spatial dimensions.
+        TypeError: If a layer is not a pair of a `ClusterState` and activations.
+        ValueError: If `layers` is empty or a layer does not have two spatial dimensions.
 
     Example:
         >>> from dropcluster_jax import KMeans
         >>> x = np.random.default_rng(0).normal(size=(16, 8, 8, 3)).astype("float32")
         >>> state = KMeans(num_clusters=4).init(x.shape[1:])
         >>> figure = cluster_figure({"stage1": (state, x)}, channels=2)
-        >>> len(figure.axes) >= 2
-        True
+        >>> len(figure.axes)  # two channels and the color bar
+        3
     """
     if not layers:
-        raise ValueError("layers holds no layer with clusters")
+        raise ValueError("layers must contain at least one layer")
     for name, layer in layers.items():
         if not isinstance(layer, tuple) or len(layer) != 2 or not isinstance(layer[0], ClusterState):
             raise TypeError(
-                f"layers must hold (clusters, activations) for {name}: a ClusterState, as cluster_states gives it, "
-                f"and an array; got {type(layer).__name__}"
+                f"layers[{name!r}] must be a pair of a ClusterState, as returned by cluster_states, and activations, "
+                f"got {type(layer).__name__}"
             )
     columns = max(min(channels, x.shape[-1]) for _, x in layers.values())
     figure = new_figure(2.3 * columns + 1.0, 2.6 * len(layers) + 0.6)
     axes = figure.subplots(len(layers), columns, squeeze=False)
     for row, (name, (clusters, x)) in zip(axes, layers.items(), strict=True):
         labels, explained = np.asarray(clusters.labels), np.asarray(clusters.explained_variance)
-        if labels.ndim != 3:
-            raise ValueError(f"{name} must have maps of two spatial dimensions to be drawn, got {labels.shape[:-1]}")
+        _check_map(name, labels)
         mean = np.asarray(x, np.float32).mean(axis=0)
-        chosen = np.sort(np.argsort(mean.std(axis=(0, 1)), kind="stable")[::-1][:columns])
+        drawn = most_varying_channels(mean, columns)
         shared = labels.shape[-1] == 1
-        for axis, channel in zip(row, chosen, strict=False):
+        for ax, channel in zip(row, drawn, strict=False):
             group = 0 if shared else channel
-            draw_clusters(axis, mean[..., channel], labels[..., group])
-            axis.set_title(f"channel {channel}" + ("" if shared else f", {explained[group]:.0%}"), fontsize=9)
-        for axis in row[len(chosen) :]:
-            axis.set_axis_off()
+            ax.imshow(min_max_scale(mean[..., channel]), cmap="cividis", vmin=0, vmax=1)
+            draw_boundaries(ax, labels[..., group])
+            ax.set_title(f"channel {channel}" + ("" if shared else f" ({explained[group]:.0%})"), fontsize=9)
+        for ax in row[len(drawn) :]:
+            ax.set_axis_off()
         kind = "shared by all channels" if shared else "per channel"
-        row[0].set_ylabel(f"{name}\n{len(clusters.sizes)} clusters, {kind}\nexplain {explained.mean():.0%}", fontsize=9)
-    mesh = axes[0, 0].images[0]
-    bar = figure.colorbar(mesh, ax=axes, shrink=0.6, ticks=[0, 1])
-    bar.ax.set_yticklabels(["least", "most"], fontsize=8)
-    bar.set_label("mean activation, each channel by itself", fontsize=8)
+        summary = f"{len(clusters.sizes)} clusters, {kind}\nexplained variance {explained.mean():.0%}"
+        row[0].set_ylabel(f"{name}\n{summary}", fontsize=9)
+    colorbar = figure.colorbar(axes[0, 0].images[0], ax=axes, shrink=0.6, ticks=[0, 1])
+    colorbar.ax.set_yticklabels(["min", "max"], fontsize=8)
+    colorbar.set_label("mean activation, scaled per channel", fontsize=8)
     if title:
         figure.suptitle(title, fontsize=11)
     return figure
 
 
-def draw_clusters(axis: Any, values: np.ndarray, labels: np.ndarray, scaled: bool = True) -> None:
-    """One map: its values as colors, and a line along every edge between positions of different clusters.
-
-    Args:
-        axis: of Matplotlib, to draw on.
-        values: `(height, width)`.
-        labels: integers `(height, width)`.
-        scaled: whether the least value becomes 0 and the largest 1; else they lie in [0, 1] as they are.
-
-    Example:
-        >>> from matplotlib.figure import Figure
-        >>> axis = Figure().subplots()
-        >>> draw_clusters(axis, np.eye(4), np.arange(16).reshape(4, 4) // 8)
-        >>> axis.collections[0].get_segments()[0].tolist()  # from (x, y) to (x, y)
-        [[-0.5, 1.5], [3.5, 1.5]]
-    """
-    axis.imshow(unit_range(values) if scaled else values, cmap="cividis", vmin=0, vmax=1)
-    draw_lines(axis, labels)
-
-
 def cluster_history_figure(history: History, columns: int = 6, channel: int = 0, title: str | None = None) -> "Figure":
-    """Clusters over the course of training: a row for each layer, a column for each of some updates.
+    """Draws the clusters of each layer after selected updates.
 
-    A cluster keeps its shade from one map to the next, by the positions that it keeps.
+    Clusters are matched by overlap from one update to the next, so a cluster keeps its color.
 
     Args:
-        history: for each layer's name its `(step, labels)`, the first first; labels are integers
-            `(height, width, 1)`, or `(height, width, channels)` where channels have clusters of their own.
-        columns: how many of the updates to draw, at least 1: the last, the first two, and others between.
-        channel: which channel's clusters, from 0, where they have their own.
-        title: over the figure.
+        history: Pairs `(step, labels)` of each layer, by name, ordered by step. Labels are integers
+            `(height, width, 1 or channels)`.
+        columns: Maximum number of updates to draw, at least 1. The last one is always drawn.
+        channel: Channel to draw in layers with clusters per channel.
+        title: Title of the figure.
 
     Returns:
-        A figure with an axis for each layer and update.
+        A figure with one row per layer and one column per update.
 
     Raises:
-        ValueError: there is no layer, one without labels, no such channel, or maps are not of one shape with two
-            spatial dimensions; `columns` is below 1.
+        ValueError: If `history` or a layer in it is empty, label maps of a layer differ in shape or are not 2-D,
+            `channel` is out of range, or `columns` is less than 1.
 
     Example:
         >>> tiles = np.arange(16).reshape(4, 4, 1) // 4
         >>> figure = cluster_history_figure({"stage1": [(0, tiles), (20, tiles.T.reshape(4, 4, 1))]})
-        >>> [axis.get_title() for axis in figure.axes]
+        >>> [ax.get_title() for ax in figure.axes]
         ['step 0', 'step 20']
     """
-    maps = _maps(history, channel)
-    chosen = {name: _some(len(labels), columns) for name, labels in maps.items()}
-    width = max(map(len, chosen.values()))
+    maps = _aligned_maps(history, channel)
+    frames = {name: _select_frames(len(labels), columns, "columns") for name, labels in maps.items()}
+    width = max(map(len, frames.values()))
     height = sum(1.9 * min(2.0, labels[0].shape[0] / labels[0].shape[1]) + 0.3 for labels in maps.values())
     figure = new_figure(1.9 * width + 0.6, height + 0.4)
     axes = figure.subplots(len(maps), width, squeeze=False)
     for row, (name, labels) in zip(axes, maps.items(), strict=True):
-        for axis, number in zip(row, chosen[name], strict=False):
-            _draw_shaded(axis, labels, number)
-            axis.set_title(f"step {history[name][number][0]:,}", fontsize=9)
-        for axis in row[len(chosen[name]) :]:
-            axis.set_axis_off()
+        for ax, frame in zip(row, frames[name], strict=False):
+            _draw_labels(ax, labels, frame)
+            ax.set_title(f"step {history[name][frame][0]:,}", fontsize=9)
+        for ax in row[len(frames[name]) :]:
+            ax.set_axis_off()
         row[0].set_ylabel(name, fontsize=9)
     if title:
         figure.suptitle(title, fontsize=11)
@@ -149,26 +136,23 @@ def cluster_animation(
     channel: int = 0,
     title: str | None = None,
 ) -> "Figure":
-    """Write an animated GIF of the clusters over the course of training, all layers side by side.
+    """Writes an animated GIF of the clusters of all layers over the course of training.
 
-    A cluster keeps its shade from one frame to the next, by the positions that it keeps.
+    Clusters are matched by overlap from one update to the next, so a cluster keeps its color.
 
     Args:
-        path: of the GIF.
-        history: for each layer's name its `(step, labels)`, as for `cluster_history_figure`; all layers at the same
-            steps.
-        frames: how many of the updates to show, at least 1: the last, the first two, and others between.
-        seconds: how long each is shown; the last four times as long.
-        channel: which channel's clusters, from 0, where they have their own.
-        title: before the step.
+        path: Path of the GIF.
+        history: See `cluster_history_figure`. All layers must have the same steps.
+        frames: Maximum number of updates to show, at least 1. The last one is always shown.
+        seconds: Duration of a frame. The last frame is shown four times as long.
+        channel: Channel to draw in layers with clusters per channel.
+        title: Title of the figure, followed by the step.
 
     Returns:
         The figure of the last frame.
 
     Raises:
-        ValueError: there is no layer, layers have other steps, no such channel, or maps are not of one shape with two
-            spatial dimensions; `frames` is below 1.
-        OSError: the file cannot be written.
+        ValueError: See `cluster_history_figure`; also if layers have different steps.
 
     Example:
         >>> import pathlib, tempfile
@@ -180,72 +164,88 @@ def cluster_animation(
     """
     from PIL import Image
 
-    maps = _maps(history, channel)
+    maps = _aligned_maps(history, channel)
     steps = [step for step, _ in next(iter(history.values()))]
-    if any([step for step, _ in one] != steps for one in history.values()):
+    if any([step for step, _ in updates] != steps for updates in history.values()):
         raise ValueError("history must have the same steps for all layers")
     figure = new_figure(2.6 * len(maps) + 0.2, 3.2, layout="none")
     figure.subplots_adjust(left=0.02, right=0.98, bottom=0.02, top=0.8, wspace=0.05)
     axes = figure.subplots(1, len(maps), squeeze=False)[0]
     images = []
-    for number in _some(len(steps), frames):
-        for axis, (name, labels) in zip(axes, maps.items(), strict=True):
-            axis.clear()
-            _draw_shaded(axis, labels, number)
-            axis.set_title(name, fontsize=10)
-        step = f"step {steps[number]:,}"
+    for frame in _select_frames(len(steps), frames, "frames"):
+        for ax, (name, labels) in zip(axes, maps.items(), strict=True):
+            ax.clear()
+            _draw_labels(ax, labels, frame)
+            ax.set_title(name, fontsize=10)
+        step = f"step {steps[frame]:,}"
         figure.suptitle(f"{title}, {step}" if title else step, fontsize=11)
-        images.append(Image.fromarray(pixels(figure)).quantize(256))
+        images.append(Image.fromarray(figure_to_array(figure)).quantize(256))
     durations = [round(1000 * seconds)] * (len(images) - 1) + [round(4000 * seconds)]
     images[0].save(path, format="GIF", save_all=True, append_images=images[1:], duration=durations, loop=0)
     return figure
 
 
-def _maps(history: History, channel: int) -> dict[str, list[np.ndarray]]:
-    """Of each layer the labels of a channel, `(height, width)`, numbered so that a cluster keeps its number."""
-    if not history:
-        raise ValueError("history holds no layer with clusters")
-    maps = {}
-    for name, updates in history.items():
-        if not updates:
-            raise ValueError(f"history holds no labels of {name}")
-        own = [np.asarray(labels) for _, labels in updates]
-        if own[0].ndim != 3:
-            raise ValueError(f"{name} must have maps of two spatial dimensions to be drawn, got {own[0].shape[:-1]}")
-        if any(labels.shape != own[0].shape for labels in own):
-            raise ValueError(f"{name} must have maps of one shape, got {sorted({labels.shape for labels in own})}")
-        groups = own[0].shape[-1]
-        if not 0 <= channel < groups and groups > 1:
-            raise ValueError(f"channel must be from 0 to {groups - 1} for {name}, got {channel}")
-        own = [labels[..., channel if groups > 1 else 0] for labels in own]
-        maps[name] = [own[0]]
-        for labels in own[1:]:
-            maps[name].append(renumbered(maps[name][-1], labels))
-    return maps
+def match_labels(reference: np.ndarray, labels: np.ndarray) -> np.ndarray:
+    """Renumbers `labels` `(height, width)` one-to-one to maximize the number of positions equal to `reference`.
 
-
-def renumbered(before: np.ndarray, labels: np.ndarray) -> np.ndarray:
-    """The labels `(height, width)` with the numbers of those before that share the most positions, each taken once."""
+    Example:
+        >>> match_labels(np.array([[0, 0, 1, 1]]), np.array([[1, 1, 1, 0]])).tolist()
+        [[0, 0, 0, 1]]
+    """
     from scipy.optimize import linear_sum_assignment
 
-    number_of_clusters = max(before.max(), labels.max()) + 1
-    shared = np.zeros((number_of_clusters, number_of_clusters), int)
-    np.add.at(shared, (labels, before), 1)
-    return linear_sum_assignment(shared, maximize=True)[1][labels]
+    num_clusters = max(reference.max(), labels.max()) + 1
+    overlap = np.zeros((num_clusters, num_clusters), int)
+    np.add.at(overlap, (labels, reference), 1)
+    return linear_sum_assignment(overlap, maximize=True)[1][labels]
 
 
-def _draw_shaded(axis: Any, labels: Sequence[np.ndarray], number: int) -> None:
-    """One map of several, each cluster in the shade that it has in all."""
-    number_of_clusters = max(int(one.max()) for one in labels) + 1
-    # Neighbors in number, which the grid has side by side, get shades far apart.
-    shades = np.random.default_rng(0).permutation(number_of_clusters) / max(1, number_of_clusters - 1)
-    draw_clusters(axis, shades[labels[number]], labels[number], scaled=False)
+def _aligned_maps(history: History, channel: int) -> dict[str, list[np.ndarray]]:
+    """Returns one channel's label maps `(height, width)` of each layer, with matched labels over time."""
+    if not history:
+        raise ValueError("history must contain at least one layer")
+    aligned = {}
+    for name, updates in history.items():
+        if not updates:
+            raise ValueError(f"history[{name!r}] must contain at least one update")
+        maps = [np.asarray(labels) for _, labels in updates]
+        _check_map(name, maps[0])
+        if any(labels.shape != maps[0].shape for labels in maps):
+            raise ValueError(f"{name} must have labels of one shape, got {sorted({labels.shape for labels in maps})}")
+        groups = maps[0].shape[-1]
+        if groups > 1 and not 0 <= channel < groups:
+            raise ValueError(f"channel must be in [0, {groups - 1}] for {name}, got {channel}")
+        maps = [labels[..., channel if groups > 1 else 0] for labels in maps]
+        aligned[name] = maps[:1]
+        for labels in maps[1:]:
+            aligned[name].append(match_labels(aligned[name][-1], labels))
+    return aligned
 
 
-def _some(number: int, most: int) -> list[int]:
-    """So many of the first numbers at most: the last, the first two (the grid, and what was first learned), others."""
-    if most < 1:
-        raise ValueError(f"at least one update must be drawn, got {most}")
-    if most < 4 or number <= most:
-        return sorted({round(i) for i in np.linspace(number - 1, 0, min(number, most))})
-    return [0, *sorted({round(i) for i in np.linspace(1, number - 1, most - 1)})]
+def _check_map(name: str, labels: np.ndarray) -> None:
+    if labels.ndim != 3:
+        raise ValueError(f"{name} must have two spatial dimensions, got shape {labels.shape[:-1]}")
+
+
+def _draw_labels(ax: "Axes", maps: Sequence[np.ndarray], frame: int) -> None:
+    """Draws one of several label maps, with colors that are fixed across the maps."""
+    num_clusters = max(int(labels.max()) for labels in maps) + 1
+    # Shuffled, so that adjacent tiles of a grid, which have consecutive labels, get distinct colors.
+    shades = np.random.default_rng(0).permutation(num_clusters) / max(1, num_clusters - 1)
+    ax.imshow(shades[maps[frame]], cmap="cividis", vmin=0, vmax=1)
+    draw_boundaries(ax, maps[frame])
+
+
+def _select_frames(total: int, limit: int, argument: str) -> list[int]:
+    """Returns at most `limit` indices below `total`, evenly spaced and including the last.
+
+    With `limit >= 4` the first two, which are the grid and the first learned clusters, are included too.
+    """
+    if limit < 1:
+        raise ValueError(f"{argument} must be at least 1, got {limit}")
+    if limit < 4 or total <= limit:
+        return sorted({round(index) for index in np.linspace(total - 1, 0, min(total, limit))})
+    return [0, *sorted({round(index) for index in np.linspace(1, total - 1, limit - 1)})]
+
+
+renumbered = match_labels  # temporary, until runs/ uses match_labels
