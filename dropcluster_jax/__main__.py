@@ -1,4 +1,4 @@
-"""`python -m dropcluster_jax`: the command."""
+"""Runs the command: `python -m dropcluster_jax`."""
 
 from dropcluster_jax.cli import main
 

@@ -1,36 +1,24 @@
-"""How a command ends that cannot do what it was asked: with a line, and no traceback."""
+"""Exits of the command: one line on stderr, no traceback."""
 
-import os
 import sys
 from typing import NoReturn
 
 
-def refuse(message: str) -> NoReturn:
-    """Something is wrong with the input."""
+def exit_usage(message: str) -> NoReturn:
+    """Exits with status 2, for invalid input."""
     print(f"dropcluster: error: {message}", file=sys.stderr)
-    leave(2)
+    sys.exit(2)
 
 
-def fail(message: str) -> NoReturn:
-    """Something went wrong on the way, not with the input."""
+def exit_failure(message: str) -> NoReturn:
+    """Exits with status 1, for failures that are not due to the input."""
     print(f"dropcluster: {message}", file=sys.stderr)
-    leave(1)
+    sys.exit(1)
 
 
-def leave(status: int) -> NoReturn:
-    """End the process. One of several ends at once: an orderly end would wait for the others, which wait for it."""
-    jax = sys.modules.get("jax")
-    if jax is not None and jax.distributed.is_initialized():
-        sys.stdout.flush()
-        sys.stderr.flush()
-        os._exit(status)
-    sys.exit(status)
-
-
-def reason(error: Exception) -> str:
-    """What to say of an error that the library raised."""
+def describe(error: Exception) -> str:
+    """Returns the message for an error that the library raised."""
     from dropcluster_jax.data import CorruptImageError
 
-    return (
-        f"{error}; --data.skip-corrupt leaves such images out" if isinstance(error, CorruptImageError) else str(error)
-    )
+    hint = "; --data.skip-corrupt skips such images" if isinstance(error, CorruptImageError) else ""
+    return f"{error}{hint}"

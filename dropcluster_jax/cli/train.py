@@ -1,19 +1,15 @@
-"""`dropcluster train`."""
+"""The command `dropcluster train`."""
 
-import logging
-import pathlib
 import shlex
 import sys
 import traceback
 from typing import TYPE_CHECKING
 
-from dropcluster_jax.cli.errors import fail, leave, reason, refuse
+from dropcluster_jax.cli.errors import describe, exit_failure, exit_usage
 
 if TYPE_CHECKING:
-    from dropcluster_jax.runs.config import TrainConfig
+    from dropcluster_jax.runs import TrainConfig
     from dropcluster_jax.runs.trainer import Stopped
-
-_HEARTBEAT = 20  # seconds after which a process that is silent is given up
 
 
 def train(
@@ -23,89 +19,94 @@ def train(
     processes: tuple[str | None, int | None, int | None] | None,
     arguments: list[str],
 ) -> None:
+    """Trains, or prints why not.
+
+    Args:
+        config: The configuration.
+        restart: Whether to remove an existing run.
+        dry_run: Whether to print the description of the run instead.
+        processes: Coordinator, number of processes and process index of a distributed run; None otherwise.
+        arguments: The command line, for the message that says how to resume.
+    """
     import jax
 
-    from dropcluster_jax.cache import enable_compilation_cache
     from dropcluster_jax.data import CorruptImageError
-    from dropcluster_jax.runs.checkpoints import CheckpointVersionError, CorruptCheckpointError
-    from dropcluster_jax.training import build, folder, progress, run
-    from dropcluster_jax.training.loop import NonFiniteError
+    from dropcluster_jax.runs import CheckpointVersionError, CorruptCheckpointError, logging, run_folder, trainer
+    from dropcluster_jax.runs.build import training_flops
+    from dropcluster_jax.training import NonFiniteError
 
-    enable_compilation_cache()
-    for name in ("absl", "asyncio"):  # by these Orbax tells, with tracebacks, what `Checkpointer` says in a sentence
-        logging.getLogger(name).setLevel(logging.CRITICAL)
     try:
         if processes is not None:
             _join(*processes)
         first = jax.process_index() == 0
-        if config.out and not restart and not dry_run and (finished := folder.finished_run(config.out, config)):
+        if config.out and not restart and not dry_run and (summary := run_folder.finished_run(config.out, config)):
             if first:
-                print(f"{config.out} holds this run already, finished; give another --out to train again")
-                print(progress.summary(finished, config.out))
+                print(f"{config.out} contains this run, finished; choose another --out to train again")
+                print(logging.format_summary(summary, config.out))
             return
-        prepared = run.prepare(config, restart, _note if first else lambda message: None)
+        run = trainer.prepare(config, restart, _print_note if first else lambda message: None)
         if dry_run:
-            from dropcluster_jax.training import dry_run as dry
+            from dropcluster_jax.runs.dry_run import describe as describe_run
 
-            print(dry.describe(prepared))
+            print(describe_run(run))
             return
-        operations = build.model_operations(prepared.model, prepared.dataset.shape)
+        flops = training_flops(run.model, run.dataset.spec.image_shape)
     except (ValueError, TypeError, OSError, ImportError) as error:
-        refuse(reason(error))
+        exit_usage(describe(error))
     try:
         if first:
-            with progress.Progress(prepared.num_steps, operations) as show:
-                summary = run.execute(prepared, show, show.say, restart)
-            print(progress.summary(summary, prepared.folder))
+            with logging.ProgressBar(run.num_steps, flops) as progress:
+                summary = trainer.execute(run, progress, progress.notify, restart)
+            print(logging.format_summary(summary, run.folder))
         else:
-            run.execute(prepared, say=lambda message: None, restart=restart)
-    except (CorruptImageError, CorruptCheckpointError, CheckpointVersionError) as error:  # an image is met on the way
-        refuse(reason(error))
+            trainer.execute(run, notify=lambda message: None, restart=restart)
+    except (CorruptImageError, CorruptCheckpointError, CheckpointVersionError) as error:
+        exit_usage(describe(error))
     except NonFiniteError as error:
-        fail(
-            f"{error}. With --max-nonfinite-steps the same command goes on from the last good checkpoint, in "
-            f"{prepared.folder}; with other changes give another --out, or --restart"
+        exit_failure(
+            f"{error}. To resume from the last good checkpoint in {run.folder}, repeat the command with "
+            "--max-nonfinite-steps; with other changes choose another --out, or --restart"
         )
     except OSError as error:
-        fail(f"{error}. The same command goes on from the last checkpoint")
-    except run.Stopped as stopped:
+        exit_failure(f"{error}. Repeat the command to resume from the last checkpoint")
+    except trainer.Stopped as stopped:
         if first:
-            print(_how_to_go_on(stopped, prepared.folder, arguments), file=sys.stderr)
+            print(_how_to_resume(stopped, str(run.folder), arguments), file=sys.stderr)
         sys.exit(stopped.status)
-    except Exception as error:
+    except Exception as error:  # the command's boundary
         if jax.process_count() == 1:
             raise
         if not isinstance(error, jax.errors.JaxRuntimeError):
             traceback.print_exc()
-            leave(1)
-        print(f"dropcluster: another process is gone: {str(error).splitlines()[0]}", file=sys.stderr)
-        print("start all again: they go on from the last checkpoint", file=sys.stderr)
-        leave(1)
+            sys.exit(1)
+        exit_failure(
+            f"another process died: {str(error).splitlines()[0]}. Restart all processes to resume from the last "
+            "checkpoint"
+        )
 
 
-def _note(message: str) -> None:
+def _print_note(message: str) -> None:
     print(f"dropcluster: note: {message}", file=sys.stderr)
 
 
 def _join(coordinator: str | None, num_processes: int | None, process_id: int | None) -> None:
-    """Become one of several processes."""
-    import jax
+    from dropcluster_jax.runs import distributed
 
     try:
-        jax.distributed.initialize(coordinator, num_processes, process_id, heartbeat_timeout_seconds=_HEARTBEAT)
+        distributed.initialize(coordinator, num_processes, process_id)
     except (RuntimeError, ValueError) as error:
-        refuse(
-            f"the other processes are not found: {str(error).splitlines()[0]}; "
-            "give --coordinator HOST:PORT --num-processes N --process-id I"
+        exit_usage(
+            f"could not find the other processes: {str(error).splitlines()[0]}; "
+            "pass --coordinator HOST:PORT --num-processes N --process-id I"
         )
 
 
-def _how_to_go_on(stopped: "Stopped", folder: pathlib.Path, arguments: list[str]) -> str:
-    again = [word for word in arguments if word != "--restart"]
-    if not any(word.split("=")[0] == "--out" for word in again):
-        again += ["--out", str(folder)]
-    begin = "from the start" if stopped.checkpoint is None else f"from step {stopped.checkpoint}"
+def _how_to_resume(stopped: "Stopped", folder: str, arguments: list[str]) -> str:
+    words = [word for word in arguments if word != "--restart"]
+    if not any(word.split("=")[0] == "--out" for word in words):
+        words += ["--out", folder]
+    start = "the start" if stopped.checkpoint is None else f"step {stopped.checkpoint}"
     return (
-        f"stopped by {stopped.name} after step {stopped.step}; this goes on {begin}:\n"
-        f"  {shlex.join(['dropcluster', *again])}"
+        f"stopped by {stopped.name} after step {stopped.step}; to resume from {start}:\n"
+        f"  {shlex.join(['dropcluster', *words])}"
     )

@@ -1,4 +1,4 @@
-"""From a configuration to the parts of a run: the network, the optimizer, the augmentation, the pure steps."""
+"""Builds the parts of a run from its configuration and the description of its dataset."""
 
 import functools
 from collections.abc import Callable
@@ -12,7 +12,7 @@ import optax
 
 from dropcluster_jax.clustering import Clusterer, Grid, KMeans, ReNA
 from dropcluster_jax.data import (
-    Dataset,
+    DatasetSpec,
     cutmix,
     mixup,
     normalize,
@@ -22,32 +22,42 @@ from dropcluster_jax.data import (
     random_shift,
 )
 from dropcluster_jax.linen import DropBlock, DropCluster, Dropout, SpatialDropout
-from dropcluster_jax.masking.common import Rate
 from dropcluster_jax.models import MODELS, ResNet
 from dropcluster_jax.runs.config import AugmentConfig, DropConfig, TrainConfig
 from dropcluster_jax.training.schedules import ramp
-from dropcluster_jax.training.steps import Steps, make_steps
+from dropcluster_jax.training.steps import Batch, Steps, make_steps
 
-_LARGE = 100  # pixels; smaller images take the stem without strides
+_MIN_IMAGENET_SIDE = 100  # pixels; smaller images get the CIFAR stem, which has no strides
 
 
-def make_run_steps(
-    config: TrainConfig,
-    model: ResNet,
-    dataset: Dataset,
-    num_steps: int,
-    axis_name: str | None = None,
-    rate: Rate | None = None,
-) -> Steps:
-    """The pure steps of a run of so many steps; a `rate`, which may be traced, stands for the configuration's."""
-    full = config.drop.rate if rate is None else rate
+def num_steps(config: TrainConfig, spec: DatasetSpec) -> int:
+    """Returns the number of optimizer steps of a run."""
+    return config.steps or max(1, round(config.epochs * steps_per_epoch(config, spec)))
+
+
+def steps_per_epoch(config: TrainConfig, spec: DatasetSpec) -> int:
+    """Returns the number of full batches in an epoch."""
+    return spec.num_train_examples // config.batch_size
+
+
+def abstract_batch(spec: DatasetSpec, batch_size: int) -> Batch:
+    """Returns the shapes and types of a batch, over all processes."""
+    return {
+        "image": jax.ShapeDtypeStruct((batch_size, *spec.image_shape), jnp.uint8),
+        "label": jax.ShapeDtypeStruct((batch_size,), jnp.int32),
+    }
+
+
+def make_run_steps(config: TrainConfig, model: ResNet, spec: DatasetSpec, axis_name: str | None = None) -> Steps:
+    """Returns the pure steps of a run."""
+    steps = num_steps(config, spec)
     return make_steps(
         model,
-        optimizer(config, num_steps, len(dataset.train) // config.batch_size),
-        rate=ramp(full, round(config.drop.ramp_start * num_steps), round(config.drop.ramp_end * num_steps)),
-        augment=augmentation(config.augment, dataset),
-        preprocess=lambda images: normalize(images, dataset.mean, dataset.std),
-        mix=mixing(config.augment, dataset.num_classes),
+        make_optimizer(config, steps, steps_per_epoch(config, spec)),
+        rate=ramp(config.drop.rate, round(config.drop.ramp_start * steps), round(config.drop.ramp_end * steps)),
+        augment=make_augmentation(config.augment, spec),
+        preprocess=lambda images: normalize(images, spec.mean, spec.std),
+        mix=make_mixing(config.augment, spec.num_classes),
         label_smoothing=config.label_smoothing,
         grad_accum_steps=config.grad_accum_steps,
         ema_decay=config.ema_decay,
@@ -56,26 +66,24 @@ def make_run_steps(
     )
 
 
-def make_model(
-    config: TrainConfig, num_classes: int, image_shape: tuple[int, ...], axis_name: str | None = None
-) -> ResNet:
-    """The network, with its drop layers, for images `(height, width, channels)`, on devices of a mapped axis if any."""
+def make_model(config: TrainConfig, spec: DatasetSpec, axis_name: str | None = None) -> ResNet:
+    """Returns the network with its drop layers; `axis_name` is the mapped axis over which batches are split, if any."""
     options: dict[str, Any] = {
-        "drop": drop_layers(config.drop, axis_name),
+        "drop": make_drop_layers(config.drop, axis_name),
         "dtype": jnp.dtype(config.dtype),
         "axis_name": axis_name if config.sync_batch_norm else None,
         "remat": config.remat,
     }
-    model = MODELS[config.model](num_classes, **options)
-    if min(image_shape[:2]) < _LARGE and model.stem == "imagenet":
-        model = MODELS[config.model](num_classes, stem="cifar", **options)
+    model = MODELS[config.model](spec.num_classes, **options)
+    if min(spec.image_shape[:2]) < _MIN_IMAGENET_SIDE and model.stem == "imagenet":
+        model = MODELS[config.model](spec.num_classes, stem="cifar", **options)
     return model
 
 
-def drop_layers(drop: DropConfig, axis_name: str | None = None) -> dict[str, nn.Module]:
-    """The drop layer of each place."""
+def make_drop_layers(drop: DropConfig, axis_name: str | None = None) -> dict[str, nn.Module]:
+    """Returns the drop layer of each place."""
     clusterers: dict[str, Callable[..., Clusterer]] = {"kmeans": KMeans, "rena": ReNA, "grid": Grid}
-    makers: dict[str, Callable[[], nn.Module]] = {
+    constructors: dict[str, Callable[[], nn.Module]] = {
         "dropout": Dropout,
         "spatial": SpatialDropout,
         "block": lambda: DropBlock(block_size=drop.block_size, per_channel=drop.per_channel),
@@ -85,17 +93,17 @@ def drop_layers(drop: DropConfig, axis_name: str | None = None) -> dict[str, nn.
             axis_name=axis_name,
         ),
     }
-    return {} if drop.method == "none" else {place: makers[drop.method]() for place in drop.places}
+    return {} if drop.method == "none" else {place: constructors[drop.method]() for place in drop.places}
 
 
-def optimizer(config: TrainConfig, num_steps: int, steps_per_epoch: int) -> optax.GradientTransformation:
-    """Nesterov momentum with weight decay on kernels; a warm-up, then a cosine to 0.
+def make_optimizer(config: TrainConfig, num_steps: int, steps_per_epoch: int) -> optax.GradientTransformation:
+    """Returns SGD with Nesterov momentum, weight decay on kernels, linear warm-up and cosine decay to 0.
 
     References:
         Goyal et al., "Accurate, Large Minibatch SGD: Training ImageNet in 1 Hour", arXiv:1706.02677, sections 2.1 and
-        2.2: a learning rate in proportion to the batch, and a gradual warm-up.
+        2.2: linear scaling rule and gradual warm-up.
         Loshchilov, Hutter, "SGDR: Stochastic Gradient Descent with Warm Restarts", ICLR 2017, arXiv:1608.03983: the
-        cosine, without a restart.
+        cosine schedule, used without restarts.
     """
     peak = config.learning_rate
     if config.base_batch_size is not None:
@@ -110,52 +118,52 @@ def optimizer(config: TrainConfig, num_steps: int, steps_per_epoch: int) -> opta
     return optax.chain(decay, optax.sgd(schedule, momentum=0.9, nesterov=True))
 
 
-def augmentation(augment: AugmentConfig, dataset: Dataset) -> Callable[[jax.Array, jax.Array], jax.Array]:
-    """Crops or shifts, flips and cutout; crops and flips not where the host does them while decoding."""
-    on_host = dataset.image_size is not None
-    gray = np.rint(255 * dataset.mean).astype(np.uint8)
+def make_augmentation(augment: AugmentConfig, spec: DatasetSpec) -> Callable[[jax.Array, jax.Array], jax.Array]:
+    """Returns random crops or shifts, flips and cutout; encoded images are cropped and flipped while decoding."""
+    mean_color = np.rint(255 * np.asarray(spec.mean, np.float32)).astype(np.uint8)
 
-    def vary(key: jax.Array, images: jax.Array) -> jax.Array:
-        place_key, flip_key, cutout_key = jax.random.split(key, 3)
+    def apply(key: jax.Array, images: jax.Array) -> jax.Array:
+        crop_key, flip_key, cutout_key = jax.random.split(key, 3)
         if not augment.resized_crop:
-            images = random_shift(place_key, images, augment.shift)
-        elif not on_host:
-            images = random_resized_crop(place_key, images)
-        if augment.flip and not on_host:
+            images = random_shift(crop_key, images, augment.shift)
+        elif not spec.encoded:
+            images = random_resized_crop(crop_key, images)
+        if augment.flip and not spec.encoded:
             images = random_flip(flip_key, images)
-        return random_cutout(cutout_key, images, augment.cutout, gray)
+        return random_cutout(cutout_key, images, augment.cutout, mean_color)
 
-    return vary
+    return apply
 
 
-def mixing(
+def make_mixing(
     augment: AugmentConfig, num_classes: int
 ) -> Callable[[jax.Array, jax.Array, jax.Array], tuple[jax.Array, jax.Array]] | None:
-    """Mixup, cutmix, one of the two for each batch at even odds, or None."""
-    ways = [
+    """Returns mixup, cutmix, a random choice of the two for each batch, or None."""
+    functions = [
         functools.partial(function, alpha=alpha)
         for function, alpha in ((mixup, augment.mixup), (cutmix, augment.cutmix))
         if alpha
     ]
-    if not ways:
+    if not functions:
         return None
 
     def mix(key: jax.Array, images: jax.Array, labels: jax.Array) -> tuple[jax.Array, jax.Array]:
-        way_key, mix_key = jax.random.split(key)
-        mixed = [way(mix_key, images, jax.nn.one_hot(labels, num_classes)) for way in ways]
-        # Chosen of what all give, not by a branch: what devices exchange within a branch can lock them on CPUs.
-        chosen = jax.random.randint(way_key, (), 0, len(ways))
-        images, labels = (jax.lax.select_n(chosen, *parts) for parts in zip(*mixed, strict=True))
+        choice_key, mix_key = jax.random.split(key)
+        one_hot = jax.nn.one_hot(labels, num_classes)
+        mixed = [function(mix_key, images, one_hot) for function in functions]
+        # `select_n` instead of `cond`: collectives inside a branch can deadlock on CPU devices.
+        choice = jax.random.randint(choice_key, (), 0, len(functions))
+        images, labels = (jax.lax.select_n(choice, *candidates) for candidates in zip(*mixed, strict=True))
         return images, labels
 
     return mix
 
 
-def model_operations(model: ResNet, image_shape: tuple[int, ...]) -> float | None:
-    """Floating-point operations of the network for one training image, None where XLA does not count them.
+def training_flops(model: ResNet, image_shape: tuple[int, ...]) -> float | None:
+    """Returns the floating-point operations of the network per training image, or None if XLA does not report them.
 
-    Three times those of the forward pass, as is custom: whatever is computed again or beside the network (drop layers,
-    optimizer, augmentation) does not count.
+    By convention this is three times the forward pass; rematerialization, drop layers, the optimizer and augmentation
+    do not count.
     """
     bare = model.clone(drop={}, axis_name=None)
     images = jax.ShapeDtypeStruct((1, *image_shape), jnp.float32)

@@ -1,11 +1,11 @@
-"""Checkpointer of a run, by Orbax: written while training goes on, whole or not at all, and checked when read.
+"""Checkpoints of a run: written asynchronously and atomically by Orbax, and verified when restored.
 
-A checkpoint holds the whole `TrainState` and a JSON text: what the run says about itself (where its data stands, its
-configuration) and a checksum of each array. A flipped byte, which Orbax restores without a word, is found by these.
+A checkpoint holds the whole `TrainState` and a JSON document with the run's metadata (configuration, data position) and
+a checksum of each array. Orbax restores flipped bytes without an error; the checksums detect them.
 """
 
 import contextlib
-import functools
+import gc
 import json
 import logging
 import pathlib
@@ -18,36 +18,48 @@ from typing import Any, NamedTuple
 
 import jax
 import jax.numpy as jnp
-from jax.experimental import multihost_utils
 from jaxtyping import Array, PyTree, UInt32
 
 from dropcluster_jax._optional import optional_import
+from dropcluster_jax.runs import distributed
 from dropcluster_jax.training.steps import TrainState
 
-FORMAT = 1  # raised whenever what a checkpoint holds changes
-_DAMAGED = "damaged"
-_MOST = 1024  # checkpoints that processes tell one another of
+FORMAT = 2  # incremented whenever the contents of checkpoints change
+_QUARANTINE = "damaged"
+
+# What Orbax, TensorStore and JSON raise for damaged or unwritable files.
+_ORBAX_ERRORS = (
+    ArithmeticError,
+    AssertionError,
+    AttributeError,
+    EOFError,
+    LookupError,
+    OSError,
+    RuntimeError,
+    TypeError,
+    ValueError,
+)
 
 
 class Restored(NamedTuple):
-    """What a checkpoint held.
+    """A restored checkpoint.
 
     Attributes:
-        state: the state, on the devices that were asked for.
-        about: what the run said about itself.
+        state: The training state, on the requested devices.
+        metadata: What the run saved with it.
     """
 
     state: TrainState
-    about: dict[str, Any]
+    metadata: dict[str, Any]
 
 
 class CorruptCheckpointError(Exception):
-    """There are checkpoints, and none can be trusted.
+    """Checkpoints exist, but none is intact.
 
     Example:
         >>> import tempfile
         >>> folder = pathlib.Path(tempfile.mkdtemp())
-        >>> (folder / "3").mkdir()  # all that is left of a checkpoint
+        >>> (folder / "3").mkdir()  # an empty checkpoint
         >>> state = TrainState({}, {}, {}, (), jax.random.key(0), jnp.array(0))
         >>> try:
         ...     Checkpointer(folder).restore(state)
@@ -58,180 +70,175 @@ class CorruptCheckpointError(Exception):
 
 
 class CheckpointVersionError(ValueError):
-    """A checkpoint is of a format that this version does not read."""
+    """A checkpoint has a format that this version does not read."""
 
 
 class Checkpointer:
-    """The checkpoints of one run.
+    """Saves and restores the checkpoints of a run.
 
-    Of several processes all call each method, at the same step; the folder is one that all can write to.
+    With multiple processes, all call each method at the same step, and all can write to the folder.
 
     Args:
-        folder: where they lie, one folder for each step; made when the first is written.
-        keep: how many of the newest are kept; beside them the one with the best accuracy is.
-        say: called with a message when a checkpoint is damaged, or cannot be written.
+        folder: Folder of the checkpoints, with a subfolder for each step. Created by the first save.
+        keep: Number of latest checkpoints to keep, in addition to the one with the best accuracy.
+        notify: Called with a message if a checkpoint is damaged or cannot be written.
 
     Raises:
-        ImportError: Orbax is not installed.
-        ValueError: `keep` is less than 1.
+        ImportError: If Orbax is not installed.
+        ValueError: If `keep` is less than 1.
 
     Example:
         >>> import tempfile
-        >>> params = {"kernel": jnp.arange(3.0)}  # in earnest: of `make_steps(...).init`
+        >>> params = {"kernel": jnp.arange(3.0)}
         >>> state = TrainState(params, {}, {}, (), jax.random.key(0), jnp.array(7))
-        >>> checkpoints = Checkpointer(pathlib.Path(tempfile.mkdtemp(), "checkpoints"))
-        >>> checkpoints.save(state, {"note": "a good one"}, accuracy=0.9)
-        >>> checkpoints.wait()
+        >>> checkpointer = Checkpointer(pathlib.Path(tempfile.mkdtemp(), "checkpoints"))
+        >>> checkpointer.save(state, {"note": "first"}, accuracy=0.9)
+        >>> checkpointer.wait()
         [7]
-        >>> restored = checkpoints.restore(jax.eval_shape(lambda: state))
-        >>> restored.about["note"], int(restored.state.step), restored.state.params["kernel"].tolist()
-        ('a good one', 7, [0.0, 1.0, 2.0])
+        >>> restored = checkpointer.restore(jax.eval_shape(lambda: state))
+        >>> restored.metadata["note"], int(restored.state.step), restored.state.params["kernel"].tolist()
+        ('first', 7, [0.0, 1.0, 2.0])
     """
 
-    def __init__(self, folder: pathlib.Path, keep: int = 2, say: Callable[[str], None] = print) -> None:
+    def __init__(self, folder: pathlib.Path, keep: int = 2, notify: Callable[[str], None] = print) -> None:
         with optional_import("Orbax"):
             import orbax.checkpoint
         if keep < 1:
             raise ValueError(f"keep must be at least 1, got {keep}")
         self._orbax = orbax.checkpoint
-        self.folder, self._keep, self._say = folder.absolute(), keep, say
+        self.folder, self._keep, self._notify = folder.absolute(), keep, notify
         self._manager: Any = None
-        self._writing: int | None = None
+        self._saving: int | None = None
 
     def steps(self) -> list[int]:
-        """The steps of all checkpoints, sound or not.
-
-        Returns:
-            In ascending order; none where there is no folder.
-        """
+        """Returns the steps of all checkpoints, intact or not, in ascending order."""
         if not self.folder.is_dir():
             return []
         return sorted(int(path.name) for path in self.folder.iterdir() if path.name.isdecimal())
 
-    def save(self, state: TrainState, about: dict[str, Any], accuracy: float | None = None) -> None:
-        """Write a checkpoint; returns as soon as the arrays were copied.
+    def save(self, state: TrainState, metadata: dict[str, Any], accuracy: float | None = None) -> None:
+        """Starts to write a checkpoint; returns when the arrays have been copied.
 
-        What goes wrong, now or with the one before, is said and does not end the run.
+        If this or the previous checkpoint cannot be written, `notify` is called and training can continue.
 
         Args:
-            state: what is saved, under its step.
-            about: what JSON takes.
-            accuracy: by which the best is kept, in [0, 1]; None where it is not known.
+            state: The state to save under its step.
+            metadata: A JSON-serializable dict.
+            accuracy: The accuracy, in [0, 1], by which the best checkpoint is kept; None if unknown.
         """
         self.wait()
         step = int(state.step)
-        if step in _of_first(self.steps()):
+        if step in distributed.broadcast(self.steps()):
             return
-        tree = _as_tree(state)
+        tree = _to_tree(state)
         args = self._orbax.args.Composite(
             state=self._orbax.args.StandardSave(tree),
-            about=self._orbax.args.JsonSave(_sealed({"format": FORMAT, **about, "checksums": _checksums(tree)})),
+            run_metadata=self._orbax.args.JsonSave(
+                _seal({"format": FORMAT, **metadata, "checksums": _checksums(tree)})
+            ),
         )
         metrics = None if accuracy is None else {"accuracy": accuracy}
-        self._writing = step
-        try:
-            with _quiet():
-                self._open().save(step, args=args, metrics=metrics)
-        except Exception as error:
-            self._failed(error)
+        self._saving = step
+        self._attempt(lambda: self._open_manager().save(step, args=args, metrics=metrics))
 
     def wait(self) -> list[int]:
-        """Wait until what is being written is written.
+        """Waits until the checkpoint that is being written is complete.
 
         Returns:
-            The steps that there are then, as of `steps`.
+            The steps of all checkpoints.
         """
-        if self._manager is not None and self._writing is not None:
-            try:
-                self._manager.wait_until_finished()
-            except Exception as error:
-                self._failed(error)
-        self._writing = None
+        if self._manager is not None and self._saving is not None:
+            self._attempt(self._manager.wait_until_finished)
+        self._saving = None
         return self.steps()
 
     def close(self) -> None:
-        """Wait, and let go of what writes."""
+        """Waits for the last checkpoint and releases resources."""
         self.wait()
         if self._manager is not None:
             self._manager.close()
             self._manager = None
 
     def restore(self, target: TrainState, *, best: bool = False, quarantine: bool = True) -> Restored | None:
-        """The newest sound checkpoint, or the sound one with the best accuracy.
+        """Restores the latest intact checkpoint, or the intact one with the best accuracy.
 
-        Damaged ones that were met are named.
+        Calls `notify` for each damaged checkpoint that was skipped.
 
         Args:
-            target: the shapes, types and, where they are not one device's, shardings of the arrays.
-            best: whether the accuracy counts, not the step.
-            quarantine: whether damaged ones are moved into the folder `damaged` beside the checkpoints, so that
-                training can write them again. Not for who only reads: a run may be writing there.
+            target: The shapes, types and (except on a single device) shardings of the arrays.
+            best: Whether to restore the checkpoint with the best accuracy.
+            quarantine: Whether to move damaged checkpoints to the folder `damaged` next to the checkpoints, so that
+                training can save these steps again. Readers pass False: the run may be saving at the same time.
 
         Returns:
-            What it held, its arrays of the shapes, types and places of `target`; None if there is no checkpoint at all.
+            The restored checkpoint; None if there is no checkpoint.
 
         Raises:
-            CorruptCheckpointError: there are checkpoints, all damaged; they stay where they are.
-            CheckpointVersionError: a checkpoint of another format; a ValueError.
+            CorruptCheckpointError: If there are checkpoints but none is intact; they are left unchanged.
+            CheckpointVersionError: If a checkpoint has another format.
         """
-        order = sorted(self.steps(), reverse=True)
+        steps = sorted(self.steps(), reverse=True)
         if best:
-            order.sort(key=lambda step: self._accuracy(step), reverse=True)  # stable: the newest of equals
-        order = _of_first(order)
-        damaged: list[tuple[int, str]] = []
-        for step in order:
+            steps.sort(key=self._accuracy, reverse=True)  # stable: the latest of equals comes first
+        damaged: dict[int, str] = {}
+        for step in distributed.broadcast(steps):
             restored, reason = self._read(step, target)
             if restored is not None:
-                for bad, why in damaged:
-                    moved = ""
-                    if quarantine:
-                        moved = f" and was moved to {self._move_away(self.folder / str(bad), str(bad))}"
-                    self._say(f"the checkpoint of step {bad} is damaged ({why}){moved}; that of step {step} is used")
+                for damaged_step, damage in damaged.items():
+                    self._report_damage(damaged_step, damage, quarantine, used=step)
                 return restored
-            damaged.append((step, reason))
+            damaged[step] = reason
         if not damaged:
             return None
-        described = "; ".join(f"step {step}: {reason}" for step, reason in damaged)
-        raise CorruptCheckpointError(f"{self.folder} holds no sound checkpoint ({described}); nothing was removed")
+        reasons = "; ".join(f"step {step}: {reason}" for step, reason in damaged.items())
+        raise CorruptCheckpointError(f"{self.folder} has no intact checkpoint ({reasons}); nothing was removed")
 
     def _read(self, step: int, target: TrainState) -> tuple[Restored | None, str]:
-        """What a checkpoint holds, or None and why it cannot be trusted; the same in all processes."""
-        orbax, reason, about, tree = self._orbax, "", {}, None
-        try:
-            with _quiet(), orbax.Checkpointer(orbax.CompositeCheckpointHandler()) as reader:
-                sealed = reader.restore(self.folder / str(step), orbax.args.Composite(about=orbax.args.JsonRestore()))
-                about = _unsealed(sealed["about"])
-                if about["format"] != FORMAT:
-                    raise CheckpointVersionError(
-                        f"{self.folder / str(step)} has format {about['format']}, this version reads {FORMAT}"
-                    )
-                item = orbax.args.StandardRestore(_as_tree(target))
-                tree = reader.restore(self.folder / str(step), orbax.args.Composite(state=item))["state"]
-        except CheckpointVersionError:
-            raise
-        except Exception as error:  # whatever a damaged file makes of a reader
-            _ignore_closed_loops()
-            reason = _first_line(error)
-        if not _all_agree(tree is not None) or tree is None:
+        """Returns a verified checkpoint, or None and the reason; the same in all processes."""
+        orbax, reason, metadata, tree = self._orbax, "", {}, None
+        path = self.folder / str(step)
+        with _silence_orbax():
+            try:
+                with orbax.Checkpointer(orbax.CompositeCheckpointHandler()) as reader:
+                    sealed = reader.restore(path, orbax.args.Composite(run_metadata=orbax.args.JsonRestore()))
+                    metadata = _unseal(sealed["run_metadata"])
+                    if metadata["format"] != FORMAT:
+                        raise CheckpointVersionError(
+                            f"{path} has format {metadata['format']}, this version reads format {FORMAT}"
+                        )
+                    item = orbax.args.StandardRestore(_to_tree(target))
+                    tree = reader.restore(path, orbax.args.Composite(state=item))["state"]
+            except CheckpointVersionError:
+                raise
+            except _ORBAX_ERRORS as error:
+                reason = _first_line(error)
+            if reason:
+                gc.collect()
+        if not distributed.all_agree(tree is not None) or tree is None:
             return None, reason or "another process cannot read it"
-        found, expected = _checksums(tree), about["checksums"]
-        altered = [name for name, checksum in found.items() if expected.get(name) != checksum]
-        if altered or set(found) != set(expected):
-            return None, f"the checksum of {', '.join(altered[:3]) or 'what is missing'} is another"
-        return Restored(_from_tree(tree, target), {k: v for k, v in about.items() if k != "checksums"}), ""
+        actual, expected = _checksums(tree), metadata.pop("checksums")
+        mismatches = [name for name, checksum in actual.items() if expected.get(name) != checksum]
+        if mismatches or set(actual) != set(expected):
+            return None, f"checksum mismatch in {', '.join(mismatches[:3]) or 'missing arrays'}"
+        return Restored(_from_tree(tree, target), metadata), ""
+
+    def _report_damage(self, step: int, reason: str, quarantine: bool, used: int) -> None:
+        moved = ""
+        if quarantine:
+            moved = f" and was moved to {self._move_away(self.folder / str(step), str(step))}"
+        self._notify(f"the checkpoint of step {step} is damaged ({reason}){moved}; using the one of step {used}")
 
     def _move_away(self, path: pathlib.Path, name: str) -> pathlib.Path:
-        aside = self.folder.parent / _DAMAGED
+        folder = self.folder.parent / _QUARANTINE
         if jax.process_index() == 0:
-            aside.mkdir(exist_ok=True)
+            folder.mkdir(exist_ok=True)
             names = [name, *(f"{name}-{i}" for i in range(2, 1000))]
-            path.rename(next(aside / each for each in names if not (aside / each).exists()))
-        if jax.process_count() > 1:
-            multihost_utils.sync_global_devices("what is damaged was moved away")
-        return aside
+            path.rename(next(folder / free for free in names if not (folder / free).exists()))
+        distributed.barrier("damaged checkpoint was moved")
+        return folder
 
     def _accuracy(self, step: int) -> float:
-        """By what Orbax wrote beside a checkpoint; the least where it cannot be read."""
+        """Returns the accuracy that Orbax wrote with a checkpoint; -inf if it cannot be read."""
         try:
             return float(json.loads((self._metrics(step) / "metrics").read_text())["accuracy"])
         except (OSError, ValueError, KeyError, TypeError):
@@ -240,76 +247,86 @@ class Checkpointer:
     def _metrics(self, step: int) -> pathlib.Path:
         return self.folder / str(step) / "metrics"
 
-    def _open(self) -> Any:
+    def _open_manager(self) -> Any:
         if self._manager is None:
             orbax, policies = self._orbax, self._orbax.checkpoint_managers
-            best = policies.BestN(n=1, get_metric_fn=_accuracy, keep_checkpoints_without_metrics=False)
+            best = policies.BestN(n=1, get_metric_fn=_get_accuracy, keep_checkpoints_without_metrics=False)
             options = orbax.CheckpointManagerOptions(
-                best_fn=_accuracy,  # metrics are written only if it is given; what is kept, the policies say
+                best_fn=_get_accuracy,  # required for metrics to be written; the policies decide what is kept
                 preservation_policy=policies.AnyPreservationPolicy([policies.LatestN(self._keep), best]),
             )
-            if jax.process_index() == 0:  # of what was being written when a process was killed, or failed and still is
+            if jax.process_index() == 0:  # leftovers of a killed process or of a failed save
                 for unfinished in self.folder.glob("*.orbax-checkpoint-tmp"):
                     shutil.rmtree(unfinished, ignore_errors=True)
             unreadable = [
                 step for step in self.steps() if self._metrics(step).exists() and self._accuracy(step) == float("-inf")
             ]
-            for step in _of_first(unreadable):  # which the manager reads, and cannot do without
+            for step in distributed.broadcast(unreadable):  # the manager would fail to read these
                 self._move_away(self._metrics(step), f"{step}-metrics")
             self._manager = orbax.CheckpointManager(self.folder, options=options)
         return self._manager
 
-    def _failed(self, error: Exception) -> None:
-        """Say it, and begin anew: a manager that has failed once counts what it did not write."""
-        _ignore_closed_loops()
-        step, self._writing, manager, self._manager = self._writing, None, self._manager, None
-        if manager is not None:
-            with _quiet():
-                try:
+    def _attempt(self, write: Callable[[], Any]) -> None:
+        """Calls `write`; on failure notifies, and discards the manager, which would list what it did not write."""
+        reason = ""
+        with _silence_orbax():
+            try:
+                write()
+            except _ORBAX_ERRORS as error:
+                reason = _first_line(error)
+            if not reason:
+                return
+            step, self._saving, manager, self._manager = self._saving, None, self._manager, None
+            if manager is not None:
+                with contextlib.suppress(*_ORBAX_ERRORS):  # the same failure again
                     manager.close()
-                except Exception:  # the same failure again
-                    logging.getLogger(__name__).debug("closing after a failed checkpoint", exc_info=True)
-        there = self.steps()
-        rest = f"the last good one is of step {there[-1]}" if there else "there is none yet"
-        self._say(f"the checkpoint of step {step} cannot be written: {_first_line(error)}; {rest}; training goes on")
+            del manager
+            gc.collect()
+        steps = self.steps()
+        last = f"the last intact one is of step {steps[-1]}" if steps else "there is none yet"
+        self._notify(f"the checkpoint of step {step} could not be written: {reason}; {last}; training continues")
 
 
-def _accuracy(metrics: PyTree) -> float:
+def _get_accuracy(metrics: PyTree) -> float:
     return metrics["accuracy"]
 
 
 @contextlib.contextmanager
-def _quiet() -> Iterator[None]:
-    """What Orbax logs of a failure, with tracebacks, is told in a sentence elsewhere."""
-    logger = logging.getLogger("absl")
-    level = logger.level
-    logger.setLevel(logging.CRITICAL)
+def _silence_orbax() -> Iterator[None]:
+    """Suppresses the tracebacks that Orbax logs on failure; callers report failures in one line.
+
+    After a failure Orbax leaves unfinished coroutines, which Python reports as "Exception ignored in: <coroutine ...>,
+    RuntimeError: Event loop is closed" when they are collected. Callers therefore call `gc.collect()` inside of this
+    context after a failure.
+    """
+    loggers = [logging.getLogger(name) for name in ("absl", "asyncio")]
+    levels = [logger.level for logger in loggers]
+    hook = sys.unraisablehook
+
+    def ignore_closed_event_loops(unraisable: Any) -> None:
+        error = unraisable.exc_value
+        if not (isinstance(error, RuntimeError) and "Event loop is closed" in str(error)):
+            hook(unraisable)
+
+    for logger in loggers:
+        logger.setLevel(logging.CRITICAL)
+    sys.unraisablehook = ignore_closed_event_loops
     try:
         with warnings.catch_warnings(action="ignore"):
             yield
     finally:
-        logger.setLevel(level)
+        sys.unraisablehook = hook
+        for logger, level in zip(loggers, levels, strict=True):
+            logger.setLevel(level)
 
 
-@functools.cache
-def _ignore_closed_loops() -> None:
-    """What Orbax leaves of a failure is collected later, each with a traceback that says nothing."""
-    show = sys.unraisablehook
-
-    def hook(left: Any) -> None:
-        if not (isinstance(left.exc_value, RuntimeError) and "Event loop is closed" in str(left.exc_value)):
-            show(left)
-
-    sys.unraisablehook = hook
-
-
-def _as_tree(state: TrainState) -> dict[str, PyTree]:
-    """Plain dicts of arrays: of the key its words, and nothing that is empty."""
+def _to_tree(state: TrainState) -> dict[str, PyTree]:
+    """Returns the non-empty fields as plain dicts of arrays, with the key as its uint32 data."""
     fields = state._asdict()
     if jnp.issubdtype(state.key.dtype, jax.dtypes.prng_key):
         if isinstance(state.key, jax.ShapeDtypeStruct):
-            words = jax.eval_shape(jax.random.key_data, state.key)
-            fields["key"] = jax.ShapeDtypeStruct(words.shape, words.dtype, sharding=state.key.sharding)
+            data = jax.eval_shape(jax.random.key_data, state.key)
+            fields["key"] = jax.ShapeDtypeStruct(data.shape, data.dtype, sharding=state.key.sharding)
         else:
             fields["key"] = jax.random.key_data(state.key)
     return {name: value for name, value in fields.items() if jax.tree.leaves(value)}
@@ -323,54 +340,39 @@ def _from_tree(tree: dict[str, PyTree], target: TrainState) -> TrainState:
 
 
 def _checksums(tree: PyTree) -> dict[str, int]:
-    """A number for each array, by its path; the same on any devices."""
-    named = {jax.tree_util.keystr(path): leaf for path, leaf in jax.tree_util.tree_leaves_with_path(tree)}
-    return {name: int(value) for name, value in jax.device_get(_checksum_all(named)).items()}
+    """Returns a checksum for each array, by path; independent of the devices."""
+    arrays = {jax.tree_util.keystr(path): leaf for path, leaf in jax.tree_util.tree_leaves_with_path(tree)}
+    return {name: int(value) for name, value in jax.device_get(_checksum_arrays(arrays)).items()}
 
 
 @jax.jit
-def _checksum_all(named: dict[str, Array]) -> dict[str, UInt32[Array, ""]]:
-    return {name: _checksum(leaf) for name, leaf in named.items()}
+def _checksum_arrays(arrays: dict[str, Array]) -> dict[str, UInt32[Array, ""]]:
+    return {name: _checksum(array) for name, array in arrays.items()}
 
 
-def _checksum(leaf: Array) -> UInt32[Array, ""]:
-    """The sum, modulo 2^32, of each word mixed with its place: integers, so no order of summing matters."""
-    if leaf.dtype == jnp.bool_:
-        leaf = leaf.astype(jnp.uint8)
-    width = leaf.dtype.itemsize
-    unsigned = {1: jnp.uint8, 2: jnp.uint16}.get(width, jnp.uint32)
-    words = jax.lax.bitcast_convert_type(leaf, unsigned).astype(jnp.uint32)
-    place = jnp.zeros(words.shape, jnp.uint32)
+def _checksum(array: Array) -> UInt32[Array, ""]:
+    """Sums, modulo 2^32, each word mixed with its index; integer sums do not depend on the order of summation."""
+    if array.dtype == jnp.bool_:
+        array = array.astype(jnp.uint8)
+    unsigned = {1: jnp.uint8, 2: jnp.uint16}.get(array.dtype.itemsize, jnp.uint32)
+    words = jax.lax.bitcast_convert_type(array, unsigned).astype(jnp.uint32)
+    index = jnp.zeros(words.shape, jnp.uint32)
     for axis, length in enumerate(words.shape):
-        place = place * jnp.uint32(length) + jax.lax.broadcasted_iota(jnp.uint32, words.shape, axis)
-    mixed = (words ^ (place * jnp.uint32(0x9E3779B9))) * jnp.uint32(0x85EBCA6B)
+        index = index * jnp.uint32(length) + jax.lax.broadcasted_iota(jnp.uint32, words.shape, axis)
+    mixed = (words ^ (index * jnp.uint32(0x9E3779B9))) * jnp.uint32(0x85EBCA6B)
     mixed = (mixed ^ (mixed >> 15)) * jnp.uint32(0xC2B2AE35)
     return jnp.sum(mixed ^ (mixed >> 13), dtype=jnp.uint32)
 
 
-def _sealed(about: dict[str, Any]) -> dict[str, Any]:
-    text = json.dumps(about, sort_keys=True)
+def _seal(metadata: dict[str, Any]) -> dict[str, Any]:
+    text = json.dumps(metadata, sort_keys=True)
     return {"text": text, "crc32": zlib.crc32(text.encode())}
 
 
-def _unsealed(sealed: dict[str, Any]) -> dict[str, Any]:
+def _unseal(sealed: dict[str, Any]) -> dict[str, Any]:
     if zlib.crc32(sealed["text"].encode()) != sealed["crc32"]:
-        raise OSError("the checksum of its description is another")
+        raise OSError("checksum mismatch in the metadata")
     return json.loads(sealed["text"])
-
-
-def _all_agree(mine: bool) -> bool:
-    if jax.process_count() == 1:
-        return mine
-    return bool(multihost_utils.process_allgather(jnp.array(mine)).all())
-
-
-def _of_first(steps: list[int]) -> list[int]:
-    """What the first process sees in the folder, in all: of a shared one not all see the same at the same time."""
-    if jax.process_count() == 1:
-        return steps
-    told = jnp.array((steps + [-1] * _MOST)[:_MOST], jnp.int32)
-    return [int(step) for step in multihost_utils.broadcast_one_to_all(told) if step >= 0]
 
 
 def _first_line(error: Exception) -> str:

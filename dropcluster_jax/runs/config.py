@@ -1,4 +1,4 @@
-"""The configuration of a run, as `dropcluster train` takes it, and the presets. Plain frozen dataclasses."""
+"""The configuration of a run: frozen dataclasses whose field docstrings are the command's help."""
 
 import dataclasses
 import json
@@ -7,221 +7,212 @@ import pathlib
 from collections.abc import Mapping
 from typing import Any, Literal, Self
 
-from dropcluster_jax.data.loaders import LoaderName
+from dropcluster_jax.data.config import DataConfig
 from dropcluster_jax.models import ModelName
 from dropcluster_jax.training.data_parallel import Strategy
 
 Method = Literal["none", "dropout", "spatial", "block", "cluster"]
-Clustering = Literal["kmeans", "rena", "grid"]
-
-
-@dataclasses.dataclass(frozen=True)
-class DataConfig:
-    """What is learned from."""
-
-    name: str = "digits"
-    """"digits", which is embedded; a data set of images that TFDS has prepared; folder:PATH; or npz:PATH."""
-    dir: pathlib.Path | None = None
-    """Where TFDS has prepared it; else the environment variable TFDS_DATA_DIR, else TFDS's own place."""
-    download: bool = False
-    """Let TFDS download and prepare what is not there; without this nothing is."""
-    train_split: str | None = None
-    """The split to train on, or a part of it: "train[:45000]"."""
-    test_split: str | None = None
-    """The split to test on, or a part of it."""
-    test_fraction: float | None = None
-    """The share to test on, of a folder or archive that comes undivided; else 0.2."""
-    fraction: float | None = None
-    """Train on this share of each class only."""
-    examples_per_class: int | None = None
-    """Train on so many images of each class only."""
-    seed: int = 0
-    """Chooses them; the smaller share lies inside the larger."""
-    image_size: int | None = None
-    """The side in pixels to which encoded images are cropped each time they are read; else they are decoded once."""
-    skip_corrupt: bool = False
-    """Leave out and count images that are damaged or of another kind, instead of stopping."""
-    loader: LoaderName = "auto"
-    """How images get to the device: all at once, streamed, or whichever fits."""
-    workers: int = 0
-    """Processes that read for the stream; else threads do."""
+ClustererName = Literal["kmeans", "rena", "grid"]
 
 
 @dataclasses.dataclass(frozen=True)
 class AugmentConfig:
-    """How training images are varied."""
+    """Augmentation of training images."""
 
     shift: int = 1
-    """Each is moved at random by up to so many pixels."""
+    """Shift each image at random by up to this number of pixels."""
     flip: bool = False
-    """Half of them are mirrored left to right; never with digits."""
+    """Mirror half of the images left to right. Not available for digits."""
     resized_crop: bool = False
-    """A random part of each, of 8 % of the area or more, is taken and resized, instead of a shift."""
+    """Crop a random region of at least 8 % of the area and resize it, instead of shifting."""
     cutout: int = 0
-    """A square of this side in pixels is filled with the mean color."""
+    """Fill a random square of this side in pixels with the mean color."""
     mixup: float = 0.0
-    """Pairs are mixed by shares from Beta(mixup, mixup); 0 is never."""
+    """Mix pairs of images with weights from Beta(mixup, mixup). 0 disables it."""
     cutmix: float = 0.0
-    """Boxes are put from one image into another, by shares from Beta(cutmix, cutmix); with mixup one of the two."""
+    """Paste boxes between images, with areas from Beta(cutmix, cutmix). With mixup, each batch uses one of the two."""
 
 
 @dataclasses.dataclass(frozen=True)
 class DropConfig:
-    """What is dropped."""
+    """The drop layers."""
 
     method: Method = "cluster"
-    """Nothing, units, channels, blocks of positions, or clusters that are learned."""
+    """What to drop: nothing, units, channels, blocks of positions, or learned clusters."""
     rate: float = 0.1
-    """The share that is dropped, once the ramp is over."""
+    """Fraction of units to drop after the ramp."""
     places: tuple[str, ...] = ("stage1", "stage2")
-    """Where: stem, stage1, stage2, ..."""
-    clusterer: Clustering = "kmeans"
-    """How clusters are learned: k-means; ReNA, which makes connected ones; or a grid, which stays as it is."""
+    """Where the drop layers are: stem, stage1, stage2, ..."""
+    clusterer: ClustererName = "kmeans"
+    """How clusters are learned: kmeans, rena (connected clusters), or grid (fixed tiles)."""
     cluster_size: float = 4.0
-    """The mean number of positions in a cluster."""
+    """Mean number of positions per cluster."""
     min_explained: float = 0.0
-    """A layer (a channel, with per_channel) whose clusters explain less of the variance is left alone."""
+    """Leave out layers (channels, with per_channel) whose clusters explain less of the variance."""
     block_size: int = 3
-    """The side of a block, for the method block."""
+    """Side of a block, for the method block."""
     per_channel: bool = False
-    """Whether each channel has clusters, or blocks, of its own."""
+    """Give each channel its own clusters or blocks."""
     ramp_start: float = 0.1
-    """The share of the training after which the rate rises from 0, and clusters are updated."""
+    """Fraction of the training after which the rate rises from 0 and clusters are updated."""
     ramp_end: float = 0.5
-    """The share of the training after which the rate is full."""
+    """Fraction of the training after which the rate is constant."""
     update_every: int = 20
-    """Clusters are updated every so many steps."""
+    """Steps between updates of the clusters."""
     probe_size: int = 512
-    """The number of training images that clusters are learned from."""
+    """Number of training images that each update learns from."""
 
 
 @dataclasses.dataclass(frozen=True)
 class CheckpointConfig:
-    """What is kept, so that a run that was stopped or killed goes on."""
+    """Checkpoints, from which a stopped run resumes."""
 
     every: int = 0
-    """Steps from one checkpoint to the next, beside those after each epoch and at the end; 0 is none beside."""
+    """Steps between checkpoints, in addition to those after each evaluation. 0 disables these."""
     keep: int = 2
-    """So many of the newest are kept, and the one with the best test accuracy."""
+    """Number of latest checkpoints to keep, in addition to the one with the best test accuracy."""
 
 
 @dataclasses.dataclass(frozen=True)
 class TrainConfig:
-    """A run: what is trained, on what, how, and where its results go."""
+    """A training run.
+
+    Raises:
+        ValueError: If a value is out of range, or values contradict each other.
+
+    Example:
+        >>> TrainConfig(model="resnet8", steps=100, drop=DropConfig(rate=0.2)).drop.rate
+        0.2
+    """
 
     model: ModelName = "resnet20"
-    """The network."""
+    """Network architecture."""
     epochs: float = 30.0
     """Passes over the training images."""
     steps: int | None = None
-    """Optimizer steps; if given, epochs do not count."""
+    """Optimizer steps. Overrides epochs."""
     batch_size: int = 64
-    """Images in a step."""
+    """Images per step, over all devices."""
     learning_rate: float = 0.1
-    """The largest; it warms up and falls along a cosine. Nesterov momentum is 0.9."""
+    """Peak learning rate of SGD with Nesterov momentum 0.9, linear warm-up and cosine decay."""
     base_batch_size: int | None = None
-    """If given, the learning rate is for so many images in a step, and is scaled by how many there are."""
+    """If given, the learning rate is scaled by batch_size / base_batch_size."""
     warmup_epochs: float | None = None
-    """Epochs in which the learning rate rises from 0; else the first twentieth of the training."""
+    """Epochs of learning rate warm-up. Default: the first 5 % of the training."""
     weight_decay: float = 5e-4
-    """On convolutions and matrices, not on biases and BatchNorm."""
+    """Weight decay on kernels; biases and BatchNorm parameters are not decayed."""
     label_smoothing: float = 0.0
-    """So much of each label is spread over all classes."""
+    """Fraction of each label that is spread evenly over all classes."""
     ema_decay: float = 0.0
-    """The decay of moving averages of the parameters, by which the network is evaluated; 0 is none."""
+    """Decay of the moving average of the parameters that is used for evaluation. 0 disables it."""
     dtype: Literal["float32", "bfloat16"] = "float32"
-    """The type of activations; parameters, statistics, loss and clustering are float32."""
+    """Type of activations. Parameters, statistics, loss and clustering are float32."""
     grad_accum_steps: int = 1
-    """A step goes over its images in so many parts, one after the other: less memory."""
+    """Split each batch into this number of micro-batches to save memory."""
     remat: bool = False
-    """Compute activations again in the backward pass instead of keeping them: less memory, more time."""
+    """Recompute activations in the backward pass to save memory."""
     max_nonfinite_steps: int = 0
-    """So many steps whose loss or gradients are not finite are skipped; one more ends the run."""
+    """Number of non-finite steps that are skipped before aborting."""
     strategy: Strategy = "jit"
-    """How the work is divided over all devices: by XLA, or with masks and BatchNorm of each device's own."""
+    """Data parallelism: jit (global BatchNorm statistics), shard_map or pmap (per-device masks and statistics)."""
     sync_batch_norm: bool = False
-    """Under shard_map and pmap, whether BatchNorm averages over all devices; under jit it does."""
+    """Average BatchNorm statistics over devices with shard_map and pmap; jit always does."""
     shard_optimizer: bool = False
-    """Each device holds a part of the optimizer's state only; under jit."""
+    """Shard the optimizer state over devices. Requires strategy jit."""
     seed: int = 0
-    """The same seed gives the same run."""
+    """Random seed; equal seeds give equal runs."""
+    evaluate_every_epochs: float = 1.0
+    """Epochs between evaluations. 0 evaluates only after the last step."""
     fake_data: bool = False
-    """Random images of the data set's shape in place of its own: for benchmarks."""
+    """Train on random images in the shape of the dataset, for benchmarks."""
     profile: bool = False
-    """Write what JAX's profiler sees of five steps into the run folder, under profile/."""
+    """Write a JAX profile of five steps to profile/ in the run folder."""
     tensorboard: bool = False
-    """Also write event files for TensorBoard into the run folder, under tensorboard/."""
+    """Write TensorBoard event files to tensorboard/ in the run folder."""
     out: pathlib.Path | None = None
-    """The run folder; else a new one under runs/."""
+    """Run folder. Default: a new folder under runs/."""
     drop: DropConfig = dataclasses.field(default_factory=DropConfig)
     data: DataConfig = dataclasses.field(default_factory=DataConfig)
     augment: AugmentConfig = dataclasses.field(default_factory=AugmentConfig)
     checkpoint: CheckpointConfig = dataclasses.field(default_factory=CheckpointConfig)
 
     def __post_init__(self) -> None:
-        _in_range("epochs", self.epochs, 0, math.inf, least_excluded=True)
+        _check_range("epochs", self.epochs, above=0)
         if self.steps is not None:
-            _in_range("steps", self.steps, 1, math.inf)
-        _in_range("batch_size", self.batch_size, 1, math.inf)
-        _in_range("learning_rate", self.learning_rate, 0, math.inf, least_excluded=True)
-        _in_range("weight_decay", self.weight_decay, 0, math.inf)
+            _check_range("steps", self.steps, least=1)
+        _check_range("batch_size", self.batch_size, least=1)
+        _check_range("learning_rate", self.learning_rate, above=0)
+        _check_range("weight_decay", self.weight_decay, least=0)
         if self.base_batch_size is not None:
-            _in_range("base_batch_size", self.base_batch_size, 1, math.inf)
+            _check_range("base_batch_size", self.base_batch_size, least=1)
         if self.warmup_epochs is not None:
-            _in_range("warmup_epochs", self.warmup_epochs, 0, math.inf)
-        for option in ("label_smoothing", "ema_decay"):
-            _in_range(option, getattr(self, option), 0, 1, most_excluded=True)
-        _in_range("grad_accum_steps", self.grad_accum_steps, 1, math.inf)
+            _check_range("warmup_epochs", self.warmup_epochs, least=0)
+        _check_range("label_smoothing", self.label_smoothing, least=0, below=1)
+        _check_range("ema_decay", self.ema_decay, least=0, below=1)
+        _check_range("grad_accum_steps", self.grad_accum_steps, least=1)
         if self.batch_size % self.grad_accum_steps:
             raise ValueError(f"grad_accum_steps must divide batch_size, {self.batch_size}, got {self.grad_accum_steps}")
-        _in_range("max_nonfinite_steps", self.max_nonfinite_steps, 0, math.inf)
+        _check_range("max_nonfinite_steps", self.max_nonfinite_steps, least=0)
         if self.sync_batch_norm and self.strategy == "jit":
-            raise ValueError("sync_batch_norm is for shard_map and pmap; under jit BatchNorm is over the whole batch")
+            raise ValueError("sync_batch_norm requires strategy shard_map or pmap; jit always uses global statistics")
         if self.shard_optimizer and self.strategy != "jit":
-            raise ValueError(f"shard_optimizer needs strategy jit, got {self.strategy}")
-        _in_range("checkpoint.every", self.checkpoint.every, 0, math.inf)
-        _in_range("checkpoint.keep", self.checkpoint.keep, 1, math.inf)
-        _in_range("seed", self.seed, 0, 2**32 - 1)
-        _in_range("drop.rate", self.drop.rate, 0, 1)
-        _in_range("drop.min_explained", self.drop.min_explained, 0, 1)
-        _in_range("drop.ramp_start", self.drop.ramp_start, 0, 1)
-        _in_range("drop.ramp_end", self.drop.ramp_end, self.drop.ramp_start, 1)
-        _in_range("drop.update_every", self.drop.update_every, 1, math.inf)
-        _in_range("drop.probe_size", self.drop.probe_size, 1, math.inf)
-        for option in ("shift", "cutout", "mixup", "cutmix"):
-            _in_range(f"augment.{option}", getattr(self.augment, option), 0, math.inf)
+            raise ValueError(f"shard_optimizer requires strategy jit, got {self.strategy}")
+        _check_range("evaluate_every_epochs", self.evaluate_every_epochs, least=0)
+        _check_range("checkpoint.every", self.checkpoint.every, least=0)
+        _check_range("checkpoint.keep", self.checkpoint.keep, least=1)
+        _check_range("seed", self.seed, least=0, most=2**32 - 1)
+        _check_range("drop.rate", self.drop.rate, least=0, most=1)
+        _check_range("drop.min_explained", self.drop.min_explained, least=0, most=1)
+        _check_range("drop.ramp_start", self.drop.ramp_start, least=0, most=1)
+        _check_range("drop.ramp_end", self.drop.ramp_end, least=self.drop.ramp_start, most=1)
+        _check_range("drop.update_every", self.drop.update_every, least=1)
+        _check_range("drop.probe_size", self.drop.probe_size, least=1)
+        for field in dataclasses.fields(self.augment):
+            _check_range(f"augment.{field.name}", getattr(self.augment, field.name), least=0)
         if self.data.name == "digits" and self.augment.flip:
-            raise ValueError("augment.flip must be False for digits, which mean something else mirrored, got True")
+            raise ValueError("augment.flip must be False for digits, whose mirror images are not digits, got True")
 
     def to_json(self) -> dict[str, Any]:
-        """As it is written to `config.json`: nested dicts, without `out`, which a run may move from."""
+        """Returns nested dicts of JSON types, as in `config.json`; without `out`, because run folders can move."""
         fields = dataclasses.asdict(self)
         del fields["out"]
         return json.loads(json.dumps(fields, default=str))
 
     @classmethod
     def from_json(cls, content: Mapping[str, Any]) -> Self:
-        """What `to_json` gave; options that an older version did not have are as they were then.
+        """Returns the configuration that `to_json` converted; options that are missing have their defaults.
+
+        Args:
+            content: The result of `to_json`.
 
         Raises:
-            ValueError: an option that this version does not have, or a value that cannot be.
+            ValueError: If an option is unknown or has an invalid value.
         """
         return _from_json(cls, content)
 
 
-# What changes how a run goes, not what it finds.
+#: Options that change how a run proceeds but not its results, by section.
 RUNTIME_FIELDS = {
     "data": ("dir", "download", "loader", "workers"),
     "checkpoint": ("every", "keep"),
-    "": ("shard_optimizer", "remat", "profile", "tensorboard", "max_nonfinite_steps"),
+    "": ("shard_optimizer", "remat", "evaluate_every_epochs", "profile", "tensorboard", "max_nonfinite_steps"),
 }
 
 
-def _from_json(kind: Any, content: Mapping[str, Any], within: str = "") -> Any:
+def without_runtime_fields(config: TrainConfig) -> dict[str, Any]:
+    """Returns `config.to_json()` without the options that do not change the results."""
+    content = config.to_json()
+    for section, names in RUNTIME_FIELDS.items():
+        for name in names:
+            del (content[section] if section else content)[name]
+    return content
+
+
+def _from_json(kind: Any, content: Mapping[str, Any], section: str = "") -> Any:
     fields = {field.name: field for field in dataclasses.fields(kind)}
     unknown = sorted(set(content) - set(fields))
     if unknown:
-        raise ValueError(f"the configuration has the unknown option {within}{unknown[0]}")
+        raise ValueError(f"the configuration has the unknown option {section}{unknown[0]}")
     values: dict[str, Any] = {}
     for name, value in content.items():
         factory = fields[name].default_factory
@@ -235,66 +226,23 @@ def _from_json(kind: Any, content: Mapping[str, Any], within: str = "") -> Any:
     return kind(**values)
 
 
-def _in_range(
-    name: str, value: float, least: float, most: float, least_excluded: bool = False, most_excluded: bool = False
+def _check_range(
+    name: str,
+    value: float,
+    *,
+    least: float | None = None,
+    above: float | None = None,
+    most: float | None = None,
+    below: float | None = None,
 ) -> None:
-    low = least < value if least_excluded else least <= value
-    high = value < most if most_excluded else value <= most
-    if not low or not high or math.isinf(value):
-        above = f"above {least}" if least_excluded else f"at least {least}"
-        upto = "" if math.isinf(most) else f" and {'below' if most_excluded else 'at most'} {most}"
-        raise ValueError(f"{name} must be {above}{upto}, got {value}")
-
-
-_CIFAR10 = TrainConfig(
-    epochs=100,
-    batch_size=128,
-    drop=DropConfig(places=("stage2", "stage3"), cluster_size=16.0, block_size=7, update_every=200),
-    data=DataConfig(name="cifar10"),
-    augment=AugmentConfig(shift=4, flip=True),
-)
-
-
-def _like_cifar10(name: str, **augment: Any) -> TrainConfig:
-    return dataclasses.replace(
-        _CIFAR10, data=DataConfig(name=name), augment=dataclasses.replace(_CIFAR10.augment, **augment)
-    )
-
-
-PRESETS: dict[str, tuple[str, TrainConfig]] = {
-    "digits": (
-        "ResNet-20 on handwritten digits, 1,797 real images of 8x8 pixels, from scikit-learn: a minute or two.",
-        TrainConfig(),
-    ),
-    "cifar10": ("ResNet-20 on CIFAR-10, as TFDS has prepared it.", _CIFAR10),
-    "cifar100": ("ResNet-20 on CIFAR-100, as TFDS has prepared it.", _like_cifar10("cifar100")),
-    "svhn_cropped": ("ResNet-20 on street view house numbers.", _like_cifar10("svhn_cropped", flip=False)),
-    "fashion_mnist": ("ResNet-20 on Fashion-MNIST.", _like_cifar10("fashion_mnist", shift=2)),
-    "imagenette": (
-        "ResNet-18 on ten classes of ImageNet, 224 pixels, streamed.",
-        TrainConfig(
-            model="resnet18",
-            epochs=100,
-            drop=DropConfig(places=("stage2", "stage3"), cluster_size=16.0, block_size=7, update_every=200),
-            data=DataConfig(name="imagenette", image_size=224),
-            augment=AugmentConfig(resized_crop=True, flip=True),
-        ),
-    ),
-    "imagenet": (
-        "ResNet-50 on ImageNet, 224 pixels, streamed, in bfloat16: for TPUs and GPUs.",
-        TrainConfig(
-            model="resnet50",
-            epochs=90,
-            batch_size=1024,
-            learning_rate=0.1,
-            base_batch_size=256,
-            warmup_epochs=5,
-            weight_decay=1e-4,
-            label_smoothing=0.1,
-            dtype="bfloat16",
-            drop=DropConfig(places=("stage3", "stage4"), cluster_size=16.0, block_size=7, ramp_end=0.9, update_every=500),
-            data=DataConfig(name="imagenet2012", image_size=224),
-            augment=AugmentConfig(resized_crop=True, flip=True),
-        ),
-    ),
-}
+    """Checks that a value is finite and within bounds; the comparisons are False for NaN."""
+    bounds = [
+        (f"at least {least}", least is None or value >= least),
+        (f"above {above}", above is None or value > above),
+        (f"at most {most}", most is None or value <= most),
+        (f"below {below}", below is None or value < below),
+    ]
+    if not all(holds for _, holds in bounds) or math.isinf(value):
+        given = (least, above, most, below)
+        allowed = " and ".join(text for (text, _), bound in zip(bounds, given, strict=True) if bound is not None)
+        raise ValueError(f"{name} must be {allowed}, got {value}")

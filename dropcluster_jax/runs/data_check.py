@@ -1,8 +1,4 @@
-"""A look at a data set before training: what it holds, what it looks like, and how fast it gets to the device.
-
-That is what `dropcluster data check` does. The folder holds `check.json` and, where Matplotlib is installed,
-`images.png` and `corruptions.png`.
-"""
+"""Inspection of a dataset before training: contents, sample images, and loading speed."""
 
 import contextlib
 import importlib.util
@@ -15,132 +11,146 @@ from typing import Any
 import jax
 import numpy as np
 
-from dropcluster_jax.data import CORRUPTIONS, EXTRA_CORRUPTIONS, Dataset, Loader, corrupt, normalize
-from dropcluster_jax.runs.build import augmentation
+from dropcluster_jax.data import CORRUPTIONS, EXTRA_CORRUPTIONS, Dataset, InMemoryLoader, Loader, corrupt, normalize
+from dropcluster_jax.data.config import open_data
+from dropcluster_jax.runs.build import make_augmentation
 from dropcluster_jax.runs.config import TrainConfig
-from dropcluster_jax.runs.trainer import open_data
+from dropcluster_jax.viz import corruption_figure, image_figure
 
-_SHEET = 48  # images to look at
-_SECONDS = 2.0  # how long the speed is measured
-_WARM_UP = 8  # batches before that: what was read ahead does not count
+_NUM_SAMPLES = 48
+_MEASURE_SECONDS = 2.0
+_WARM_UP_BATCHES = 8  # so that prefetched batches do not count
+_DPI = 110
 
 
-def check(config: TrainConfig, folder: pathlib.Path, say: Callable[[str], None] = lambda what: None) -> dict[str, Any]:
-    """Look at the data of a run.
+def check(
+    config: TrainConfig, folder: pathlib.Path, on_progress: Callable[[str], None] = lambda task: None
+) -> dict[str, Any]:
+    """Inspects the data of a run and writes `check.json`, `images.png` and `corruptions.png`.
+
+    The figures require Matplotlib.
 
     Args:
-        config: of the run.
-        folder: where `check.json` and the pictures go.
-        say: called with what is going on, before each part that takes long.
+        config: The configuration of the run.
+        folder: Output folder.
+        on_progress: Called with a description before each long task.
 
     Returns:
-        What `check.json` holds: `name`; `train` and `test`, the numbers of examples; `classes`, the numbers of each;
-        `shape` of an image; `mean` and `std`; `loader`; `batch_size`; `first_batch_seconds` and `images_per_second`,
-        augmented and normalized; and `skipped`, for each image that was left out where it lies and why. Of
-        encoded images, which are decoded when they are met, only those that were met.
+        The content of `check.json`: `name`; `train` and `test`, numbers of examples; `classes`, numbers of examples per
+        class; `image_shape`; `mean` and `std`; `loader`; `batch_size`; `first_batch_seconds` and `images_per_second`,
+        augmented and normalized; and `skipped`, the location and reason for each skipped image. Encoded images are
+        decoded when they are read, so only those that were read can be reported as skipped.
 
     Raises:
-        ValueError, OSError, ImportError: as of `run.prepare`.
+        ValueError, OSError, ImportError: As in `open_data`.
     """
-    say("opening")
-    begin = time.perf_counter()
-    dataset, loader = open_data(config)
-    say("measuring the speed")
-    speed = _measure(config, dataset, loader, begin)
-    say("looking at labels")
+    on_progress("opening the dataset")
+    start = time.perf_counter()
+    dataset, loader = open_data(
+        config.data,
+        config.batch_size,
+        config.seed,
+        random_crop=config.augment.resized_crop,
+        flip=config.augment.flip,
+    )
+    on_progress("measuring the loading speed")
+    speed = _measure_speed(config, dataset, loader, start)
+    on_progress("counting labels")
+    spec = dataset.spec
     counts = {
-        part: np.bincount(examples.labels[_is_class(examples.labels, dataset)], minlength=dataset.num_classes)
-        for part, examples in (("train", dataset.train), ("test", dataset.test))
+        "train": _count_labels(dataset.train.labels, spec.num_classes),
+        "test": _count_labels(dataset.test.labels, spec.num_classes),
     }
-    found = {
+    report = {
         "name": dataset.name,
         "train": len(dataset.train),
         "test": len(dataset.test),
         "classes": {
-            name: {part: int(counts[part][label]) for part in counts} for label, name in enumerate(dataset.classes)
+            name: {split: int(counts[split][label]) for split in counts} for label, name in enumerate(spec.classes)
         },
-        "shape": list(dataset.shape),
-        "mean": [round(float(value), 4) for value in dataset.mean],
-        "std": [round(float(value), 4) for value in dataset.std],
-        "loader": type(loader).__name__.removesuffix("Loader").lower(),
+        "image_shape": list(spec.image_shape),
+        "mean": [round(value, 4) for value in spec.mean],
+        "std": [round(value, 4) for value in spec.std],
+        "loader": "memory" if isinstance(loader, InMemoryLoader) else "grain",
         "batch_size": config.batch_size,
         **speed,
     }
     folder.mkdir(parents=True, exist_ok=True)
     if importlib.util.find_spec("matplotlib"):
-        say("drawing, every corruption at every severity")
-        _draw(dataset, jax.device_get(loader.probe(_SHEET, 0)), folder)
-    found["skipped"] = [*dataset.skipped, *loader.skipped]
-    (folder / "check.json").write_text(json.dumps(found, indent=2) + "\n")
-    return found
+        on_progress("drawing every corruption at every severity")
+        _draw(dataset, jax.device_get(loader.probe(_NUM_SAMPLES, 0)), folder)
+    report["skipped"] = [*dataset.skipped, *loader.skipped]
+    (folder / "check.json").write_text(json.dumps(report, indent=2) + "\n")
+    return report
 
 
-def describe(found: Mapping[str, Any], folder: pathlib.Path, classes: int = 10) -> str:
-    """What `check` found, in lines.
+def describe(report: Mapping[str, Any], folder: pathlib.Path, max_classes: int = 10) -> str:
+    """Formats the result of `check`.
 
     Args:
-        found: what `check` returned.
-        folder: where it wrote; the last line names the files there.
-        classes: so many are listed, then how many more there are.
+        report: The result of `check`.
+        folder: Its output folder.
+        max_classes: Number of classes to list.
 
     Returns:
-        Lines of text, without a line's end at the end.
+        Lines of text.
 
     Example:
-        >>> found = {"name": "two", "train": 9000, "test": 10, "classes": {"cat": {"train": 4000, "test": 5}}}
-        >>> found |= {"shape": [8, 8, 1], "mean": [0.5], "std": [0.25], "loader": "device", "batch_size": 32}
-        >>> found |= {"first_batch_seconds": 0.25, "images_per_second": 100000, "skipped": ["cat/7.jpg is damaged"]}
-        >>> print(describe(found, pathlib.Path("nowhere")).removesuffix("results: "))
-        two: 9,000 training and 10 test images, 8x8x1, 1 classes
+        >>> report = {"name": "pets", "train": 9000, "test": 10, "classes": {"cat": {"train": 4000, "test": 5}}}
+        >>> report |= {"image_shape": [8, 8, 1], "mean": [0.5], "std": [0.25], "loader": "memory", "batch_size": 32}
+        >>> report |= {"first_batch_seconds": 0.25, "images_per_second": 100000, "skipped": ["cat/7.jpg is damaged"]}
+        >>> print(describe(report, pathlib.Path("nowhere")).removesuffix("results: "))
+        pets: 9,000 training and 10 test images, 8x8x1, 1 classes
           cat    4,000        5
-        mean 0.5000, deviation 0.2500, of values in [0, 1]
-        loader: device; first batch of 32 after 0.2 s, then 100,000 images/s, augmented and normalized
+        mean 0.5000, standard deviation 0.2500, of values in [0, 1]
+        loader: memory; first batch of 32 after 0.2 s, then 100,000 images/s, augmented and normalized
         1 images were skipped, the first: cat/7.jpg is damaged
         <BLANKLINE>
     """
-    shape = "x".join(map(str, found["shape"]))
-    names = list(found["classes"])
-    width = max(map(len, names[:classes]))
+    shape = "x".join(map(str, report["image_shape"]))
+    names = list(report["classes"])
+    width = max(map(len, names[:max_classes]))
     lines = [
-        f"{found['name']}: {found['train']:,} training and {found['test']:,} test images, {shape}, "
-        f"{len(names)} classes",
-        *(
-            f"  {name:{width}} {found['classes'][name]['train']:8,} {found['classes'][name]['test']:8,}"
-            for name in names[:classes]
-        ),
+        f"{report['name']}: {report['train']:,} training and {report['test']:,} test images, {shape}, "
+        f"{len(names)} classes"
     ]
-    if len(names) > classes:
-        lines.append(f"  and {len(names) - classes} more")
+    for name in names[:max_classes]:
+        counts = report["classes"][name]
+        lines.append(f"  {name:{width}} {counts['train']:8,} {counts['test']:8,}")
+    if len(names) > max_classes:
+        lines.append(f"  and {len(names) - max_classes} more")
     lines += [
-        f"mean {_numbers(found['mean'])}, deviation {_numbers(found['std'])}, of values in [0, 1]",
-        f"loader: {found['loader']}; first batch of {found['batch_size']} after {found['first_batch_seconds']:.1f} s, then "
-        f"{found['images_per_second']:,} images/s, augmented and normalized",
+        f"mean {_format(report['mean'])}, standard deviation {_format(report['std'])}, of values in [0, 1]",
+        f"loader: {report['loader']}; first batch of {report['batch_size']} after "
+        f"{report['first_batch_seconds']:.1f} s, then {report['images_per_second']:,} images/s, augmented and "
+        "normalized",
     ]
-    if found["loader"] == "stream":
-        lines.append("encoded images are decoded as they are met: not every one was looked at")
-    if found["skipped"]:
-        lines.append(f"{len(found['skipped'])} images were skipped, the first: {found['skipped'][0]}")
+    if report["loader"] == "grain":
+        lines.append("encoded images are decoded when they are read; not all of them were checked")
+    if report["skipped"]:
+        lines.append(f"{len(report['skipped'])} images were skipped, the first: {report['skipped'][0]}")
     lines.append(f"results: {', '.join(str(path) for path in sorted(folder.glob('*')))}")
     return "\n".join(lines)
 
 
-def _measure(config: TrainConfig, dataset: Dataset, loader: Loader, begin: float) -> dict[str, float]:
-    """How long the first batch took since `begin`, and how many images a second come then, ready for the network."""
-    augment = augmentation(config.augment, dataset)
+def _measure_speed(config: TrainConfig, dataset: Dataset, loader: Loader, start: float) -> dict[str, float]:
+    """Returns the seconds from `start` to the first batch, and the images per second after that."""
+    spec = dataset.spec
+    augment = make_augmentation(config.augment, spec)
 
     @jax.jit
-    def ready(key: jax.Array, images: jax.Array) -> jax.Array:
-        return normalize(augment(key, images), dataset.mean, dataset.std)
+    def prepare(key: jax.Array, images: jax.Array) -> jax.Array:
+        return normalize(augment(key, images), spec.mean, spec.std)
 
     with contextlib.closing(loader.train()) as batches:
         jax.block_until_ready(next(batches))
-        first = time.perf_counter() - begin
-        for step in range(_WARM_UP):
-            jax.block_until_ready(ready(jax.random.key(step), next(batches)["image"]))
+        first = time.perf_counter() - start
+        for step in range(_WARM_UP_BATCHES):
+            jax.block_until_ready(prepare(jax.random.key(step), next(batches)["image"]))
         count, since = 0, time.perf_counter()
-        while time.perf_counter() - since < _SECONDS or not count:
-            # As in training: the host runs ahead, by a few batches here.
-            images = [ready(jax.random.key(count + step), next(batches)["image"]) for step in range(8)]
+        while time.perf_counter() - since < _MEASURE_SECONDS or not count:
+            # As in training, the host runs a few batches ahead of the device.
+            images = [prepare(jax.random.key(count + step), next(batches)["image"]) for step in range(8)]
             jax.block_until_ready(images)
             count += len(images)
         seconds = time.perf_counter() - since
@@ -150,24 +160,22 @@ def _measure(config: TrainConfig, dataset: Dataset, loader: Loader, begin: float
     }
 
 
-def _is_class(labels: np.ndarray, dataset: Dataset) -> np.ndarray:
-    """Encoded examples may have labels that are none; they are skipped, or refused, when they are met."""
-    return (labels >= 0) & (labels < dataset.num_classes)
+def _count_labels(labels: np.ndarray, num_classes: int) -> np.ndarray:
+    """Counts the labels of each class; invalid labels of encoded examples are reported when these are read."""
+    return np.bincount(labels[(labels >= 0) & (labels < num_classes)], minlength=num_classes)
 
 
 def _draw(dataset: Dataset, batch: Mapping[str, np.ndarray], folder: pathlib.Path) -> None:
-    from dropcluster_jax.viz import corruption_figure, image_figure
-
     images = np.asarray(batch["image"])
     titles = [dataset.classes[label] for label in batch["label"]]
-    image_figure(images, titles, title=f"{dataset.name}: training images").savefig(folder / "images.png", dpi=110)
+    image_figure(images, titles, title=f"{dataset.name}: training images").savefig(folder / "images.png", dpi=_DPI)
     names = [name for name in (*CORRUPTIONS, *EXTRA_CORRUPTIONS) if name != "saturate" or images.shape[-1] == 3]
     corrupted = {
         name: [corrupt(name, severity, jax.random.key(0), images[:1])[0] for severity in range(1, 6)] for name in names
     }
     figure = corruption_figure(images[0], corrupted, title=f"{dataset.name}: corruptions; frost is a stand-in")
-    figure.savefig(folder / "corruptions.png", dpi=110)
+    figure.savefig(folder / "corruptions.png", dpi=_DPI)
 
 
-def _numbers(values: list[float]) -> str:
+def _format(values: list[float]) -> str:
     return ", ".join(f"{value:.4f}" for value in values)

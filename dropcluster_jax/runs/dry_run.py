@@ -1,78 +1,64 @@
-"""What a run would take: shapes, parameters, operations and memory, without a training step."""
+"""Shapes, parameters, FLOPs and memory of a run, without training."""
 
-from collections.abc import Callable
-from typing import Any
-
-import flax.linen as nn
 import jax
 import jax.numpy as jnp
 
-from dropcluster_jax.linen import cluster_states
-from dropcluster_jax.runs.build import model_operations
-from dropcluster_jax.runs.logging import si
+from dropcluster_jax.runs import build
+from dropcluster_jax.runs.logging import format_si
 from dropcluster_jax.runs.trainer import Run
+
+_TABLE_WIDTH = 140
 
 
 def describe(run: Run) -> str:
-    """A table of the network's parts, and what XLA says of the compiled training step.
+    """Returns a table of the network's layers and what XLA reports about the compiled training step.
 
     Args:
-        run: what `run.prepare` gave.
+        run: The result of `trainer.prepare`.
     """
-    parallel, example = run.parallel, run.example()
-    state = parallel.abstract_state(run.steps, jax.random.key(0), example)
-    batch = {
-        name: jax.ShapeDtypeStruct(leaf.shape, leaf.dtype, sharding=parallel.batch_sharding)
-        for name, leaf in example.items()
-    }
+    parallel, spec, batch_size = run.parallel, run.dataset.spec, run.config.batch_size
+    state = run.abstract_state()
     parameters = sum(leaf.size for leaf in jax.tree.leaves(state.params))
-    devices, size = parallel.mesh.size, run.config.batch_size
+    num_devices, platform = parallel.mesh.size, jax.devices()[0].platform
     lines = [
-        _table(run),
-        f"{parameters:,} parameters; {run.num_steps:,} steps of {size:,} images, on {devices} "
-        f"{jax.devices()[0].platform} devices: {size // devices:,} images on each",
-    ]
-    operations = model_operations(run.model, run.dataset.shape)
-    if operations:
-        lines.append(f"model: {si(operations)}FLOP an image in training, {si(operations * size)}FLOP a step")
-    # By the way "pmap" what is compiled is no single program of JAX; "shard_map"'s is the same.
-    if run.config.strategy != "pmap":
-        compiled = jax.jit(parallel.compile(run.steps).train, donate_argnums=0).lower(state, batch).compile()
-        cost, memory = compiled.cost_analysis(), compiled.memory_analysis()
-        if cost and cost.get("flops"):
-            lines.append(f"compiled step, with all that is beside the network: {si(cost['flops'])}FLOP a device")
-        if memory is not None:
-            held, temporary = memory.argument_size_in_bytes, memory.temp_size_in_bytes
-            lines.append(
-                f"memory a device: state and batch {_bytes(held)}, temporaries {_bytes(temporary)}, "
-                f"together {_bytes(held + temporary)}"
-            )
-    return "\n".join(lines)
-
-
-def _table(run: Run) -> str:
-    """The parts of the network in the order of their calls: what each gives for an image, and its parameters."""
-    rows: list[tuple[str, tuple[int, ...]]] = []
-
-    def note(call: Callable[..., Any], args: Any, kwargs: Any, context: Any) -> Any:
-        output = call(*args, **kwargs)
-        if len(context.module.path) == 1 and context.method_name == "__call__":
-            rows.append((context.module.name, output.shape[1:]))
-        return output
-
-    images = jax.ShapeDtypeStruct((1, *run.dataset.shape), jnp.float32)
-    with nn.intercept_methods(note):
-        variables = jax.eval_shape(run.model.clone(remat=False).init, jax.random.key(0), images)
-    clusters = {layer: len(found.sizes) for layer, found in cluster_states(variables.get("clusters", {})).items()}
-    lines = [f"{'part':16} {'output':>16} {'parameters':>12} {'clusters':>9}"]
-    for name, shape in [("image", run.dataset.shape), *rows]:
-        parameters = sum(leaf.size for leaf in jax.tree.leaves(variables["params"].get(name)))
-        lines.append(
-            f"{name:16} {'x'.join(map(str, shape)):>16} {parameters or '':>12{',' if parameters else ''}} "
-            f"{clusters.get(name, ''):>9}".rstrip()
+        run.model.clone(remat=False)
+        .tabulate(
+            jax.random.key(0),
+            jnp.zeros((1, *spec.image_shape)),
+            depth=1,
+            compute_flops=True,
+            console_kwargs={"width": _TABLE_WIDTH, "force_terminal": False},
         )
+        .strip(),
+        f"{parameters:,} parameters; {run.num_steps:,} steps of {batch_size:,} images on {num_devices} {platform} "
+        f"devices, {batch_size // num_devices:,} images each",
+    ]
+    flops = build.training_flops(run.model, spec.image_shape)
+    if flops:
+        lines.append(
+            f"network: {format_si(flops)}FLOPs per training image, {format_si(flops * batch_size)}FLOPs per step"
+        )
+    if run.config.strategy != "pmap":  # whose compiled program is not accessible
+        lines += _describe_compiled_step(run)
     return "\n".join(lines)
 
 
-def _bytes(number: float) -> str:
-    return f"{si(number)}B"
+def _describe_compiled_step(run: Run) -> list[str]:
+    parallel = run.parallel
+    batch = jax.tree.map(
+        lambda leaf: jax.ShapeDtypeStruct(leaf.shape, leaf.dtype, sharding=parallel.batch_sharding),
+        build.abstract_batch(run.dataset.spec, run.config.batch_size),
+    )
+    step = jax.jit(parallel.compile(run.steps).train, donate_argnums=0)
+    compiled = step.lower(run.abstract_state(), batch).compile()
+    cost, memory = compiled.cost_analysis(), compiled.memory_analysis()
+    lines = []
+    if cost and cost.get("flops"):
+        lines.append(f"compiled step: {format_si(cost['flops'])}FLOPs per device")
+    if memory is not None:
+        arguments, temporaries = memory.argument_size_in_bytes, memory.temp_size_in_bytes
+        lines.append(
+            f"memory per device: state and batch {format_si(arguments)}B, temporaries {format_si(temporaries)}B, "
+            f"total {format_si(arguments + temporaries)}B"
+        )
+    return lines

@@ -1,61 +1,47 @@
-"""A run from its configuration to a folder with results: what `dropcluster train` does.
+"""A training run from its configuration to its results.
 
-A run that was stopped or killed goes on from its last checkpoint, and ends as it would have ended. Of several processes
-all call the same functions; the first alone writes, but for its part of a checkpoint.
+A run that was stopped or killed resumes from its latest checkpoint, with bit-identical results. With multiple
+processes, all call the same functions; except for its part of a checkpoint, only the first one writes files.
 """
 
 import contextlib
 import functools
 import importlib.util
-import json
 import pathlib
 import time
 from collections.abc import Callable
 from typing import Any, NamedTuple
 
 import jax
-import jax.numpy as jnp
-import numpy as np
-from jax.experimental import multihost_utils
-from jax.sharding import NamedSharding
 
-from dropcluster_jax import __version__, viz
-from dropcluster_jax.data import Dataset, Loader, fake_data, load, normalize, make_loader
+from dropcluster_jax import __version__
+from dropcluster_jax.data import BatchIterator, Dataset, Loader, normalize
+from dropcluster_jax.data.config import open_data
+from dropcluster_jax.linen import cluster_states
 from dropcluster_jax.models import ResNet
-from dropcluster_jax.training import history, layers, tensorboard
-from dropcluster_jax.runs.build import make_model, make_run_steps
+from dropcluster_jax.runs import build, distributed, figures, run_folder
 from dropcluster_jax.runs.checkpoints import Checkpointer
 from dropcluster_jax.runs.config import TrainConfig
-from dropcluster_jax.runs.run_folder import (
-    RecordFile,
-    check_same_data,
-    clear,
-    finished_run,
-    holds_run,
-    new_folder,
-    write_json,
-)
-from dropcluster_jax.training.loop import LogEntry, fit
-from dropcluster_jax.training.data_parallel import DataParallel
+from dropcluster_jax.runs.logging import NullWriter, RunWriter, require_tensorboard
 from dropcluster_jax.runs.preemption import Preemption
+from dropcluster_jax.training.data_parallel import DataParallel
+from dropcluster_jax.training.loop import LogEntry, fit
 from dropcluster_jax.training.schedules import every
-from dropcluster_jax.training.steps import Batch, Steps, TrainState
-
-_FAKE = 1024  # images, or one batch where that is more
+from dropcluster_jax.training.steps import Steps, TrainState
 
 
 class Run(NamedTuple):
-    """All that a run is made of, checked; nothing is written yet.
+    """The validated parts of a run; nothing has been written yet.
 
     Attributes:
-        config: the configuration.
-        folder: where results go.
-        num_steps: the number of the last optimizer step.
-        dataset: the images.
-        loader: how they get to the devices.
-        model: the network.
-        steps: the pure steps.
-        parallel: the devices.
+        config: The configuration.
+        folder: The run folder.
+        num_steps: Number of optimizer steps.
+        dataset: The dataset.
+        loader: Its loader.
+        model: The network.
+        steps: The pure steps.
+        parallel: The devices and how steps run on them.
     """
 
     config: TrainConfig
@@ -67,23 +53,20 @@ class Run(NamedTuple):
     steps: Steps
     parallel: DataParallel
 
-    def example(self) -> Batch:
-        """The shapes of a batch of all processes."""
-        size, shape = self.config.batch_size, self.dataset.shape
-        return {
-            "image": jax.ShapeDtypeStruct((size, *shape), jnp.uint8),
-            "label": jax.ShapeDtypeStruct((size,), jnp.int32),
-        }
+    def abstract_state(self) -> TrainState:
+        """Returns the shapes, types and shardings of the training state."""
+        batch = build.abstract_batch(self.dataset.spec, self.config.batch_size)
+        return self.parallel.abstract_state(self.steps, jax.random.key(self.config.seed), batch)
 
 
 class Stopped(Exception):
-    """A run was told to stop, and did.
+    """A run was stopped by a signal.
 
     Attributes:
-        name: of the signal.
-        status: what the process is to exit with.
-        step: the step after which it stopped.
-        checkpoint: the step from which it goes on; None if no checkpoint could be written.
+        name: Name of the signal.
+        status: Exit status for the process.
+        step: Step after which the run stopped.
+        checkpoint: Step from which it can resume; None if no checkpoint could be written.
     """
 
     def __init__(self, name: str, status: int, step: int, checkpoint: int | None) -> None:
@@ -91,259 +74,244 @@ class Stopped(Exception):
         self.name, self.status, self.step, self.checkpoint = name, status, step, checkpoint
 
 
-def prepare(config: TrainConfig, restart: bool = False, say: Callable[[str], None] = lambda message: None) -> Run:
-    """Make all that a run needs, so that whatever is wrong with its configuration shows before it begins.
+def prepare(config: TrainConfig, restart: bool = False, notify: Callable[[str], None] = lambda message: None) -> Run:
+    """Builds and validates the parts of a run, so that errors surface before anything is written.
 
     Args:
-        config: of the run.
-        restart: whether a run that the output folder holds, of whatever configuration, is going to be removed.
-        say: called with what may not have been meant.
+        config: The configuration.
+        restart: Whether an existing run in the output folder is going to be removed.
+        notify: Called with warnings about likely mistakes.
 
     Raises:
-        ValueError, TypeError: a value that cannot be, with its name.
-        FileNotFoundError: the data set is not there.
-        FileExistsError: the output folder holds something else.
-        ImportError: an extra is not installed.
+        ValueError, TypeError: If a value is invalid; the message names it.
+        FileNotFoundError: If the dataset does not exist.
+        FileExistsError: If the output folder contains anything else than this run.
+        ImportError: If a required extra is not installed.
     """
     if config.out is None and jax.process_count() > 1:
-        raise ValueError("out must be given with several processes, and be a folder that all of them can write to")
-    folder = config.out or new_folder(config)
+        raise ValueError("out must be given with multiple processes, and be a folder that all of them can write to")
+    folder = config.out or run_folder.new_folder(config)
     if restart:
-        holds_run(folder)
+        run_folder.holds_run(folder)
     else:
-        finished_run(folder, config)
+        run_folder.finished_run(folder, config)
     if config.tensorboard:
-        tensorboard.require()
+        require_tensorboard()
     parallel = DataParallel(config.strategy, shard_optimizer=config.shard_optimizer)
-    dataset, loader = open_data(config, parallel.batch_sharding)
+    dataset, loader = open_data(
+        config.data,
+        config.batch_size,
+        config.seed,
+        random_crop=config.augment.resized_crop,
+        flip=config.augment.flip,
+        fake=config.fake_data,
+        sharding=parallel.batch_sharding,
+    )
+    spec = dataset.spec
     if not restart:
-        check_same_data(folder, _described(dataset))
-    num_steps = config.steps or max(1, round(config.epochs * (len(dataset.train) // config.batch_size)))
-    model = make_model(config, dataset.num_classes, dataset.shape, parallel.axis_name)
-    steps = make_run_steps(config, model, dataset, num_steps, parallel.axis_name)
-    run = Run(config, folder, num_steps, dataset, loader, model, steps, parallel)
-    # Only now do the layers meet their maps: a block larger than one shows here.
-    state = jax.eval_shape(steps.init, jax.random.key(0), run.example())
-    jax.eval_shape(parallel.compile(steps).train, state, run.example())
+        run_folder.check_same_dataset(folder, spec)
+    model = build.make_model(config, spec, parallel.axis_name)
+    steps = build.make_run_steps(config, model, spec, parallel.axis_name)
+    run = Run(config, folder, build.num_steps(config, spec), dataset, loader, model, steps, parallel)
+    # Trace early so that shape errors surface before anything is written.
+    batch = build.abstract_batch(spec, config.batch_size)
+    state = jax.eval_shape(steps.init, jax.random.key(0), batch)
+    jax.eval_shape(parallel.compile(steps).train, state, batch)
     if config.drop.rate:
-        for place, clusters in layers.cluster_layers(model, state.clusters).items():
-            if len(clusters.sizes) == 1:
-                say(
-                    f"{place} has a single cluster, its whole map of {'x'.join(map(str, clusters.labels.shape[:-1]))}: "
-                    f"drop.cluster_size, {config.drop.cluster_size:g}, is large for it"
-                )
+        _warn_of_single_clusters(run, state, notify)
     return run
 
 
-def open_data(config: TrainConfig, sharding: NamedSharding | None = None) -> tuple[Dataset, Loader]:
-    """The images, and the loader by which they get to the devices."""
-    data, augment = config.data, config.augment
-    if config.fake_data:
-        dataset = fake_data(data.name, max(config.batch_size, _FAKE), data.image_size)
-    else:
-        dataset = load(
-            data.name,
-            data.dir,
-            train_split=data.train_split,
-            test_split=data.test_split,
-            test_fraction=data.test_fraction,
-            image_size=data.image_size,
-            fraction=data.fraction,
-            examples_per_class=data.examples_per_class,
-            seed=data.seed,
-            skip_corrupt=data.skip_corrupt,
-            download=data.download,
-        )
-    loader = make_loader(
-        dataset,
-        config.batch_size,
-        config.seed,
-        loader=data.loader,
-        sharding=sharding,
-        random_crop=augment.resized_crop,
-        flip=augment.flip,
-        workers=data.workers,
-        skip_corrupt=data.skip_corrupt,
-    )
-    return dataset, loader
+def _warn_of_single_clusters(run: Run, state: TrainState, notify: Callable[[str], None]) -> None:
+    clusters = cluster_states(state.clusters)
+    for place, name in run.model.drop_layer_names.items():
+        if name in clusters and len(clusters[name].sizes) == 1:
+            shape = "x".join(map(str, clusters[name].labels.shape[:-1]))
+            size = run.config.drop.cluster_size
+            notify(f"{place} has a single cluster, its whole map of {shape}: drop.cluster_size {size:g} is too large")
 
 
 def execute(
     run: Run,
-    show: Callable[[LogEntry], None] = lambda record: None,
-    say: Callable[[str], None] = print,
+    log: Callable[[LogEntry], None] = lambda entry: None,
+    notify: Callable[[str], None] = print,
     restart: bool = False,
 ) -> dict[str, Any]:
-    """Train, from the start or from the last checkpoint, and write the results.
+    """Trains, from the start or from the latest checkpoint, and writes the results.
 
     Args:
-        run: what `prepare` gave.
-        show: called with each record after it was written.
-        say: called with a message about checkpoints.
-        restart: remove a run that the folder holds, and start over.
+        run: The result of `prepare`.
+        log: Called with each log entry after it was written.
+        notify: Called with messages about checkpoints.
+        restart: Whether to remove an existing run in the output folder.
 
     Returns:
-        The summary, as in `summary.json`; empty but in the first process.
+        The summary, as in `summary.json`; empty except in the first process.
 
     Raises:
-        Stopped: told to, by SIGTERM or SIGINT; a checkpoint was written.
-        NonFiniteError: the loss or a gradient was not finite.
-        CorruptCheckpointError: the folder has checkpoints, all of them damaged.
-        OSError: results cannot be written.
+        Stopped: If the process received SIGTERM or SIGINT; a checkpoint was written.
+        NonFiniteError: If the loss or a gradient was not finite.
+        CorruptCheckpointError: If the folder has checkpoints, but none is intact.
+        OSError: If results cannot be written.
     """
-    config, parallel, loader, begin = run.config, run.parallel, run.loader, time.perf_counter()
-    first_process = jax.process_index() == 0
-    _meet("the run folder was looked at")
-    if restart and first_process:
-        clear(run.folder)
-    _meet("the run folder is as it is to be")
+    start = time.perf_counter()
+    _prepare_folder(run, restart)
     with contextlib.ExitStack() as stack:
-        told = stack.enter_context(Preemption())
-        if first_process:
-            run.folder.mkdir(parents=True, exist_ok=True)
-            described = {"version": __version__, **config.to_json(), "dataset": _described(run.dataset)}
-            write_json(run.folder / "config.json", described)
-        checkpoints = Checkpointer(run.folder / "checkpoints", config.checkpoint.keep, say)
-        stack.callback(checkpoints.close)
-        batches = stack.enter_context(contextlib.closing(loader.train()))
-        probe = functools.partial(loader.probe, config.drop.probe_size)
-
-        key = jax.random.key(config.seed)
-        restored = checkpoints.restore(parallel.abstract_state(run.steps, key, run.example()))
-        if restored is None:
-            state, about = parallel.compile(run.steps).init(key, probe(0)), {}
-        else:
-            state, about = restored
-            batches.set_state(about["position"])
-            say(f"going on from the checkpoint of step {int(state.step)}")
-        metrics = labels = board = None
-        last: dict[str, LogEntry] = {}
-        if first_process:
-            metrics = stack.enter_context(RecordFile(run.folder / "metrics.jsonl", about.get("metrics", 0)))
-            last = {record["event"]: record for record in metrics.records()}
-            if state.clusters:
-                labels = stack.enter_context(RecordFile(run.folder / history.FILE, about.get("labels", 0)))
-            if config.tensorboard:
-                board = stack.enter_context(tensorboard.TensorBoard(run.folder / "tensorboard"))
-                for record in metrics.records():
-                    board(record)
-                for step, known in history.steps(labels.records() if labels else []):
-                    board.draw(step, known)
-
-        def report(record: LogEntry) -> None:
-            last[record["event"]] = record
-            if metrics:
-                metrics.add(record)
-            if board:
-                board(record)
-            show(record)
-
-        def watch(state: TrainState) -> None:
-            if labels:
-                labels.add(history.record(int(state.step), layers.cluster_layers(run.model, state.clusters)))
-            if board:
-                board.watch(state)
-
-        if labels and not labels.records():
-            watch(state)
-
-        def skipped() -> list[str]:
-            return list(dict.fromkeys(_of_all([*about.get("skipped", run.dataset.skipped), *loader.skipped])))
-
-        def seconds() -> float:
-            return round(about.get("seconds", 0) + time.perf_counter() - begin, 1)
+        preemption = stack.enter_context(Preemption())
+        checkpointer = Checkpointer(run.folder / run_folder.CHECKPOINTS, run.config.checkpoint.keep, notify)
+        stack.callback(checkpointer.close)
+        batches = stack.enter_context(contextlib.closing(run.loader.train()))
+        state, metadata = _restore_or_init(run, checkpointer, batches, notify)
+        writer = stack.enter_context(_open_writer(run, state, metadata))
+        progress = _Progress(run, metadata, start)
 
         def save(state: TrainState, *, accuracy: float | None, nonfinite_steps: int) -> None:
-            description = {
-                "version": __version__,
-                "config": config.to_json(),
-                "position": batches.get_state(),
-                "nonfinite_steps": nonfinite_steps,
-                "metrics": metrics.size() if metrics else 0,
-                "labels": labels.size() if labels else 0,
-                "skipped": skipped(),
-                "seconds": seconds(),
-            }
-            checkpoints.save(state, description, accuracy)
+            metadata = progress.metadata(batches, writer, nonfinite_steps)
+            checkpointer.save(state, metadata, accuracy)
 
-        state = fit(
-            run.steps,
-            state,
-            batches,
-            num_steps=run.num_steps,
-            probe=probe,
-            update_clusters_when=every(
-                config.drop.update_every if state.clusters else 0, round(config.drop.ramp_start * run.num_steps)
-            ),
-            test=loader.test,
-            evaluate_every=run.num_steps if config.fake_data else max(1, len(run.dataset.train) // config.batch_size),
-            log=report,
-            on_clusters=watch,
-            parallel=parallel,
-            save=save,
-            save_every=config.checkpoint.every,
-            stop=told,
-            max_nonfinite_steps=config.max_nonfinite_steps,
-            nonfinite_steps=about.get("nonfinite_steps", 0),
-            profile=run.folder / "profile" if config.profile and first_process else None,
-        )
-        written, step = checkpoints.wait(), int(jax.device_get(state.step))
+        def log_entry(entry: LogEntry) -> None:
+            entry = _by_place(run.model, entry)
+            writer.log(entry)
+            log(entry)
+
+        def log_clusters(state: TrainState) -> None:
+            writer.log_clusters(int(state.step), figures.clusters_by_place(run.model, state.clusters))
+
+        if state.clusters and not metadata:
+            log_clusters(state)  # the initial grid
+        state = _fit(run, state, batches, metadata, preemption, save=save, log=log_entry, on_clusters=log_clusters)
+        saved, step = checkpointer.wait(), int(jax.device_get(state.step))
         if step < run.num_steps:
-            raise Stopped(told.name, told.status, step, written[-1] if written else None)
-        if step not in written:
+            raise Stopped(preemption.name, preemption.status, step, saved[-1] if saved else None)
+        if step not in saved:
             raise OSError(f"the checkpoint of the last step, {step}, could not be written")
+    return _write_results(run, state, writer.last, progress, notify)
 
-    batch, left_out = probe(0), skipped()  # of all processes
-    if not first_process:
+
+def _prepare_folder(run: Run, restart: bool) -> None:
+    """Removes an existing run if asked to, and writes `config.json`; in the first process."""
+    distributed.barrier("all processes have read the run folder")
+    if jax.process_index() == 0:
+        if restart:
+            run_folder.clear(run.folder)
+        run_folder.write_config(run.folder, run.config, run.dataset.spec, __version__)
+    distributed.barrier("the run folder is ready")
+
+
+def _restore_or_init(
+    run: Run, checkpointer: Checkpointer, batches: BatchIterator, notify: Callable[[str], None]
+) -> tuple[TrainState, dict[str, Any]]:
+    """Returns the state and the metadata of the latest checkpoint, or a new state and no metadata."""
+    restored = checkpointer.restore(run.abstract_state())
+    if restored is None:
+        probe = run.loader.probe(run.config.drop.probe_size, 0)
+        return run.parallel.compile(run.steps).init(jax.random.key(run.config.seed), probe), {}
+    batches.set_state(restored.metadata["batches"])
+    notify(f"resuming from the checkpoint of step {int(restored.state.step)}")
+    return restored.state, restored.metadata
+
+
+def _open_writer(run: Run, state: TrainState, metadata: dict[str, Any]) -> RunWriter | NullWriter:
+    if jax.process_index() != 0:
+        return NullWriter()
+    sizes = metadata.get("log_sizes", {})
+    return RunWriter(run.folder, sizes, clusters=bool(state.clusters), tensorboard=run.config.tensorboard)
+
+
+class _Progress:
+    """What a run accumulates over restarts: training time and skipped images."""
+
+    def __init__(self, run: Run, metadata: dict[str, Any], start: float) -> None:
+        self._run, self._start = run, start
+        self._seconds = metadata.get("seconds", 0)
+        self._skipped = metadata.get("skipped", run.dataset.skipped)
+
+    def seconds(self) -> float:
+        return round(self._seconds + time.perf_counter() - self._start, 1)
+
+    def skipped(self) -> list[str]:
+        """Skipped images of all processes."""
+        return list(dict.fromkeys(distributed.allgather([*self._skipped, *self._run.loader.skipped])))
+
+    def metadata(self, batches: BatchIterator, writer: RunWriter | NullWriter, nonfinite_steps: int) -> dict[str, Any]:
+        """The metadata of a checkpoint."""
+        return {
+            "version": __version__,
+            "config": self._run.config.to_json(),
+            "batches": batches.get_state(),
+            "nonfinite_steps": nonfinite_steps,
+            "log_sizes": writer.sizes(),
+            "skipped": self.skipped(),
+            "seconds": self.seconds(),
+        }
+
+
+def _by_place(model: ResNet, entry: LogEntry) -> LogEntry:
+    """Replaces layer names by places in an entry about clusters."""
+    if entry["event"] != "clusters":
+        return entry
+    return {**entry, "layers": {place: entry["layers"][name] for place, name in model.drop_layer_names.items()}}
+
+
+def _fit(
+    run: Run,
+    state: TrainState,
+    batches: BatchIterator,
+    metadata: dict[str, Any],
+    preemption: Preemption,
+    **callbacks: Callable[..., None],
+) -> TrainState:
+    config = run.config
+    update_every = config.drop.update_every if state.clusters else 0
+    epochs_of_steps = config.evaluate_every_epochs * build.steps_per_epoch(config, run.dataset.spec)
+    at_end_only = config.fake_data or not config.evaluate_every_epochs
+    profile = run.folder / run_folder.PROFILE if config.profile and jax.process_index() == 0 else None
+    return fit(
+        run.steps,
+        state,
+        batches,
+        num_steps=run.num_steps,
+        probe=functools.partial(run.loader.probe, config.drop.probe_size),
+        update_clusters_when=every(update_every, round(config.drop.ramp_start * run.num_steps)),
+        test=run.loader.test,
+        evaluate_every=run.num_steps if at_end_only else max(1, round(epochs_of_steps)),
+        parallel=run.parallel,
+        save_every=config.checkpoint.every,
+        stop=preemption,
+        max_nonfinite_steps=config.max_nonfinite_steps,
+        nonfinite_steps=metadata.get("nonfinite_steps", 0),
+        profile=profile,
+        **callbacks,
+    )
+
+
+def _write_results(
+    run: Run,
+    state: TrainState,
+    last: dict[str, LogEntry],
+    progress: _Progress,
+    notify: Callable[[str], None],
+) -> dict[str, Any]:
+    """Writes `clusters.png` and `summary.json` in the first process and returns the summary."""
+    probe, skipped = run.loader.probe(run.config.drop.probe_size, 0), progress.skipped()  # in all processes
+    if jax.process_index() != 0:
         return {}
+    test = {f"test_{name}": value for name, value in last["test"].items() if name not in ("event", "step", "count")}
     summary = {
-        **{f"test_{name}": value for name, value in last["test"].items() if name not in ("event", "step", "count")},
+        **test,
         "steps": run.num_steps,
-        "nonfinite_steps": last["bad"]["nonfinite_steps"] if "bad" in last else 0,
+        "nonfinite_steps": last["nonfinite"]["nonfinite_steps"] if "nonfinite" in last else 0,
         "parameters": sum(leaf.size for leaf in jax.tree.leaves(state.params)),
-        "seconds": seconds(),
-        "skipped": left_out,
-        "clusters": layers.summarize(run.model, layers.cluster_layers(run.model, state.clusters)),
+        "seconds": progress.seconds(),
+        "skipped": skipped,
+        "clusters": figures.summarize_clusters(run.model, state.clusters),
     }
     if state.clusters and not importlib.util.find_spec("matplotlib"):
-        say('no clusters.png, as Matplotlib is not installed: pip install "dropcluster-jax[plot]"')
+        notify('clusters.png was not drawn, as Matplotlib is not installed: pip install "dropcluster-jax[plot]"')
     elif state.clusters:
-        images = normalize(_here(batch["image"]), run.dataset.mean, run.dataset.std)
-        title = f"Learned clusters: {config.model} on {config.data.name}, step {run.num_steps}"
-        drawn = layers.clusters_and_maps(run.model, jax.device_get(state.variables()), images)
-        figure = viz.cluster_figure(drawn, title=title)
-        figure.savefig(run.folder / "clusters.png", dpi=layers.DPI)
-    write_json(run.folder / "summary.json", summary)
+        images = normalize(distributed.addressable(probe["image"]), run.dataset.spec.mean, run.dataset.spec.std)
+        drawn = figures.clusters_and_inputs(run.model, jax.device_get(state.variables()), images)
+        title = f"Learned clusters: {run.config.model} on {run.config.data.name}, step {run.num_steps}"
+        figures.save_cluster_figure(run.folder / run_folder.CLUSTERS_FIGURE, drawn, title)
+    run_folder.write_json(run.folder / run_folder.SUMMARY, summary)
     return summary
-
-
-def _described(dataset: Dataset) -> dict[str, Any]:
-    """What `config.json` says of it: what a network needs to be used without."""
-    return {
-        "classes": list(dataset.classes),
-        "shape": list(dataset.shape),
-        "mean": dataset.mean.tolist(),
-        "std": dataset.std.tolist(),
-        "train_examples": len(dataset.train),
-    }
-
-
-def _meet(why: str) -> None:
-    """Wait for the other processes."""
-    if jax.process_count() > 1:
-        multihost_utils.sync_global_devices(why)
-
-
-def _of_all(messages: list[str]) -> list[str]:
-    """Those of all processes, one after the other."""
-    if jax.process_count() == 1:
-        return messages
-    text = np.frombuffer(json.dumps(messages).encode(), np.uint8)
-    longest = int(np.max(multihost_utils.process_allgather(np.array(len(text)))))
-    padded = np.pad(text, (0, longest - len(text)), constant_values=ord(" "))
-    return [one for part in multihost_utils.process_allgather(padded) for one in json.loads(bytes(part))]
-
-
-def _here(images: jax.Array) -> np.ndarray:
-    """Those of a divided batch that lie on this process's devices."""
-    return np.concatenate([np.asarray(part.data) for part in images.addressable_shards])

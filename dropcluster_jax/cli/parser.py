@@ -1,0 +1,236 @@
+"""Parses the arguments of the `dropcluster` command."""
+
+import difflib
+import functools
+import inspect
+import pathlib
+from collections.abc import Callable
+from typing import Annotated
+
+import tyro
+from tyro.conf import Positional
+
+from dropcluster_jax.cli import commands
+from dropcluster_jax.cli.errors import exit_usage
+from dropcluster_jax.cli.train import train
+from dropcluster_jax.runs import PRESETS, DataConfig, TrainConfig
+
+Action = Callable[[], None]  # runs a command whose arguments have been validated
+
+_COMMANDS = ["train", "evaluate", "clusters", "plot", "runs", "presets", "data"]
+
+_DESCRIPTION = """DropCluster: structured dropout with clusters that are learned during training.
+
+Examples:
+  dropcluster train digits
+  dropcluster train cifar10 --data.dir ~/tensorflow_datasets --model resnet20 --steps 100
+  dropcluster clusters runs/digits
+  dropcluster runs runs
+  dropcluster --version
+
+Repeat a command to resume a stopped run; finished runs are not repeated.
+"""
+
+_TRAIN = """Train a network from a preset; every value of the preset is an option.
+
+`dropcluster train digits --help` lists them."""
+
+
+def parse(arguments: list[str]) -> Action:
+    """Returns a function that runs the command; exits with a message if the arguments are invalid.
+
+    Args:
+        arguments: Command-line arguments.
+    """
+    _check_word(arguments, 0, "command", _COMMANDS)
+    if arguments[:1] == ["train"]:
+        _check_word(arguments, 1, "preset", [*PRESETS, *map(_option_style, PRESETS)])
+    if arguments[:1] == ["data"]:
+        _check_word(arguments, 1, "command", ["check"])
+    app = tyro.extras.SubcommandApp()
+    app.command(_train_app(arguments), name="train", help=_TRAIN)
+    for command in (evaluate, clusters, plot, runs, presets):
+        app.command(help=_help(command, arguments))(command)
+    data_app = tyro.extras.SubcommandApp()
+    data_app.command(help=_help(check, arguments[1:]))(check)
+    app.command(data_app, name="data", help="Inspect a dataset.")
+    try:
+        return app.cli(
+            prog="dropcluster", description=_DESCRIPTION, args=arguments, config=(tyro.conf.FlagCreatePairsOff,)
+        )
+    except ValueError as error:  # from the validation of a configuration
+        exit_usage(str(error))
+
+
+def _train_app(arguments: list[str]) -> tyro.extras.SubcommandApp:
+    """Returns a command for each preset, or only for the given one, so that tyro's hints refer to that one."""
+    words = [word.replace("-", "_") for word in arguments[:2]]
+    given = [name for name in PRESETS if words == ["train", name]]
+    app = tyro.extras.SubcommandApp()
+    for name in given or PRESETS:
+        description, preset = PRESETS[name]
+
+        def train_preset(
+            config: Annotated[TrainConfig, tyro.conf.arg(name="")] = preset,
+            restart: bool = False,
+            dry_run: bool = False,
+            distributed: bool = False,
+            coordinator: str | None = None,
+            process_id: int | None = None,
+            num_processes: int | None = None,
+        ) -> Action:
+            """Train a network.
+
+            Args:
+                config: The run.
+                restart: Remove an existing run in the output folder and start over.
+                dry_run: Print shapes, parameters, FLOPs and memory, without training.
+                distributed: Join the other processes of a TPU pod, SLURM job or Kubernetes job, which are detected.
+                coordinator: HOST:PORT of the first process, if processes cannot be detected.
+                process_id: Index of this process, from 0.
+                num_processes: Number of processes.
+            """
+            processes = None
+            if distributed or coordinator is not None:
+                processes = (coordinator, num_processes, process_id)
+            elif process_id is not None or num_processes is not None:
+                raise ValueError("process_id and num_processes require --coordinator HOST:PORT")
+            return functools.partial(train, config, restart, dry_run, processes, arguments)
+
+        example = f"\n\nExample:\n  dropcluster train {_option_style(name)} --drop.rate 0.2 --out runs/mine"
+        app.command(name=name, help=description + (example if given else ""))(train_preset)
+    return app
+
+
+def evaluate(
+    run: Positional[pathlib.Path],
+    corruptions: bool = False,
+    best: bool = False,
+    data_dir: pathlib.Path | None = None,
+    json: bool = False,
+) -> Action:
+    """Evaluate the network of a run on its test images.
+
+    Example:
+      dropcluster evaluate runs/digits --corruptions
+
+    Args:
+        run: Run folder; the run may be unfinished.
+        corruptions: Also evaluate 15 corruptions at 5 severities.
+        best: Use the checkpoint with the best test accuracy, not the latest.
+        data_dir: TFDS data directory, if not the one the run used.
+        json: Print the content of evaluation.json only.
+    """
+    return functools.partial(commands.evaluate, run, corruptions, best, data_dir, json)
+
+
+def clusters(
+    run: Positional[pathlib.Path],
+    out: pathlib.Path | None = None,
+    best: bool = False,
+    rate: float = 0.3,
+    data_dir: pathlib.Path | None = None,
+) -> Action:
+    """Draw the clusters of a run: over activations, over the course of training, and as masks.
+
+    Example:
+      dropcluster clusters runs/digits --rate 0.2
+
+    Args:
+        run: Run folder; the run may be unfinished.
+        out: Folder for the figures. Default: pictures/ in the run folder.
+        best: Use the checkpoint with the best test accuracy, not the latest.
+        rate: Rate of the masks, from 0 to 1.
+        data_dir: TFDS data directory, if not the one the run used.
+    """
+    if not 0 <= rate <= 1:
+        raise ValueError(f"rate must be at least 0 and at most 1, got {rate}")
+    return functools.partial(commands.clusters, run, out, best, rate, data_dir)
+
+
+def plot(
+    runs: Annotated[tuple[pathlib.Path, ...], Positional, tyro.conf.arg(metavar="RUN [RUN ...]")],
+    out: pathlib.Path = pathlib.Path("curves.png"),
+) -> Action:
+    """Plot the learning curves of runs: training loss, test accuracy and rate.
+
+    Example:
+      dropcluster plot runs/digits runs/mine --out curves.svg
+
+    Args:
+        runs: Run folders; runs may be unfinished.
+        out: Output file; the suffix determines the format.
+    """
+    if not runs:
+        raise ValueError("plot needs a run: dropcluster plot RUN [RUN ...]")
+    return functools.partial(commands.plot, runs, out)
+
+
+def runs(directory: Positional[pathlib.Path] = pathlib.Path("runs"), json: bool = False) -> Action:
+    """List the runs in a folder: method, rate, data, accuracy and time.
+
+    Example:
+      dropcluster runs runs --json
+
+    Args:
+        directory: Folder to search, including its subfolders.
+        json: Print JSON only.
+    """
+    return functools.partial(commands.runs, directory, json)
+
+
+def check(
+    name: Positional[str],
+    data: DataConfig = DataConfig(name=""),  # noqa: B008 - immutable
+    batch_size: int = 128,
+    seed: int = 0,
+    out: pathlib.Path | None = None,
+    json: bool = False,
+) -> Action:
+    """Inspect a dataset: contents, sample images and loading speed.
+
+    Example:
+      dropcluster data check cifar10 --data.dir ~/tensorflow_datasets
+
+    Args:
+        name: digits, the name of a prepared TFDS dataset, folder:PATH or npz:PATH.
+        data: How the dataset is read.
+        batch_size: Images per batch.
+        seed: Determines the order and the sample images.
+        out: Output folder for check.json and the figures. Default: a folder under runs/.
+        json: Print the content of check.json only.
+    """
+    return functools.partial(commands.check, name, data, batch_size, seed, out, json)
+
+
+def presets(json: bool = False) -> Action:
+    """List the presets: network, data, schedule and drop layers.
+
+    Example:
+      dropcluster presets --json
+
+    Args:
+        json: Print all values as JSON only.
+    """
+    return functools.partial(commands.presets, json)
+
+
+def _help(command: Callable[..., Action], arguments: list[str]) -> str:
+    """Returns the first line of a docstring, with the example if the command was given."""
+    paragraphs = (inspect.getdoc(command) or "").split("\n\n")
+    return "\n\n".join(paragraphs[: 2 if arguments[:1] == [command.__name__] else 1])
+
+
+def _option_style(preset: str) -> str:
+    """Returns the name of a preset as tyro spells it."""
+    return preset.replace("_", "-")
+
+
+def _check_word(arguments: list[str], index: int, kind: str, known: list[str]) -> None:
+    """Exits if an argument is an unknown word, with a suggestion."""
+    if len(arguments) <= index or arguments[index].startswith("-") or arguments[index] in known:
+        return
+    matches = difflib.get_close_matches(arguments[index], known, n=1)
+    hint = f"did you mean {matches[0]}? Choices" if matches else "choices"
+    choices = ", ".join(dict.fromkeys(map(_option_style, known)))
+    exit_usage(f"unknown {kind} {arguments[index]!r}; {hint}: {choices}")

@@ -1,0 +1,63 @@
+"""Communication between the processes of a run; without effect in a single process."""
+
+import json
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+from jax.experimental import multihost_utils
+
+# A process that does not respond for this long is considered dead.
+_TIMEOUT_SECONDS = 20
+_MAX_BROADCAST = 1024
+
+
+def initialize(coordinator: str | None, num_processes: int | None, process_id: int | None) -> None:
+    """Joins the processes of a run; None values are detected on TPU pods, SLURM and Kubernetes.
+
+    Raises:
+        RuntimeError, ValueError: If the other processes are not found.
+    """
+    jax.distributed.initialize(
+        coordinator,
+        num_processes,
+        process_id,
+        heartbeat_timeout_seconds=_TIMEOUT_SECONDS,
+        shutdown_timeout_seconds=_TIMEOUT_SECONDS,
+    )
+
+
+def barrier(name: str) -> None:
+    """Waits until all processes have reached the barrier."""
+    if jax.process_count() > 1:
+        multihost_utils.sync_global_devices(name)
+
+
+def all_agree(value: bool) -> bool:
+    """Returns whether `value` is True in all processes."""
+    if jax.process_count() == 1:
+        return value
+    return bool(multihost_utils.process_allgather(jnp.array(value)).all())
+
+
+def allgather(messages: list[str]) -> list[str]:
+    """Returns the messages of all processes, in the order of the processes."""
+    if jax.process_count() == 1:
+        return messages
+    text = np.frombuffer(json.dumps(messages).encode(), np.uint8)
+    length = int(np.max(multihost_utils.process_allgather(np.array(len(text)))))
+    padded = np.pad(text, (0, length - len(text)), constant_values=ord(" "))
+    return [message for row in multihost_utils.process_allgather(padded) for message in json.loads(bytes(row))]
+
+
+def broadcast(numbers: list[int]) -> list[int]:
+    """Returns the non-negative numbers that the first process passed."""
+    if jax.process_count() == 1:
+        return numbers
+    padded = jnp.array((numbers + [-1] * _MAX_BROADCAST)[:_MAX_BROADCAST], jnp.int32)
+    return [int(number) for number in multihost_utils.broadcast_one_to_all(padded) if number >= 0]
+
+
+def addressable(batch: jax.Array) -> np.ndarray:
+    """Returns the part of a sharded batch that is on this process's devices."""
+    return np.concatenate([np.asarray(shard.data) for shard in batch.addressable_shards])

@@ -1,0 +1,215 @@
+"""Figures of a run: its clusters, their history, masks, and learning curves."""
+
+import dataclasses
+import os
+import pathlib
+from collections.abc import Callable, Iterable
+from typing import TYPE_CHECKING, Any
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+from jaxtyping import Array, Float, PyTree
+
+from dropcluster_jax import viz
+from dropcluster_jax.clustering import ClusterState
+from dropcluster_jax.data import normalize
+from dropcluster_jax.data.config import open_data
+from dropcluster_jax.linen import DropCluster, cluster_inputs, cluster_states
+from dropcluster_jax.masking import drop_block_mask, drop_cluster_mask, dropout_mask, spatial_dropout_mask
+from dropcluster_jax.models import ResNet
+from dropcluster_jax.runs import run_folder
+from dropcluster_jax.runs.config import DropConfig
+from dropcluster_jax.training.loop import mean_adjusted_rand_index
+
+if TYPE_CHECKING:
+    from matplotlib.figure import Figure
+
+DPI = 130
+_NUM_CANDIDATE_MASKS = 32
+
+
+def clusters_by_place(model: ResNet, clusters: PyTree) -> dict[str, ClusterState]:
+    """Returns the clusters of each place on the host, from the input to the output.
+
+    Args:
+        model: The network.
+        clusters: The collection "clusters" of its variables.
+    """
+    states = cluster_states(jax.device_get(clusters))
+    return {place: states[name] for place, name in model.drop_layer_names.items() if name in states}
+
+
+def clusters_and_inputs(
+    model: ResNet, variables: PyTree, images: Float[Array, "batch height width channels"]
+) -> dict[str, tuple[ClusterState, np.ndarray]]:
+    """Returns the clusters and the input activations of each `DropCluster` layer, as `viz.cluster_figure` takes them.
+
+    Args:
+        model: The network.
+        variables: Its variables.
+        images: Normalized images.
+
+    Returns:
+        For each place, the clusters and the activations `(batch, height, width, channels)` in evaluation mode.
+    """
+    inputs = jax.device_get(jax.jit(lambda variables, x: cluster_inputs(model, variables, x))(variables, images))
+    clusters = clusters_by_place(model, variables["clusters"])
+    return {place: (state, inputs[model.drop_layer_names[place]]) for place, state in clusters.items()}
+
+
+def summarize_clusters(model: ResNet, clusters: PyTree) -> dict[str, dict[str, Any]]:
+    """Returns the statistics of each place's clusters that `summary.json` contains.
+
+    Args:
+        model: The network.
+        clusters: The collection "clusters" of its variables.
+
+    Returns:
+        For each place: `num_updates`, `num_skipped`, `explained_variance`, and `ari_with_grid`, the adjusted Rand index
+        with the initial clusters.
+    """
+    return {
+        place: {
+            "num_updates": int(np.max(state.num_updates)),
+            "num_skipped": int(np.max(state.num_skipped)),
+            "explained_variance": float(np.mean(state.explained_variance)),
+            "ari_with_grid": mean_adjusted_rand_index(state, _initial_clusters(model, place, state)),
+        }
+        for place, state in clusters_by_place(model, clusters).items()
+    }
+
+
+def _initial_clusters(model: ResNet, place: str, state: ClusterState) -> ClusterState:
+    layer = model.drop[place]
+    assert isinstance(layer, DropCluster)
+    return jax.device_get(layer.clusterer.init(state.labels.shape))
+
+
+def save_cluster_figure(
+    path: pathlib.Path, drawn: dict[str, tuple[ClusterState, np.ndarray]], title: str
+) -> pathlib.Path:
+    """Draws clusters over activations into a file and returns its path."""
+    viz.cluster_figure(drawn, title=title).savefig(path, dpi=DPI)
+    return path
+
+
+def draw_run_clusters(
+    folder: str | os.PathLike[str],
+    *,
+    out: str | os.PathLike[str] | None = None,
+    best: bool = False,
+    rate: float = 0.3,
+    data_dir: pathlib.Path | None = None,
+    on_progress: Callable[[str], None] = lambda task: None,
+    notify: Callable[[str], None] = print,
+) -> list[pathlib.Path]:
+    """Draws the clusters of a run: over activations, over the course of training, and as masks.
+
+    Args:
+        folder: Run folder; the run may be unfinished.
+        out: Folder for the figures. Default: `pictures/` in the run folder.
+        best: Whether to use the checkpoint with the best test accuracy.
+        rate: Rate of the masks, in [0, 1].
+        data_dir: TFDS data directory, if not the one the run used.
+        on_progress: Called with a description before each long task.
+        notify: Called with a message if a checkpoint is damaged.
+
+    Returns:
+        The files: `clusters.png`, `masks-PLACE.png` for each place, `quality.png`, `history.png` and `history.gif`.
+
+    Raises:
+        ValueError: If the run has no clusters, or `out` is a file.
+        FileNotFoundError, CorruptCheckpointError, ImportError: As in `load_run` and `open_data`.
+    """
+    path = pathlib.Path(folder)
+    config, _ = run_folder.read_config(path)
+    if config.drop.method != "cluster":
+        raise ValueError(f"{path} has no clusters: it was trained with drop.method {config.drop.method}")
+    pictures = pathlib.Path(out) if out is not None else path / run_folder.PICTURES
+    if pictures.exists() and not pictures.is_dir():
+        raise ValueError(f"out must be a folder, got the file {pictures}")
+    on_progress("loading the run")
+    loaded = run_folder.load_run(path, best=best, notify=notify)
+    if data_dir is not None:
+        config = dataclasses.replace(config, data=dataclasses.replace(config.data, dir=data_dir))
+    on_progress("loading images")
+    _, loader = open_data(config.data, config.batch_size, config.seed)
+    images = np.asarray(loader.probe(config.drop.probe_size, 0)["image"])
+    on_progress("drawing")
+    pictures.mkdir(parents=True, exist_ok=True)
+    title = f"{config.model} on {config.data.name}"
+    normalized = normalize(images, loaded.spec.mean, loaded.spec.std)
+    drawn = clusters_and_inputs(loaded.model, loaded.variables, normalized)
+    files = [save_cluster_figure(pictures / "clusters.png", drawn, f"{title}, step {loaded.step:,}")]
+
+    def save(name: str, figure: "Figure") -> None:
+        files.append(pictures / name)
+        figure.savefig(files[-1], dpi=DPI)
+
+    for place, (clusters, x) in drawn.items():
+        masks = _example_masks(x[:1], clusters, rate, config.drop)
+        mask_title = f"{place}: one image, one mask per method at rate {rate:g}"
+        figure = viz.mask_figure(x[0], masks, np.asarray(clusters.labels), images[0], title=mask_title)
+        save(f"masks-{place}.png", figure)
+    entries = run_folder.read_json_lines(path / run_folder.METRICS)
+    if any(entry["event"] == "clusters" for entry in entries):
+        save("quality.png", viz.quality_figure(entries, title=title))
+    if (path / run_folder.CLUSTERS).is_file() and (history := run_folder.read_history(path)):
+        if config.drop.per_channel:
+            title += ", channel 0"
+        save("history.png", viz.cluster_history_figure(history, title=title))
+        on_progress("drawing the animation")
+        files.append(pictures / "history.gif")
+        viz.cluster_animation(files[-1], history, title=title)
+    return sorted(files)
+
+
+def _example_masks(x: np.ndarray, clusters: ClusterState, rate: float, drop: DropConfig) -> dict[str, np.ndarray]:
+    """Returns a mask `(height, width, channels)` of one example for each method.
+
+    Of several random masks it is the one whose dropped fraction is closest to the rate, over all channels and over the
+    two that are drawn.
+    """
+    units, clusters = jnp.asarray(x), jax.device_put(clusters)
+    side = min(drop.block_size, *x.shape[1:3])
+    drawn_channels = np.argsort(x[0].std(axis=(0, 1)), kind="stable")[-2:]
+    methods: dict[str, Callable[[jax.Array], jax.Array]] = {
+        "dropout": lambda key: dropout_mask(key, units, rate),
+        "spatial dropout": lambda key: spatial_dropout_mask(key, units, rate),
+        f"DropBlock {side}x{side}": lambda key: drop_block_mask(
+            key, units, rate, block_size=side, per_channel=drop.per_channel
+        ),
+        "DropCluster": lambda key: drop_cluster_mask(key, units, rate, clusters, min_explained=drop.min_explained),
+    }
+    chosen = {}
+    for name, draw in methods.items():
+        masks = np.asarray(jax.vmap(draw)(jax.random.split(jax.random.key(0), _NUM_CANDIDATE_MASKS)))[:, 0]
+        masks = np.broadcast_to(masks, (_NUM_CANDIDATE_MASKS, *x.shape[1:]))
+        fractions = [1 - masks.mean(axis=(1, 2, 3)), 1 - masks[..., drawn_channels].mean(axis=(1, 2, 3))]
+        chosen[name] = masks[np.argmin(sum(np.abs(fraction - rate) for fraction in fractions))]
+    return chosen
+
+
+def draw_run_curves(folders: Iterable[str | os.PathLike[str]]) -> "Figure":
+    """Draws the learning curves of runs, labeled by their folders.
+
+    Args:
+        folders: Run folders; runs may be unfinished.
+
+    Raises:
+        FileNotFoundError: If a folder contains no run.
+        ValueError: If a run has no log entries yet, or its files are damaged.
+        ImportError: If Matplotlib is not installed.
+    """
+    paths = list(dict.fromkeys(pathlib.Path(folder) for folder in folders))
+    for path in paths:
+        if not run_folder.is_run(path):
+            raise FileNotFoundError(f"{path} contains no run: no {run_folder.CONFIG} of a run")
+        if not (path / run_folder.METRICS).is_file():
+            raise ValueError(f"{path} has nothing to draw yet: no {run_folder.METRICS}")
+    names = [path.resolve().name for path in paths]
+    if len(set(names)) < len(names):
+        names = [str(path) for path in paths]
+    entries = [run_folder.read_json_lines(path / run_folder.METRICS) for path in paths]
+    return viz.curve_figure(dict(zip(names, entries, strict=True)))
