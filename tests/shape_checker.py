@@ -1,6 +1,6 @@
-"""How the shapes in signatures are checked while tests run."""
+"""The runtime type checker that verifies the shapes in signatures during tests."""
 
 from beartype import BeartypeConf, beartype
 
-# As for type checkers, an int will do where a float is wanted.
+# Accepts an int for a float, as static type checkers do.
 check = beartype(conf=BeartypeConf(is_pep484_tower=True))
