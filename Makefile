@@ -1,45 +1,48 @@
-# Two commands from a bare clone: `make train` and `make test`. Both make .venv first.
+# `make train` and `make test` work in a fresh clone; they create .venv first.
 PYTHON ?= python3
 BIN := .venv/bin
+# `make test CONSTRAINTS=` tests with the newest versions of all dependencies.
+CONSTRAINTS ?= -c constraints.txt
+PIP_INSTALL = $(BIN)/pip install --quiet --disable-pip-version-check $(CONSTRAINTS)
 
 .PHONY: train test soak docs lint clean
 
-train: .venv/.train  ## train ResNet-20 with DropCluster on handwritten digits; results in runs/digits
+train: .venv/.train  ## train ResNet-20 with DropCluster on handwritten digits, into runs/digits
 	$(BIN)/dropcluster train digits --out runs/digits
-	@echo 'next: $(BIN)/dropcluster clusters runs/digits draws more of its clusters; . $(BIN)/activate leaves out $(BIN)/'
+	@echo 'Next: run "$(BIN)/dropcluster clusters runs/digits" to draw its clusters.'
 
-test: .venv/.dev  ## all tests and doctests
+test: .venv/.dev  ## run all tests and doctests
 	$(BIN)/python -m pytest -n 2 --dist loadgroup
 
-soak: .venv/.dev  ## runs that are killed again and again, alone and with others: half an hour
-	SOAK_TURNS=10 $(BIN)/python -m pytest -n 2 --dist loadgroup tests/training/test_killed.py tests/training/test_processes.py
+soak: .venv/.dev  ## kill and resume runs repeatedly, with one and several processes; about half an hour
+	SOAK_TURNS=10 $(BIN)/python -m pytest -n 2 --dist loadgroup tests/runs/test_killed.py tests/runs/test_processes.py
 
-docs: .venv/.docs  ## the documentation as a site to be read without network, notebooks executed; in site/index.html
+docs: .venv/.docs  ## build the documentation site with executed notebooks: site/index.html
 	NO_MKDOCS_2_WARNING=1 $(BIN)/mkdocs build --strict --quiet
 
-lint: .venv/.dev  ## style and types
+lint: .venv/.dev  ## check style and types
 	$(BIN)/ruff check .
 	$(BIN)/ruff format --check .
 	$(BIN)/pyright
 
-clean:
+clean:  ## remove the environment, caches and the built site
 	rm -rf .venv .cache site .pytest_cache .ruff_cache .hypothesis
 
 .venv/bin/python:
-	$(PYTHON) -c 'import sys; sys.exit(sys.version_info < (3, 11) and "Python 3.11 or newer is needed: make PYTHON=...")'
+	$(PYTHON) -c 'import sys; sys.exit(sys.version_info < (3, 11) and "Python 3.11 or newer is required: make PYTHON=...")'
 	$(PYTHON) -m venv .venv
 
-# Installed again whenever what is to be installed has changed.
+# Reinstalled when the dependencies change.
 .venv/.train: .venv/bin/python pyproject.toml constraints.txt
-	@echo 'installing JAX, Flax and what training takes into .venv: a minute or more'
-	$(BIN)/pip install --quiet --disable-pip-version-check -c constraints.txt -e '.[train,plot]'
+	@echo 'Installing dropcluster-jax and its training dependencies into .venv (takes a minute or more)'
+	$(PIP_INSTALL) -e '.[train,plot]'
 	touch $@
 
 .venv/.dev: .venv/bin/python pyproject.toml constraints.txt
-	@echo 'installing the library and what its tests take into .venv: a minute or more'
-	$(BIN)/pip install --quiet --disable-pip-version-check -c constraints.txt -e '.[dev]'
+	@echo 'Installing dropcluster-jax and its development dependencies into .venv (takes a minute or more)'
+	$(PIP_INSTALL) -e '.[dev]'
 	touch $@ .venv/.train
 
 .venv/.docs: .venv/bin/python pyproject.toml constraints.txt
-	$(BIN)/pip install --quiet --disable-pip-version-check -c constraints.txt -e '.[docs]'
+	$(PIP_INSTALL) -e '.[docs]'
 	touch $@ .venv/.train
