@@ -1,4 +1,4 @@
-"""How the site reads the library's docstrings and classes."""
+"""A griffe extension that adapts the library's docstrings and classes to mkdocstrings."""
 
 import re
 from typing import Any
@@ -6,11 +6,11 @@ from typing import Any
 import griffe
 
 
-class AsWritten(griffe.Extension):
-    """Teach the parser what it does not know by itself."""
+class DocstringStyle(griffe.Extension):
+    """Renders `Example` and `References` sections, and gives Flax Linen modules their constructor."""
 
     def on_object(self, *, obj: griffe.Object, **_: Any) -> None:
-        """Read `Example` as the section `Examples`, and references as a paragraph instead of a box."""
+        """Renames the section `Example` to `Examples` and turns `References` into a paragraph."""
         if not obj.docstring:
             return
         text = re.sub(r"^Example:$", "Examples:", obj.docstring.value, flags=re.MULTILINE)
@@ -22,7 +22,7 @@ class AsWritten(griffe.Extension):
         )
 
     def on_class_instance(self, *, cls: griffe.Class, **_: Any) -> None:
-        """A module of Flax Linen is a dataclass, and has the signature of one."""
+        """Marks Linen modules as dataclasses, which they become when they are defined."""
         if "nn.Module" in map(str, cls.bases):
             dataclass = griffe.ExprName("dataclasses.dataclass")
             cls.decorators.append(griffe.Decorator(dataclass, lineno=None, endlineno=None))

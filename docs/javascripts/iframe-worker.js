@@ -1,5 +1,5 @@
-// The search of the site runs in a Worker, which browsers refuse to pages that are opened from a file. There a hidden
-// iframe does its work, with the same face. The site's own worker looks for `parent.IFrameWorker`.
+// The site's search runs in a Worker, which browsers do not allow on pages opened from a file. On such pages, this class
+// runs the script in a hidden iframe with the same API. The search script looks for `parent.IFrameWorker`.
 if (location.protocol === "file:") {
   window.IFrameWorker = class extends EventTarget {
     constructor(url) {
@@ -7,23 +7,23 @@ if (location.protocol === "file:") {
       this.frame = document.createElement("iframe")
       this.frame.hidden = true
       document.body.append(this.frame)
-      const inside = this.frame.contentWindow
+      const frameWindow = this.frame.contentWindow
       this.ready = new Promise((resolve) => {
-        const page = inside.document
+        const page = frameWindow.document
         page.open()
         page.write("<!doctype html><meta charset=utf-8><body>")
         page.close()
-        inside.postMessage = (data) => this.dispatchEvent(new MessageEvent("message", { data }))
-        inside.importScripts = async (...urls) => {
-          for (const each of urls) await load(page, each)
+        frameWindow.postMessage = (data) => this.dispatchEvent(new MessageEvent("message", { data }))
+        frameWindow.importScripts = async (...urls) => {
+          for (const url of urls) await load(page, url)
         }
         resolve(load(page, url))
       })
     }
 
     postMessage(data) {
-      const inside = this.frame.contentWindow
-      this.ready.then(() => inside.dispatchEvent(new inside.MessageEvent("message", { data: inside.structuredClone(data) })))
+      const frameWindow = this.frame.contentWindow
+      this.ready.then(() => frameWindow.dispatchEvent(new frameWindow.MessageEvent("message", { data: frameWindow.structuredClone(data) })))
     }
 
     terminate() {
