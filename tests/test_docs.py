@@ -1,4 +1,4 @@
-"""The pages of docs/ run as they stand, point at what exists, and leave no public name out."""
+"""The documentation's code runs, its links resolve, and it covers all public names."""
 
 import importlib
 import json
@@ -12,69 +12,47 @@ ROOT = pathlib.Path(__file__).parents[1]
 DOCS = ROOT / "docs"
 PAGES = sorted(DOCS.rglob("*.md"))
 NOTEBOOKS = sorted(DOCS.rglob("*.ipynb"))
+MODULES = (
+    *("dropcluster_jax", "dropcluster_jax.clustering", "dropcluster_jax.masking", "dropcluster_jax.linen"),
+    *("dropcluster_jax.nnx", "dropcluster_jax.models", "dropcluster_jax.data", "dropcluster_jax.training"),
+    *("dropcluster_jax.runs", "dropcluster_jax.viz", "dropcluster_jax.testing", "dropcluster_jax.uncertainty"),
+)
 
-# What has public names, from the ground up.
-ROOMS = ("", "clustering", "masking", "linen", "nnx", "models", "data", "training", "viz", "testing", "uncertainty")
 
-
-def blocks(path: pathlib.Path) -> list[str]:
-    """The Python of a page or a notebook, without what only a notebook understands."""
+def code_blocks(path: pathlib.Path) -> list[str]:
+    """The Python code of a page or a notebook, without IPython magics."""
     if path.suffix == ".md":
         return re.findall(r"^```python\n(.*?)^```", path.read_text(), re.DOTALL | re.MULTILINE)
     cells = json.loads(path.read_text())["cells"]
-    code = ["".join(cell["source"]) for cell in cells if cell["cell_type"] == "code"]
-    return [re.sub(r"^%.*$", "", each, flags=re.MULTILINE) for each in code]
+    sources = ["".join(cell["source"]) for cell in cells if cell["cell_type"] == "code"]
+    return [re.sub(r"^%.*$", "", source, flags=re.MULTILINE) for source in sources]
 
 
-# docs/scaling.md shows what belongs into a program of the reader's own.
-RUN = [path for path in (*PAGES, *NOTEBOOKS) if blocks(path) and path.name != "scaling.md"]
+# The code in scaling.md consists of fragments that do not run on their own.
+RUNNABLE = [path for path in (*PAGES, *NOTEBOOKS) if code_blocks(path) and path.name != "scaling.md"]
 
 
-@pytest.mark.parametrize("path", RUN, ids=lambda path: str(path.relative_to(DOCS)))
-def test_the_code_runs_from_top_to_bottom(path, monkeypatch, tmp_path):
-    monkeypatch.chdir(tmp_path)
-    matplotlib.use("agg")
-    names: dict[str, object] = {"__name__": "docs"}
-    for block in blocks(path):
-        exec(compile(block, path.name, "exec"), names)
+def documented_objects() -> set[int]:
+    """The ids of the objects that the API reference shows: `::: NAME`, for modules their `__all__` or `members`.
 
-
-@pytest.mark.parametrize("path", [ROOT / "README.md", *PAGES], ids=lambda path: str(path.relative_to(ROOT)))
-def test_links_and_pictures_are_there(path):
-    text = re.sub(r"^```.*?^```|`[^`\n]*`", "", path.read_text(), flags=re.DOTALL | re.MULTILINE)
-    for link in re.findall(r"\]\((?![a-z]+:|#)([^)#\s]+)", text):
-        assert (path.parent / link).exists(), link
-
-
-def test_what_is_advised_comes_from_what_was_measured():
-    """Each line of a table of choosing.md stands in the results."""
-    measured = (DOCS / "results.md").read_text().splitlines()
-    lines = [line for line in (DOCS / "how-to" / "choosing.md").read_text().splitlines() if line.startswith("|")]
-    assert len(lines) > 20
-    assert [line for line in lines if line not in measured] == []
-
-
-def documented() -> set[int]:
-    """The objects that the reference shows: `::: NAME`, of a module its public classes and functions, or its `members`.
-
-    Constants, which have no docstring, are shown by themselves.
+    Constants have no docstring and need a directive of their own.
     """
-    found: set[int] = set()
+    ids: set[int] = set()
     for page in (DOCS / "api").glob("*.md"):
         for name, options in re.findall(r"^::: (\S+)\n((?: .*\n)*)", page.read_text(), re.MULTILINE):
-            shown = resolve(name)
+            target = resolve(name)
+            if not hasattr(target, "__all__"):
+                ids.add(id(target))
+                continue
             members = re.search(r" members: \[(.*)\]", options)
-            if hasattr(shown, "__all__"):
-                chosen = re.findall(r"\w+", members[1]) if members else shown.__all__
-                objects = [getattr(shown, member) for member in chosen]
-                found |= {id(each) for each in objects if getattr(each, "__module__", "").startswith("dropcluster_jax")}
-            else:
-                found.add(id(shown))
-    return found
+            names = re.findall(r"\w+", members[1]) if members else target.__all__
+            objects = [getattr(target, name) for name in names]
+            ids |= {id(member) for member in objects if getattr(member, "__module__", "").startswith("dropcluster_jax")}
+    return ids
 
 
 def resolve(name: str) -> object:
-    """A module, or what stands in one; a function may have the name of the module that it is in."""
+    """Returns a module or a module's attribute; a function may share its name with its module."""
     try:
         return importlib.import_module(name)
     except ModuleNotFoundError:
@@ -82,22 +60,55 @@ def resolve(name: str) -> object:
         return getattr(resolve(module), attribute)
 
 
-@pytest.mark.parametrize("room", ROOMS)
-def test_every_public_name_is_in_the_reference(room):
-    module = importlib.import_module(f"dropcluster_jax.{room}".rstrip("."))
-    shown = documented()
-    assert [name for name in module.__all__ if id(getattr(module, name)) not in shown] == []
+def test_pages_with_code_are_found():
+    assert len(RUNNABLE) >= 8
+    assert len(NOTEBOOKS) == 2
+
+
+@pytest.mark.parametrize("path", RUNNABLE, ids=lambda path: str(path.relative_to(DOCS)))
+def test_code_blocks_run_in_order(path, monkeypatch, tmp_path):
+    monkeypatch.chdir(tmp_path)
+    matplotlib.use("agg")
+    namespace: dict[str, object] = {"__name__": "docs"}
+    for block in code_blocks(path):
+        exec(compile(block, path.name, "exec"), namespace)
+
+
+def test_links_resolve():
+    broken = []
+    for path in (ROOT / "README.md", ROOT / "CONTRIBUTING.md", *PAGES):
+        text = re.sub(r"^```.*?^```|`[^`\n]*`", "", path.read_text(), flags=re.DOTALL | re.MULTILINE)
+        links = re.findall(r"\]\((?![a-z]+:|#)([^)#\s]+)", text)
+        broken += [f"{path.relative_to(ROOT)}: {link}" for link in links if not (path.parent / link).exists()]
+    assert not broken, "\n".join(broken)
+
+
+def test_tables_in_choosing_come_from_the_results():
+    results = (DOCS / "results.md").read_text().splitlines()
+    rows = [line for line in (DOCS / "how-to" / "choosing.md").read_text().splitlines() if line.startswith("|")]
+    assert len(rows) > 20
+    assert [row for row in rows if row not in results] == []
+
+
+def test_public_names_are_in_the_api_reference():
+    documented = documented_objects()
+    missing = []
+    for name in MODULES:
+        module = importlib.import_module(name)
+        missing += [f"{name}.{member}" for member in module.__all__ if id(getattr(module, member)) not in documented]
+    assert not missing, "\n".join(missing)
+
+
+def test_pages_are_in_the_navigation():
+    navigation = (ROOT / "mkdocs.yml").read_text()
+    names = [str(path.relative_to(DOCS)) for path in (*PAGES, *NOTEBOOKS)]
+    assert [name for name in names if f": {name}\n" not in navigation] == []
 
 
 @pytest.mark.parametrize("path", NOTEBOOKS, ids=lambda path: path.name)
-def test_notebooks_are_kept_without_outputs(path):
+def test_notebooks_are_stored_without_outputs(path):
     notebook = json.loads(path.read_text())
     assert notebook["nbformat"] == 4
     for cell in notebook["cells"]:
         assert cell.get("outputs", []) == []
         assert cell.get("execution_count") is None
-
-
-def test_there_is_something_to_try():
-    assert len(RUN) >= 8
-    assert len(NOTEBOOKS) == 2
