@@ -4,13 +4,8 @@ Each function returns a `matplotlib.figure.Figure` and neither shows nor saves i
 writes a GIF. All figures are readable without color.
 """
 
-from dropcluster_jax.viz.canvas import figure_to_array as pixels  # noqa: F401 temporary
 from dropcluster_jax.viz.clusters import cluster_animation, cluster_figure, cluster_history_figure
-from dropcluster_jax.viz.curves import (
-    curve_figure,
-    line_style,  # noqa: F401 temporary
-    quality_figure,
-)
+from dropcluster_jax.viz.curves import curve_figure, quality_figure
 from dropcluster_jax.viz.images import corruption_figure, image_figure
 from dropcluster_jax.viz.masks import mask_figure
 
