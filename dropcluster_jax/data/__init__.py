@@ -1,9 +1,9 @@
-"""Data for training: where images come from, how they get to the device, and how they are varied.
+"""Datasets, loaders, augmentation and corruptions.
 
-`load` opens a data set; `make_loader` gives its batches, from arrays on the device or streamed by Grain; `random_flip`,
+`load` opens a dataset and `make_loader` yields its batches, from device memory or streamed by Grain. `random_flip`,
 `random_shift`, `random_cutout`, `random_resized_crop`, `mixup`, `cutmix` and `normalize` are JAX functions for the
-training step; `corrupt` makes test images worse. Files, data sets and streams need `pip install
-"dropcluster-jax[train]"`.
+training step. `corrupt` and `corrupted_test` corrupt test images to measure robustness. Datasets and streaming need
+`pip install "dropcluster-jax[train]"`.
 """
 
 from dropcluster_jax.data.augment import normalize, random_cutout, random_flip, random_resized_crop, random_shift
@@ -19,28 +19,28 @@ from dropcluster_jax.data.subsets import stratified_split, stratified_subset
 
 __all__ = [
     "CORRUPTIONS",
-    "EXTRA_CORRUPTIONS",
     "DATASETS",
+    "EXTRA_CORRUPTIONS",
     "ArrayExamples",
-    "CorruptImageError",
     "BatchIterator",
+    "CorruptImageError",
     "Dataset",
     "DatasetSpec",
+    "GrainLoader",
     "InMemoryLoader",
     "Loader",
-    "GrainLoader",
-    "stratified_split",
-    "stratified_subset",
     "corrupt",
     "corrupted_test",
     "cutmix",
     "fake_data",
     "load",
+    "make_loader",
     "mixup",
     "normalize",
-    "make_loader",
     "random_cutout",
     "random_flip",
     "random_resized_crop",
     "random_shift",
+    "stratified_split",
+    "stratified_subset",
 ]

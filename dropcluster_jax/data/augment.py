@@ -1,7 +1,7 @@
-"""Variations of image batches inside the training step: pure JAX functions of a key and the images.
+"""Augmentation of image batches inside the training step, as pure JAX functions.
 
-Shapes and types stay as they are, so they may stand in any order before `normalize`. What also varies the labels is in
-`mixing.py`.
+All functions preserve shape and dtype and can be composed in any order before `normalize`. Augmentations that also
+change the labels are in `mixing.py`.
 """
 
 import math
@@ -17,17 +17,17 @@ from jaxtyping import Array, Bool, Float, Float32, Int, Shaped, UInt8
 def random_flip(
     key: Array, images: Shaped[Array | np.ndarray, "batch height width channels"]
 ) -> Shaped[Array, "batch height width channels"]:
-    """Mirror each image left-right with probability 1/2, independently.
+    """Mirrors each image horizontally with probability 1/2.
 
     Args:
-        key: a PRNG key.
-        images: `(batch, height, width, channels)`, of any type.
+        key: PRNG key.
+        images: Images of any dtype, `(batch, height, width, channels)`.
 
     Returns:
-        An array like `images`.
+        An array of the shape and dtype of `images`.
 
     Raises:
-        ValueError: `images` has another number of dimensions.
+        ValueError: If `images` does not have four dimensions.
 
     Example:
         >>> import jax, jax.numpy as jnp
@@ -43,22 +43,22 @@ def random_flip(
 def random_shift(
     key: Array, images: Shaped[Array | np.ndarray, "batch height width channels"], pixels: int
 ) -> Shaped[Array, "batch height width channels"]:
-    """Move each image by up to `pixels` along height and along width; zeros move in.
+    """Shifts each image by up to `pixels` vertically and horizontally, filling with zeros.
 
-    The usual "pad by `pixels`, crop at random": an image's two shifts are independent, each uniform among the
-    integers from `-pixels` to `pixels`.
+    This is the usual "pad and crop at random". The two shifts are independent and uniform over the integers in
+    [-pixels, pixels].
 
     Args:
-        key: a PRNG key.
-        images: `(batch, height, width, channels)`, of any type.
-        pixels: the greatest shift in pixels, at least 0, which is the identity; static under `jit`.
+        key: PRNG key.
+        images: Images of any dtype, `(batch, height, width, channels)`.
+        pixels: Largest shift in pixels, at least 0 (the identity). Static under `jit`.
 
     Returns:
-        An array like `images`.
+        An array of the shape and dtype of `images`.
 
     Raises:
-        TypeError: `pixels` is no integer, or traced.
-        ValueError: `pixels` is negative, or `images` has another number of dimensions.
+        TypeError: If `pixels` is not an integer, or is traced.
+        ValueError: If `pixels` is negative, or `images` does not have four dimensions.
 
     Example:
         >>> import jax, jax.numpy as jnp
@@ -85,24 +85,24 @@ def random_cutout(
     side: int,
     fill: Shaped[Array | np.ndarray, " channels"] | int = 0,
 ) -> Shaped[Array, "batch height width channels"]:
-    """Fill a square of each image, its middle uniform among the pixels; what lies beyond the border is cut off.
+    """Fills a square of each image, centered at a uniformly drawn pixel and clipped at the border.
 
-    As in the paper, a corner loses as little as a quarter of a square. (`dropcluster_jax.cutout` drops an exact share
-    in expectation instead.)
+    As in the paper, as little as a quarter of the square is filled in a corner. (`dropcluster_jax.cutout` instead drops
+    an exact fraction in expectation.)
 
     Args:
-        key: a PRNG key.
-        images: `(batch, height, width, channels)`, of any type.
-        side: of the square in pixels, at least 0, which is the identity; static under `jit`.
-        fill: what it is filled with, a number or `(channels,)`: in the paper 0 of images that are normalized, which is
-            the mean of those that are not.
+        key: PRNG key.
+        images: Images of any dtype, `(batch, height, width, channels)`.
+        side: Side of the square in pixels, at least 0 (the identity). Static under `jit`.
+        fill: Fill value, a scalar or `(channels,)`. The paper fills normalized images with 0, which corresponds to the
+            mean before normalization.
 
     Returns:
-        An array like `images`.
+        An array of the shape and dtype of `images`.
 
     Raises:
-        TypeError: `side` is no integer, or traced.
-        ValueError: `side` is negative, or `images` has another number of dimensions.
+        TypeError: If `side` is not an integer, or is traced.
+        ValueError: If `side` is negative, or `images` does not have four dimensions.
 
     References:
         DeVries, Taylor, "Improved Regularization of Convolutional Neural Networks with Cutout", arXiv:1708.04552.
@@ -116,8 +116,8 @@ def random_cutout(
     images = _as_images(images)
     _check_pixels("side", side)
     batch, height, width, _ = images.shape
-    middles = jax.random.randint(key, (2, batch), 0, jnp.array([[height], [width]]))
-    starts = middles - side // 2
+    centers = jax.random.randint(key, (2, batch), 0, jnp.array([[height], [width]]))
+    starts = centers - side // 2
     return jnp.where(
         inside_boxes(starts, jnp.full_like(starts, side), height, width), jnp.asarray(fill, images.dtype), images
     )
@@ -129,41 +129,39 @@ def random_resized_crop(
     area: tuple[float, float] = (0.08, 1.0),
     ratio: tuple[float, float] = (3 / 4, 4 / 3),
 ) -> Shaped[Array, "batch height width channels"]:
-    """Take a random part of each image and enlarge it to the image's size.
+    """Crops a random part of each image and resizes it to the image's size.
 
-    The part's area is uniform in `area` of the image's, the logarithm of its width over its height uniform in that of
-    `ratio`, its place uniform; the first of ten draws that fits is taken, else the middle, as in torchvision. Resized
-    linearly, smoothed where it shrinks, as Pillow does.
+    The crop's relative area is uniform in `area`, the logarithm of its aspect ratio uniform in that of `ratio`, its
+    position uniform. The first of ten draws that fits is used, otherwise the center, as in torchvision. Resizing is
+    bilinear with antialiasing, as in Pillow.
 
     Args:
-        key: a PRNG key.
-        images: `(batch, height, width, channels)`, of any type; integers are rounded.
-        area: the least and the greatest share of the image, in (0, 1].
-        ratio: the least and the greatest width over height, above 0.
+        key: PRNG key.
+        images: Images of any dtype, `(batch, height, width, channels)`. Integers are rounded.
+        area: Smallest and largest area as fractions of the image's, in (0, 1].
+        ratio: Smallest and largest aspect ratio (width / height), positive.
 
     Returns:
-        An array like `images`.
+        An array of the shape and dtype of `images`.
 
     Raises:
-        ValueError: a range that is none, or `images` has another number of dimensions.
+        ValueError: If a range is invalid, or `images` does not have four dimensions.
 
     References:
         Szegedy et al., "Going deeper with convolutions", CVPR 2015, arXiv:1409.4842, section 6.
 
     Example:
         >>> import jax, jax.numpy as jnp
-        >>> images = jnp.broadcast_to(jnp.arange(64, dtype=jnp.uint8)[:, None], (2, 64, 64, 1))
+        >>> images = jnp.zeros((2, 64, 64, 1), jnp.uint8)
         >>> cropped = random_resized_crop(jax.random.key(0), images)
         >>> cropped.shape, cropped.dtype
         ((2, 64, 64, 1), dtype('uint8'))
-        >>> cropped[:, 0, ::21, 0].tolist()  # from left to right: a part of what was 0 to 63
-        [[8, 17, 26, 35], [11, 19, 28, 36]]
     """
     images = _as_images(images)
     if not 0 < area[0] <= area[1] <= 1:
-        raise ValueError(f"area, the shares of the image, must be (least, greatest) in (0, 1], got {area}")
+        raise ValueError(f"area must be an increasing pair in (0, 1], got {area}")
     if not 0 < ratio[0] <= ratio[1] < math.inf:
-        raise ValueError(f"ratio, width over height, must be (least, greatest) above 0, got {ratio}")
+        raise ValueError(f"ratio must be an increasing pair of positive numbers, got {ratio}")
     batch, *sides, channels = images.shape
     boxes = _random_boxes(key, batch, sides[0], sides[1], area, ratio)
 
@@ -183,33 +181,33 @@ def random_resized_crop(
 def _random_boxes(
     key: Array, batch: int, height: int, width: int, area: tuple[float, float], ratio: tuple[float, float]
 ) -> Int[Array, "batch 2 2"]:
-    """For each image where its part starts, down and across, and how long it is."""
-    area_key, ratio_key, place_key = jax.random.split(key, 3)
+    """Draws a crop of each image: its start `(row, column)` and its size `(height, width)`, in pixels."""
+    area_key, ratio_key, start_key = jax.random.split(key, 3)
     pixels = height * width * jax.random.uniform(area_key, (batch, 10), minval=area[0], maxval=area[1])
     ratios = jnp.exp(jax.random.uniform(ratio_key, (batch, 10), minval=math.log(ratio[0]), maxval=math.log(ratio[1])))
-    drawn = jnp.stack([jnp.sqrt(pixels / ratios), jnp.sqrt(pixels * ratios)], axis=-1)
-    lengths = jnp.maximum(1, jnp.round(drawn)).astype(jnp.int32)
+    candidates = jnp.stack([jnp.sqrt(pixels / ratios), jnp.sqrt(pixels * ratios)], axis=-1)
+    sizes = jnp.maximum(1, jnp.round(candidates)).astype(jnp.int32)
     sides = jnp.array([height, width])
-    fits = jnp.all(lengths <= sides, axis=-1)
-    chosen = jnp.take_along_axis(lengths, jnp.argmax(fits, axis=1)[:, None, None], axis=1)[:, 0]
-    starts = jax.random.randint(place_key, (batch, 2), 0, jnp.maximum(sides - chosen, 0) + 1)
-    # Where none fits: the largest part in the middle whose proportions are allowed.
-    middle = jnp.array(
+    fits = jnp.all(sizes <= sides, axis=-1)
+    size = jnp.take_along_axis(sizes, jnp.argmax(fits, axis=1)[:, None, None], axis=1)[:, 0]
+    start = jax.random.randint(start_key, (batch, 2), 0, jnp.maximum(sides - size, 0) + 1)
+    # If no draw fits: the largest centered crop with an allowed aspect ratio.
+    center_size = jnp.array(
         [min(height, max(1, round(width / ratio[0]))), min(width, max(1, round(height * ratio[1])))], jnp.int32
     )
-    found = jnp.any(fits, axis=1)[:, None, None]
-    return jnp.where(found, jnp.stack([starts, chosen], axis=1), jnp.stack([(sides - middle) // 2, middle]))
+    center = jnp.stack([(sides - center_size) // 2, center_size])
+    return jnp.where(jnp.any(fits, axis=1)[:, None, None], jnp.stack([start, size], axis=1), center)
 
 
 def inside_boxes(
     starts: Shaped[Array, "2 batch"], lengths: Shaped[Array, "2 batch"], height: int, width: int
 ) -> Bool[Array, "batch height width 1"]:
-    """Which pixels of each image lie in its box: from `starts`, down and across, `lengths` pixels far."""
-    down, across = (
+    """Returns the mask of one box per image, given its first row and column, and its height and width."""
+    rows, columns = (
         (start[:, None] <= jnp.arange(side)) & (jnp.arange(side) < (start + length)[:, None])
         for start, length, side in zip(starts, lengths, (height, width), strict=True)
     )
-    return (down[:, :, None] & across[:, None, :])[..., None]
+    return (rows[:, :, None] & columns[:, None, :])[..., None]
 
 
 def normalize(
@@ -217,19 +215,19 @@ def normalize(
     mean: Float[Array | np.ndarray, " channels"] | Sequence[float],
     std: Float[Array | np.ndarray, " channels"] | Sequence[float],
 ) -> Float32[Array, "*batch channels"]:
-    """Scale images to mean 0 and standard deviation 1: `(images / 255 - mean) / std`.
+    """Normalizes images to zero mean and unit variance: `(images / 255 - mean) / std`.
 
     Args:
-        images: uint8 `(..., channels)`, values 0 to 255.
-        mean: of each channel of images scaled to [0, 1], `(channels,)`, such as `DatasetSpec.mean`.
-        std: the standard deviations, `(channels,)`, above 0, such as `DatasetSpec.std`.
+        images: Images, uint8 `(..., channels)`.
+        mean: Mean of each channel of images scaled to [0, 1], `(channels,)`, e.g. `DatasetSpec.mean`.
+        std: Standard deviation of each channel, positive, `(channels,)`, e.g. `DatasetSpec.std`.
 
     Returns:
-        float32, of the shape of `images`.
+        A float32 array of the shape of `images`.
 
     Raises:
-        TypeError: `images` is not uint8: floats may be scaled already.
-        ValueError: `std` is not above 0; a traced one cannot be looked at.
+        TypeError: If `images` is not uint8, because floats may already be scaled.
+        ValueError: If `std` is not positive; tracers are not checked.
 
     Example:
         >>> import numpy as np
@@ -238,21 +236,21 @@ def normalize(
         [-2.0, 2.0]
     """
     if images.dtype != jnp.uint8:
-        raise TypeError(f"images must be uint8, values 0 to 255, got {images.dtype}")
+        raise TypeError(f"images must be uint8, got {images.dtype}")
     if not isinstance(std, Tracer) and not np.all(np.asarray(std) > 0):
-        raise ValueError(f"std must be above 0 in every channel, got {std}")
+        raise ValueError(f"std must be positive, got {std}")
     scaled = jnp.asarray(images).astype(jnp.float32) / 255
     return (scaled - jnp.asarray(mean, jnp.float32)) / jnp.asarray(std, jnp.float32)
 
 
 def _as_images(images: Shaped[Array | np.ndarray, "..."]) -> Shaped[Array, "batch height width channels"]:
     if images.ndim != 4:
-        raise ValueError(f"images must have the shape (batch, height, width, channels), got {images.shape}")
+        raise ValueError(f"images must have shape (batch, height, width, channels), got {images.shape}")
     return jnp.asarray(images)
 
 
-def _check_pixels(name: str, number: int) -> None:
-    if not isinstance(number, int | np.integer):
-        raise TypeError(f"{name} must be an integer, static under jit, got {number!r}")
-    if number < 0:
-        raise ValueError(f"{name}, a number of pixels, must be at least 0, got {number}")
+def _check_pixels(name: str, pixels: int) -> None:
+    if not isinstance(pixels, int | np.integer):
+        raise TypeError(f"{name} must be an integer, static under jit, got {pixels!r}")
+    if pixels < 0:
+        raise ValueError(f"{name} must be at least 0, got {pixels}")

@@ -1,4 +1,4 @@
-"""Corrupted test sets: the published one where TFDS has it prepared, else made here."""
+"""Corrupted test sets: the published one if TFDS has prepared it, otherwise computed by `corrupt`."""
 
 import os
 from typing import NamedTuple
@@ -11,17 +11,17 @@ from dropcluster_jax.data.datasets.load import load
 from dropcluster_jax.data.datasets.tfds import is_prepared
 from dropcluster_jax.data.examples import ArrayExamples
 
-# TFDS calls two of the corruptions otherwise.
-_NAMES = {"glass_blur": "frosted_glass_blur", "elastic_transform": "elastic"}
+# Names in TFDS that differ from ours.
+_TFDS_NAMES = {"glass_blur": "frosted_glass_blur", "elastic_transform": "elastic"}
 
 
 class CorruptedTest(NamedTuple):
     """Corrupted test examples.
 
     Attributes:
-        examples: images and labels.
-        origin: where they come from, to be said beside results: `"cifar10_corrupted"`, the published set; `"made"`;
-            or, of frost, `"made, a procedural stand-in for the original's pictures"`.
+        examples: Images and labels.
+        origin: Origin of the images, to be reported with results: `"cifar10_corrupted"` for the published dataset,
+            otherwise the value of `computed_origin`.
     """
 
     examples: ArrayExamples
@@ -31,23 +31,24 @@ class CorruptedTest(NamedTuple):
 def corrupted_test(
     dataset: Dataset, name: str, severity: int, *, data_dir: str | os.PathLike[str] | None = None, seed: int = 0
 ) -> CorruptedTest:
-    """The test images of a data set under one corruption.
+    """Returns the test examples of a dataset under a corruption.
+
+    For the whole test split of CIFAR-10, the published `cifar10_corrupted` is used if TFDS has prepared it.
 
     Args:
-        dataset: of arrays.
-        name: one of `CORRUPTIONS` or `EXTRA_CORRUPTIONS`.
-        severity: 1 to 5.
-        data_dir: where TFDS may have prepared `cifar10_corrupted`, which then takes precedence for all of CIFAR-10's
-            test images; as of `load`.
-        seed: decides what is random about the corruption.
+        dataset: Dataset of arrays.
+        name: Name of the corruption, one of `CORRUPTIONS` or `EXTRA_CORRUPTIONS`.
+        severity: Severity, 1 to 5.
+        data_dir: TFDS data directory; see `load`.
+        seed: Seed of random corruptions.
 
     Returns:
-        The examples, as many and of the same shape, uint8; and their origin.
+        Examples of the same number and shape, and their origin.
 
     Raises:
-        FileNotFoundError: `data_dir` is given, and no folder.
-        TypeError: the examples are no arrays.
-        ValueError: there is no such corruption or severity; see `corrupt`.
+        FileNotFoundError: If `data_dir` is given but is not a folder.
+        TypeError: If the examples are not arrays.
+        ValueError: If `name` or `severity` is invalid; see `corrupt`.
 
     References:
         Hendrycks, Dietterich, "Benchmarking Neural Network Robustness to Common Corruptions and Perturbations",
@@ -57,22 +58,22 @@ def corrupted_test(
         >>> digits = load("digits")
         >>> corrupted = corrupted_test(digits, "contrast", 5)
         >>> len(corrupted.examples), corrupted.origin
-        (360, 'made')
+        (360, 'computed')
     """
     if not isinstance(dataset.test, ArrayExamples):
         raise TypeError(f"the examples of {dataset.name!r} must be arrays, got {type(dataset.test).__name__}")
     check_corruption(name, severity)
-    if dataset.name.partition(":")[0] == "cifar10" and dataset.test_split == "test":  # not what is held out of train
-        published = f"cifar10_corrupted/{_NAMES.get(name, name)}_{severity}"
+    if dataset.name.partition(":")[0] == "cifar10" and dataset.test_split == "test":
+        published = f"cifar10_corrupted/{_TFDS_NAMES.get(name, name)}_{severity}"
         if is_prepared(published, data_dir):
-            # The set has no training images, and a split is read once.
+            # The published dataset has only a test split; its files are decoded once and then cached.
             examples = load(published, data_dir, train_split="test").test
             assert isinstance(examples, ArrayExamples)
             return CorruptedTest(examples, "cifar10_corrupted")
     images = corrupt(name, severity, jax.random.key(seed), dataset.test.images)
-    return CorruptedTest(ArrayExamples(images, dataset.test.labels), made(name))
+    return CorruptedTest(ArrayExamples(images, dataset.test.labels), computed_origin(name))
 
 
-def made(name: str) -> str:
-    """The origin of images to which a corruption was done here."""
-    return "made, a procedural stand-in for the original's pictures" if name == "frost" else "made"
+def computed_origin(name: str) -> str:
+    """Returns the origin of images corrupted by `corrupt`, which replaces the photos of frost by a texture."""
+    return "computed with a procedural frost texture" if name == "frost" else "computed"

@@ -1,7 +1,7 @@
-"""Common corruptions of image batches, five severities each, to measure robustness: noises, blurs, weather, digital.
+"""Common corruptions of images at five severities, to measure robustness: noise, blur, weather and digital.
 
-Each corruption is one small function of a key and one image in [0, 1]; `corrupt` runs it over a batch. All are JAX
-but `jpeg_compression`, which is Pillow's. No data set is read and no frost picture: the frost here is a stand-in.
+Each corruption is a small function of a key and an image in [0, 1], which `corrupt` maps over a batch. All are written
+in JAX except `jpeg_compression`, which uses Pillow. The photos of frost in the original are replaced by a texture.
 """
 
 import difflib
@@ -21,7 +21,7 @@ from dropcluster_jax._optional import optional_import
 
 Image = Float[Array, "height width channels"]
 
-# The arguments of each corruption's function below, at severity 1, 2, 3, 4, 5, for images of 32x32 pixels.
+# The arguments of each corruption's function at severities 1 to 5, for images of 32x32 pixels.
 _PARAMETERS: dict[str, Sequence[tuple[Any, ...]]] = {
     "gaussian_noise": [(0.04,), (0.06,), (0.08,), (0.09,), (0.10,)],
     "shot_noise": [(500,), (250,), (100,), (75,), (50,)],
@@ -51,37 +51,38 @@ _PARAMETERS: dict[str, Sequence[tuple[Any, ...]]] = {
 EXTRA_CORRUPTIONS = ("speckle_noise", "gaussian_blur", "saturate")
 CORRUPTIONS = tuple(name for name in _PARAMETERS if name not in EXTRA_CORRUPTIONS)
 
-_CHUNK = 500 * 32 * 32  # pixels that are worked on at once: bounds the memory
+_CHUNK = 500 * 32 * 32  # Pixels corrupted at a time; bounds the memory.
 
 
 def corrupt(
     name: str, severity: int, key: Array, images: UInt8[Array | np.ndarray, "batch height width channels"]
 ) -> UInt8[np.ndarray, "batch height width channels"]:
-    """Corrupt images as CIFAR-10-C does: one of `CORRUPTIONS` or `EXTRA_CORRUPTIONS`, at one severity.
+    """Corrupts images as in CIFAR-10-C.
 
-    Image i depends on the key, on i and on itself, on no other image. `frost` is a stand-in, a procedural texture
-    with the brightness, contrast and tint of the original's pictures, which are not shipped; say so where its results
-    are shown. The severities are those for 32x32 pixels. What is a length in pixels (the radius and sigma of blurs,
-    the trail of snow, the reach of `glass_blur`) is not scaled: on larger images these corruptions are milder. The
-    rest goes by shares or by the shorter side.
+    The result for an image depends only on the key, the image and its index. `frost` uses a procedural texture with the
+    brightness, contrast and tint of the original's photos, which are not included; report this with its results.
 
-    Runs over chunks of images outside of `jit`; compiles once for each corruption, severity and shape of a chunk.
+    The severities are those for images of 32x32 pixels. Lengths in pixels (radius and sigma of blurs, the trail of
+    `snow`, the reach of `glass_blur`) are not scaled, so these corruptions are milder on larger images. All other
+    parameters are relative, to intensities or to the shorter side.
+
+    This function processes chunks of images and cannot be called under `jit`. It compiles once per corruption, severity
+    and chunk shape.
 
     Args:
-        name: the corruption.
-        severity: 1 to 5. Of `elastic_transform`, 5 changes an image less than 1.
-        key: a PRNG key; the corruptions without randomness ignore it.
-        images: uint8 `(batch, height, width, channels)`, values 0 to 255; 1 channel is brightness, 3 are red, green and
-            blue.
+        name: Name of the corruption, one of `CORRUPTIONS` or `EXTRA_CORRUPTIONS`.
+        severity: Severity, 1 to 5. `elastic_transform` changes images less at 5 than at 1.
+        key: PRNG key; deterministic corruptions ignore it.
+        images: Grayscale or RGB images, uint8 `(batch, height, width, channels)`.
 
     Returns:
-        A NumPy array like `images`, rounded, as data sets hold.
+        A uint8 NumPy array of the shape of `images`.
 
     Raises:
-        ImportError: Pillow, which `jpeg_compression` needs, is not installed.
-        TypeError: `severity` is no integer, or `images` are not uint8.
-        ValueError: there is no such corruption or severity; `images` have another number of dimensions, or neither 1
-            nor 3 channels; or 1 channel is to be saturated.
+        ImportError: If `name` is `"jpeg_compression"` and Pillow is not installed.
+        TypeError: If `severity` is not an integer, or `images` is not uint8.
+        ValueError: If `name` or `severity` is invalid, `images` does not have four dimensions and 1 or 3 channels, or
+            `name` is `"saturate"` and there is only 1 channel.
 
     References:
         Hendrycks, Dietterich, "Benchmarking Neural Network Robustness to Common Corruptions and Perturbations",
@@ -90,7 +91,7 @@ def corrupt(
     Example:
         >>> import jax, numpy as np
         >>> images = np.full((2, 4, 4, 3), 100, np.uint8)
-        >>> brighter = corrupt("brightness", 3, jax.random.key(0), images)  # by 0.15 of 255
+        >>> brighter = corrupt("brightness", 3, jax.random.key(0), images)  # By 0.15 * 255.
         >>> brighter.shape, brighter[0, 0, 0].tolist()
         ((2, 4, 4, 3), [138, 138, 138])
     """
@@ -103,10 +104,9 @@ def corrupt(
     size = max(1, min(len(images), _CHUNK // math.prod(images.shape[1:3])))
     for start in range(0, len(images), size):
         chunk = images[start : start + size]
-        missing = size - len(chunk)  # the last chunk is filled up, as another shape would be compiled anew
-        filled = np.pad(chunk, ((0, missing), (0, 0), (0, 0), (0, 0)))
-        outcome = _corrupt_chunk(name, severity, key, start, filled)
-        corrupted[start : start + size] = np.asarray(outcome)[: len(chunk)]
+        padding = size - len(chunk)  # All chunks have the same shape, so that only one is compiled.
+        padded = np.pad(chunk, ((0, padding), (0, 0), (0, 0), (0, 0)))
+        corrupted[start : start + size] = np.asarray(_corrupt_chunk(name, severity, key, start, padded))[: len(chunk)]
     return corrupted
 
 
@@ -127,33 +127,33 @@ def _corrupt_chunk(
 
 
 def check_corruption(name: str, severity: int) -> None:
-    """Refuse what is no corruption, or no severity.
+    """Checks the name and severity of a corruption.
 
     Raises:
-        TypeError: `severity` is no integer.
-        ValueError: there is no such corruption or severity.
+        TypeError: If `severity` is not an integer.
+        ValueError: If `name` or `severity` is invalid.
     """
     if name not in _PARAMETERS:
         closest = difflib.get_close_matches(str(name), _PARAMETERS, n=1, cutoff=0)[0]
-        raise ValueError(f"name must be one of {', '.join(_PARAMETERS)}; got {name!r}, closest to {closest!r}")
+        raise ValueError(f"name must be one of {', '.join(_PARAMETERS)}; got {name!r}, did you mean {closest!r}?")
     if not isinstance(severity, int | np.integer) or isinstance(severity, bool):
-        raise TypeError(f"severity must be an integer from 1 to 5, got {severity!r}")
+        raise TypeError(f"severity must be an integer, got {severity!r}")
     if not 1 <= severity <= 5:
-        raise ValueError(f"severity must be from 1 to 5, got {severity}")
+        raise ValueError(f"severity must be in [1, 5], got {severity}")
 
 
 def _check_images(name: str, images: Any) -> None:
     if images.dtype != jnp.uint8:
-        raise TypeError(f"images must be uint8, values 0 to 255, got {images.dtype}")
+        raise TypeError(f"images must be uint8, got {images.dtype}")
     if images.ndim != 4:
-        raise ValueError(f"images must have the shape (batch, height, width, channels), got {images.shape}")
+        raise ValueError(f"images must have shape (batch, height, width, channels), got {images.shape}")
     if images.shape[3] not in (1, 3):
         raise ValueError(f"images must have 1 or 3 channels, got {images.shape[3]}")
     if name == "saturate" and images.shape[3] == 1:
-        raise ValueError("images of 1 channel have no saturation: saturate needs 3 channels")
+        raise ValueError("images must have 3 channels for saturate, got 1")
 
 
-# ---- Noises
+# ---- Noise
 
 
 def _gaussian_noise(key: Array, image: Image, sigma: float) -> Image:
@@ -161,47 +161,50 @@ def _gaussian_noise(key: Array, image: Image, sigma: float) -> Image:
 
 
 def _shot_noise(key: Array, image: Image, count: float) -> Image:
-    """Poisson(count x) / count: by inversion, as x has but 256 values; `jax.random.poisson` is many times slower."""
+    """Draws Poisson(count * image) / count.
+
+    Inverts a tabulated CDF, since pixels have 256 levels; `jax.random.poisson` is many times slower.
+    """
     cdf = _poisson_cdf(count)
     level, uniform = jnp.round(image * 255).astype(jnp.int32), jax.random.uniform(key, image.shape)
     events = jnp.zeros(image.shape, jnp.int32)
     step = cdf.shape[1]
-    while step := step // 2:  # events becomes the number of k with cdf[k] <= uniform
+    while step := step // 2:  # Binary search for the number of k with cdf[k] <= uniform.
         events += step * (jnp.asarray(cdf)[level, events + step - 1] <= uniform)
     return events / count
 
 
 def _poisson_cdf(count: float) -> Float[np.ndarray, "256 events"]:
-    """P(at most k events) of Poisson(count v / 255), for v = 0 to 255 and all k that float32 can tell from certain."""
+    """Returns the CDF of Poisson(count * level / 255) for levels 0 to 255, up to where it rounds to 1 in float32."""
     events = np.arange(2 ** math.ceil(math.log2(count + 8 * count**0.5 + 16)))
     log_factorials = np.cumsum(np.log(np.maximum(events, 1)))
     rates = np.maximum(count * np.arange(256)[:, None] / 255, 1e-30)
     return np.cumsum(np.exp(events * np.log(rates) - rates - log_factorials), axis=1).astype(np.float32)
 
 
-def _impulse_noise(key: Array, image: Image, share: float) -> Image:
+def _impulse_noise(key: Array, image: Image, fraction: float) -> Image:
     uniform = jax.random.uniform(key, image.shape)
-    return jnp.where(uniform < share / 2, 0, jnp.where(uniform < share, 1, image))
+    return jnp.where(uniform < fraction / 2, 0, jnp.where(uniform < fraction, 1, image))
 
 
 def _speckle_noise(key: Array, image: Image, sigma: float) -> Image:
     return image + image * sigma * jax.random.normal(key, image.shape)
 
 
-# ---- Blurs
+# ---- Blur
 
 
 def _defocus_blur(key: Array, image: Image, radius: float, alias_sigma: float) -> Image:
-    """Convolve with a disk that is itself smoothed by three Gaussian taps; edges mirrored."""
+    """Convolves with a disk smoothed by a Gaussian of three taps; edges are mirrored."""
     reach = math.floor(radius) + 1
     offsets = np.arange(-reach, reach + 1)
     disk = (offsets[:, None] ** 2 + offsets**2 <= radius**2).astype(np.float64)
     taps = np.exp(-(np.arange(-1, 2) ** 2) / (2 * alias_sigma**2))
-    beside, middle, _ = taps / taps.sum()
-    smooth = middle * np.eye(len(disk)) + beside * (np.eye(len(disk), k=1) + np.eye(len(disk), k=-1))
+    side, center, _ = taps / taps.sum()
+    smooth = center * np.eye(len(disk)) + side * (np.eye(len(disk), k=1) + np.eye(len(disk), k=-1))
     kernel = smooth @ (disk / disk.sum()) @ smooth
     height, width, _ = image.shape
-    rows, columns = (np.pad(np.arange(side), reach, "reflect") for side in (height, width))
+    rows, columns = (np.pad(np.arange(length), reach, "reflect") for length in (height, width))
     padded = image[rows][:, columns]
     blurred = jnp.zeros_like(image)
     for i, j in np.ndindex(kernel.shape):
@@ -210,11 +213,11 @@ def _defocus_blur(key: Array, image: Image, radius: float, alias_sigma: float) -
 
 
 def _glass_blur(key: Array, image: Image, sigma: float, delta: int, passes: int) -> Image:
-    """Blur, shuffle, blur: from the last pixel to the first, each swaps with one nearby.
+    """Blurs, shuffles and blurs again; from the last to the first, each pixel is swapped with a nearby one.
 
-    That one is -delta to delta - 1 rows and columns away, as in the original: for delta 1, the pixel itself or a
-    neighbor above, left or both. The original's code means to swap, but its views of one NumPy array make it copy the
-    partner and keep it, which changes an image less: at severity 1 by a third, at severity 5 by a tenth.
+    The partner is -delta to delta - 1 rows and columns away, as in the original: for a delta of 1, the pixel itself or
+    its neighbor above, left, or above left. The original intends to swap, but copies the partner instead, because it
+    assigns views of the same NumPy array. This changes an image less: by a third at severity 1, a tenth at severity 5.
     """
     image = _blur(image, sigma)
     height, width, channels = image.shape
@@ -227,17 +230,17 @@ def _glass_blur(key: Array, image: Image, sigma: float, delta: int, passes: int)
     if not corners:
         return _blur(image, sigma)
     partners = jax.random.randint(key, (passes * len(corners),), 0, side**2)
-    places = np.arange(side**2).reshape(side, side)
+    positions = np.arange(side**2).reshape(side, side)
 
-    # What moves are the pixels' numbers: one value each, whatever the channels. A block of fixed place is read and
-    # written for the whole batch; only within it does the partner differ from image to image.
+    # Pixel indices are swapped rather than pixels: one value regardless of channels. The block that is read and written
+    # is the same for all images of a batch; only the partner within it differs.
     def swap(
         order: Int[Array, "height width"], step: tuple[Int[Array, "2"], Int[Array, ""]]
     ) -> tuple[Int[Array, "height width"], None]:
         corner, partner = step
         block = jax.lax.dynamic_slice(order, (corner[0], corner[1]), (side, side))
-        at_partner = jnp.sum(jnp.where(places == partner, block, 0))
-        swapped = jnp.where(places == partner, block[delta, delta], block).at[delta, delta].set(at_partner)
+        at_partner = jnp.sum(jnp.where(positions == partner, block, 0))
+        swapped = jnp.where(positions == partner, block[delta, delta], block).at[delta, delta].set(at_partner)
         return jax.lax.dynamic_update_slice(order, swapped, (corner[0], corner[1])), None
 
     order = jnp.arange(height * width).reshape(height, width)
@@ -251,12 +254,12 @@ def _motion_blur(key: Array, image: Image, radius: int, sigma: float) -> Image:
 
 
 def _blur_along(image: Image, radius: int, sigma: float, angle: Float[Array, ""]) -> Image:
-    """Mean of the pixels from each one on along a line, with Gaussian weights over 2 radius + 1 steps; edges repeat."""
+    """Averages pixels along a line, with half-Gaussian weights over 2 * radius + 1 steps; edges are repeated."""
     height, width, channels = image.shape
     reach = 2 * radius
     steps = np.arange(reach + 1)
     weights = np.exp(-(steps**2) / (2 * sigma**2))
-    down, right = (jnp.round(steps * part).astype(jnp.int32) for part in (jnp.sin(angle), jnp.cos(angle)))
+    down, right = (jnp.round(steps * slope).astype(jnp.int32) for slope in (jnp.sin(angle), jnp.cos(angle)))
     padded = jnp.pad(image, ((reach, reach), (reach, reach), (0, 0)), "edge")
     blurred = jnp.zeros_like(image)
     for step, weight in zip(steps, weights / weights.sum(), strict=True):
@@ -265,9 +268,9 @@ def _blur_along(image: Image, radius: int, sigma: float, angle: Float[Array, ""]
     return blurred
 
 
-def _zoom_blur(key: Array, image: Image, greatest: float) -> Image:
-    """Mean of the image and its zooms by 1, 1.01, ..., greatest."""
-    zooms = [_zoom(image, 1 + percent / 100) for percent in range(round(100 * greatest) - 99)]
+def _zoom_blur(key: Array, image: Image, max_factor: float) -> Image:
+    """Averages the image and its zooms by 1, 1.01, ..., max_factor."""
+    zooms = [_zoom(image, 1 + percent / 100) for percent in range(round(100 * max_factor) - 99)]
     return (image + sum(zooms)) / (1 + len(zooms))
 
 
@@ -289,29 +292,28 @@ def _snow(
     sigma: float,
     mix: float,
 ) -> Image:
-    """Flakes, the bright part of zoomed noise, fall in a line over a whitened image, and so does their half-turn."""
+    """Adds flakes, which are thresholded noise blurred along a line, and their rotation by 180 degrees."""
     noise_key, angle_key = jax.random.split(key)
     noise = _zoom(mean + sd * jax.random.normal(noise_key, (*image.shape[:2], 1)), zoom)
     flakes = jnp.where(noise < threshold, 0, jnp.clip(noise, 0, 1))
     angle = jax.random.uniform(angle_key, minval=-3 * math.pi / 4, maxval=-math.pi / 4)
     flakes = _blur_along(flakes, radius, sigma, angle)
-    whitened = mix * image + (1 - mix) * jnp.maximum(image, 1.5 * _grey(image) + 0.5)
+    whitened = mix * image + (1 - mix) * jnp.maximum(image, 1.5 * _gray(image) + 0.5)
     return whitened + flakes + flakes[::-1, ::-1]
 
 
 def _frost(key: Array, image: Image, image_weight: float, frost_weight: float) -> Image:
-    """Weighted sum with `_frost_stand_in`."""
-    return image_weight * image + frost_weight * _frost_stand_in(key, image.shape)
+    return image_weight * image + frost_weight * _frost_texture(key, image.shape)
 
 
-# Of 400 crops of 32x32 pixels from each of the original's five pictures, in [0, 1]: the mean of the crops' means, the
-# width of a uniform distribution with the deviation of these means (0.15), the deviation within a crop, and how far
-# red, green and blue lie from their mean.
+# Statistics of 400 crops of 32x32 pixels from each of the original's five photos, in [0, 1]: the mean of the crops'
+# means, the width of a uniform distribution with their standard deviation (0.15), the standard deviation within a crop,
+# and the offsets of red, green and blue from their mean.
 _FROST_MEAN, _FROST_WIDTH, _FROST_DEVIATION, _FROST_TINT = 0.636, 0.52, 0.062, (-0.071, 0.012, 0.058)
 
 
-def _frost_stand_in(key: Array, shape: tuple[int, ...]) -> Image:
-    """A STAND-IN for a crop of a frost picture: ridges of plasma, with the level, contrast and tint of the pictures."""
+def _frost_texture(key: Array, shape: tuple[int, ...]) -> Image:
+    """Replaces a crop of a photo of frost: ridges of plasma with the brightness, contrast and tint of the photos."""
     level_key, texture_key = jax.random.split(key)
     ridges = -jnp.abs(_plasma(texture_key, shape[:2], decay=1.3) - 0.5)
     texture = (ridges - ridges.mean()) / jnp.maximum(ridges.std(), 1e-6)
@@ -321,34 +323,34 @@ def _frost_stand_in(key: Array, shape: tuple[int, ...]) -> Image:
 
 
 def _fog(key: Array, image: Image, strength: float, decay: float) -> Image:
-    greatest = image.max()
+    maximum = image.max()
     foggy = image + strength * _plasma(key, image.shape[:2], decay)[..., None]
-    return foggy * greatest / (greatest + strength)
+    return foggy * maximum / (maximum + strength)
 
 
 def _plasma(key: Array, shape: tuple[int, ...], decay: float) -> Float[Array, "height width"]:
-    """A corner of diamond-square plasma on a torus of 2^n pixels, scaled to [0, 1].
+    """Returns a corner of diamond-square noise on a torus with a side of 2^n pixels, scaled to [0, 1].
 
-    Each doubling of the grid sets the middles of squares, then the middles of edges, to the mean of their four
-    neighbors plus uniform noise; its width falls by decay^2, as the original draws it from w times U(-w, w).
+    Each doubling of the grid sets the centers of squares, then the midpoints of edges, to the mean of their four
+    neighbors plus uniform noise. Its width falls by decay^2, because the original draws from w * U(-w, w).
     """
     size = 2 ** math.ceil(math.log2(max(2, *shape)))
-    noise = jax.random.uniform(key, (size**2,), minval=-1, maxval=1)  # of all doublings: 3 values, 12, 48, ...
+    noise = jax.random.uniform(key, (size**2,), minval=-1, maxval=1)  # Doublings use 3 values, 12, 48, ...
     grid, width = jnp.zeros((1, 1)), 1.0
     while (side := len(grid)) < size:
         shifts = width * noise[side**2 : 4 * side**2].reshape(3, side, side)
         right, below = jnp.roll(grid, -1, 1), jnp.roll(grid, -1, 0)
-        middles = (grid + right + below + jnp.roll(right, -1, 0)) / 4 + shifts[0]
-        across = (grid + right + middles + jnp.roll(middles, 1, 0)) / 4 + shifts[1]
-        down = (grid + below + middles + jnp.roll(middles, 1, 1)) / 4 + shifts[2]
-        rows = [jnp.stack(pair, axis=2).reshape(side, -1) for pair in ((grid, across), (down, middles))]
+        centers = (grid + right + below + jnp.roll(right, -1, 0)) / 4 + shifts[0]
+        across = (grid + right + centers + jnp.roll(centers, 1, 0)) / 4 + shifts[1]
+        down = (grid + below + centers + jnp.roll(centers, 1, 1)) / 4 + shifts[2]
+        rows = [jnp.stack(pair, axis=2).reshape(side, -1) for pair in ((grid, across), (down, centers))]
         grid = jnp.stack(rows, axis=1).reshape(2 * side, -1)
         width /= decay**2
     return ((grid - grid.min()) / (grid.max() - grid.min()))[: shape[0], : shape[1]]
 
 
 def _brightness(key: Array, image: Image, shift: float) -> Image:
-    """Add to V of HSV, the greatest of the channels: the others keep their ratio to it."""
+    """Adds to V of HSV, the largest channel; the other channels keep their ratio to it."""
     value = image.max(-1, keepdims=True)
     brighter = jnp.minimum(value + shift, 1)
     return jnp.where(value > 0, image * brighter / jnp.where(value > 0, value, 1), brighter)
@@ -363,16 +365,16 @@ def _contrast(key: Array, image: Image, factor: float) -> Image:
 
 
 def _elastic_transform(key: Array, image: Image, alpha: float, sigma: float, affine: float) -> Image:
-    """A random affine map, then a smoothed random displacement; all three parameters in units of the shorter side.
+    """Applies a random affine map, then a smooth random displacement; parameters are relative to the shorter side.
 
-    The map takes three corners of the square around the center, of two thirds of the side, to places up to `affine`
-    away in each coordinate.
+    The affine map moves three corners of the central square, whose side is two thirds of the shorter side, by up to
+    `affine` in each coordinate.
     """
     affine_key, displacement_key = jax.random.split(key)
     shape = image.shape[:2]
     side, reach = min(shape), max(1, min(shape) // 3)
     down, across = jnp.meshgrid(*(jnp.arange(length, dtype=jnp.float32) for length in shape), indexing="ij")
-    # A pixel is at corner + s * below + t * left of the moved corners; it comes from there of those in place.
+    # A pixel at corner + s * below + t * left of the moved corners has the same s and t in the original image.
     corner, arms = (shape[0] // 2 - reach, shape[1] // 2 + reach), np.diag([2 * reach, -2 * reach])
     moves = jax.random.uniform(affine_key, (3, 2), minval=-affine * side, maxval=affine * side)
     below, left = arms + moves[1:] - moves[0]
@@ -396,19 +398,19 @@ def _cross(first: Array | Sequence[Array], second: Array | Sequence[Array]) -> A
 def _sample(
     image: Image, down: Float[Array, "height width"], across: Float[Array, "height width"], edges: str
 ) -> Image:
-    """The image at other places, interpolated linearly; edges as SciPy calls them."""
+    """Interpolates the image linearly at the given coordinates; `edges` is a mode of `scipy.ndimage`."""
     sample = functools.partial(map_coordinates, coordinates=[down, across], order=1, mode=edges)
     return jax.vmap(sample, in_axes=-1, out_axes=-1)(image)
 
 
-def _pixelate(key: Array, image: Image, share: float) -> Image:
-    """Shrink and enlarge as Pillow does with `Resampling.BOX`."""
-    return _along_sides(image, functools.partial(_pixelate_matrix, share=share))
+def _pixelate(key: Array, image: Image, scale: float) -> Image:
+    """Shrinks and enlarges as Pillow does with `Resampling.BOX`."""
+    return _along_sides(image, functools.partial(_pixelate_matrix, scale=scale))
 
 
-def _pixelate_matrix(side: int, share: float) -> Float[np.ndarray, "side side"]:
-    """Mean of the pixels whose centers lie in a box of the smaller grid, then the box at each pixel's center."""
-    boxes = max(1, int(share * side))
+def _pixelate_matrix(side: int, scale: float) -> Float[np.ndarray, "side side"]:
+    """Averages the pixels whose centers are in a box of the smaller grid, and assigns the mean to them."""
+    boxes = max(1, int(scale * side))
     ends = np.arange(boxes + 1) * side / boxes
     centers = np.arange(side) + 0.5
     inside = (ends[:-1, None] < centers) & (centers <= ends[1:, None])
@@ -430,32 +432,32 @@ def _jpeg_compression(
 
 
 def _saturate(key: Array, image: Image, scale: float, shift: float) -> Image:
-    """Scale and shift S of HSV, the range of the channels over the greatest; a gray pixel has the hue of red."""
-    value, least = image.max(-1, keepdims=True), image.min(-1, keepdims=True)
-    value_range = value - least
+    """Scales and shifts S of HSV, the range of the channels over their maximum; gray pixels have the hue of red."""
+    value = image.max(-1, keepdims=True)
+    value_range = value - image.min(-1, keepdims=True)
     gray = value_range == 0
     hue = jnp.where(gray, jnp.array([0, 1, 1]), (value - image) / jnp.where(gray, 1, value_range))
     saturation = value_range / jnp.where(value > 0, value, 1)
     return value - value * jnp.clip(scale * saturation + shift, 0, 1) * hue
 
 
-# ---- What they share
+# ---- Shared helpers
 
 
 def _along_sides(image: Image, matrix: Callable[[int], np.ndarray]) -> Image:
-    """Apply a linear map of a column of pixels, `matrix(height)`, and of a row, `matrix(width)`."""
+    """Applies a linear map to the columns of an image, `matrix(height)`, and to its rows, `matrix(width)`."""
     rows, columns = (matrix(side).astype(np.float32) for side in image.shape[:2])
-    # In full precision: a TPU would round the factors to bfloat16.
+    # TPUs would otherwise round the factors to bfloat16.
     return jnp.einsum("ih,jw,hwc->ijc", rows, columns, image, precision=jax.lax.Precision.HIGHEST)
 
 
 def _blur(image: Image, sigma: float) -> Image:
-    """Gaussian, cut off at 4 sigma; edges repeat."""
+    """Applies a Gaussian blur truncated at 4 sigma; edges are repeated."""
     return _along_sides(image, lambda side: _gaussian_matrix(side, sigma, 4, "edge"))
 
 
 def _gaussian_matrix(side: int, sigma: float, truncate: float, edges: Any) -> Float[np.ndarray, "side side"]:
-    """Gaussian weights up to truncate sigma from each pixel; edges as `numpy.pad` calls them."""
+    """Returns Gaussian weights up to truncate * sigma from each pixel; `edges` is a mode of `numpy.pad`."""
     reach = int(truncate * sigma + 0.5)
     weights = np.exp(-(np.arange(-reach, reach + 1) ** 2) / (2 * sigma**2))
     padded = np.pad(np.eye(side), ((reach, reach), (0, 0)), edges)
@@ -467,16 +469,16 @@ def _zoom(image: Image, factor: float) -> Image:
 
 
 def _zoom_matrix(side: int, factor: float) -> Float[np.ndarray, "side side"]:
-    """The middle `ceil(side / factor)` pixels, interpolated linearly between their outer centers, cut to `side`."""
+    """Enlarges the central `ceil(side / factor)` pixels by linear interpolation and crops the result to `side`."""
     inner = math.ceil(side / factor)
     outer = round(inner * factor)
-    places = np.linspace(0, inner - 1, outer)[(outer - side) // 2 :][:side]
-    weights = np.maximum(1 - abs(places[:, None] - np.arange(inner)), 0)
+    positions = np.linspace(0, inner - 1, outer)[(outer - side) // 2 :][:side]
+    weights = np.maximum(1 - abs(positions[:, None] - np.arange(inner)), 0)
     start = (side - inner) // 2
     return np.pad(weights, ((0, 0), (start, side - inner - start)))
 
 
-def _grey(image: Image) -> Float[Array, "height width 1"]:
+def _gray(image: Image) -> Float[Array, "height width 1"]:
     weights = jnp.array([0.299, 0.587, 0.114] if image.shape[2] == 3 else [1])
     return jnp.sum(weights * image, axis=-1, keepdims=True)
 

@@ -12,16 +12,18 @@ from dropcluster_jax.data.examples import ArrayExamples, Examples
 
 @dataclasses.dataclass(frozen=True)
 class DatasetSpec:
-    """Describes a dataset: everything that models, steps and checkpoints need to know about it.
+    """Description of a dataset: class names, image shape and normalization constants.
+
+    Models, training steps and checkpoints are built from it, without the images.
 
     Attributes:
         name: Name of the dataset, as passed to `load`.
-        classes: Class names; a label is an index into them.
-        image_shape: Shape of the images that the network gets, `(height, width, channels)`.
+        classes: Class names, indexed by label.
+        image_shape: Shape of the network's input images, `(height, width, channels)`.
         mean: Mean of each channel of the training images scaled to [0, 1].
         std: Standard deviation of each channel of the training images scaled to [0, 1].
         num_train_examples: Number of training examples.
-        encoded: Whether images are stored encoded, and cropped to `image_shape` each time they are read.
+        encoded: Whether images stay encoded and are decoded and cropped to `image_shape` each time they are read.
 
     Example:
         >>> spec = DATASETS["cifar10"]
@@ -45,27 +47,30 @@ class DatasetSpec:
         return len(self.classes)
 
     def to_json(self) -> dict[str, Any]:
-        """Returns the fields as JSON types."""
+        """Returns the fields as JSON-serializable values."""
         return {name: list(value) if isinstance(value, tuple) else value for name, value in vars(self).items()}
 
     @classmethod
     def from_json(cls, content: Mapping[str, Any]) -> "DatasetSpec":
-        """Returns the description that `to_json` converted.
+        """Inverse of `to_json`.
 
         Args:
-            content: The result of `to_json`.
+            content: Result of `to_json`.
 
         Raises:
-            TypeError: A field is missing or unknown.
+            TypeError: If a field is missing or unknown.
         """
-        return cls(**{name: tuple(value) if isinstance(value, list) else value for name, value in content.items()})
+        fields: dict[str, Any] = {
+            name: tuple(value) if isinstance(value, list) else value for name, value in content.items()
+        }
+        return cls(**fields)
 
 
-def _numbered(classes: int) -> tuple[str, ...]:
-    return tuple(map(str, range(classes)))
+def _numbered(num_classes: int) -> tuple[str, ...]:
+    return tuple(map(str, range(num_classes)))
 
 
-# The means and deviations in general use, so that networks are comparable; CIFAR-10's were measured again.
+# The constants in general use, so that networks are comparable. Those of CIFAR-10 match its training images.
 IMAGENET_MEAN, IMAGENET_STD = (0.485, 0.456, 0.406), (0.229, 0.224, 0.225)
 
 #: Descriptions of common datasets, by name.
@@ -91,22 +96,22 @@ DATASETS: dict[str, DatasetSpec] = {
 
 @dataclasses.dataclass(frozen=True, eq=False)
 class Dataset:
-    """Labeled images for training and test.
+    """Labeled images for training and evaluation.
 
     Attributes:
         name: Name under which the dataset was loaded.
         train: Training examples: arrays or encoded images.
         test: Examples to evaluate on, of the same kind and shape.
-        classes: Class names; a label is an index into them.
-        image_size: Side in pixels to which encoded images are cropped; None for arrays.
-        test_split: For TFDS datasets, the split that `test` is.
-        mean_std: Mean and standard deviation of each channel, if known; otherwise those of the training images, or of
-            ImageNet if the images are encoded.
-        skipped: Location and reason for each image that was left out while loading.
+        classes: Class names, indexed by label.
+        image_size: Side in pixels of the crops of encoded images; None for arrays.
+        test_split: TFDS split that `test` was read from, if any.
+        mean_std: Mean and standard deviation of each channel. By default computed from `train`, or those of ImageNet if
+            the images are encoded.
+        skipped: Location and reason for each image that was skipped while loading.
 
     Example:
         >>> images = np.zeros((2, 4, 4, 1), np.uint8)
-        >>> images[1] = 255  # black and white
+        >>> images[1] = 255
         >>> examples = ArrayExamples(images, np.arange(2, dtype=np.int32))
         >>> dataset = Dataset("extremes", examples, examples, classes=("black", "white"))
         >>> dataset.spec.image_shape, dataset.spec.num_classes, dataset.spec.mean, dataset.spec.std
@@ -124,33 +129,33 @@ class Dataset:
 
     @functools.cached_property
     def spec(self) -> DatasetSpec:
-        """The description of the dataset; the first access may compute the mean and standard deviation."""
-        if isinstance(self.train, ArrayExamples):
-            height, width, channels = self.train.shape
+        """The dataset's description; the first access computes the mean and standard deviation if they are unknown."""
+        train, mean_std = self.train, self.mean_std
+        if isinstance(train, ArrayExamples):
+            height, width, channels = train.shape
+            if mean_std is None or len(mean_std[0]) != channels:
+                mean_std = _mean_and_std(train.images)
         else:
             height, width, channels = self.image_size or 0, self.image_size or 0, 3
-        if self.mean_std is not None and len(self.mean_std[0]) == channels:
-            mean, std = self.mean_std
-        elif isinstance(self.train, ArrayExamples):
-            mean, std = _mean_and_std(self.train.images)
-        else:
-            mean, std = IMAGENET_MEAN, IMAGENET_STD
-        encoded = not isinstance(self.train, ArrayExamples)
-        return DatasetSpec(self.name, self.classes, (height, width, channels), mean, std, len(self.train), encoded)
+            if mean_std is None or len(mean_std[0]) != channels:
+                mean_std = IMAGENET_MEAN, IMAGENET_STD
+        encoded = not isinstance(train, ArrayExamples)
+        return DatasetSpec(self.name, self.classes, (height, width, channels), *mean_std, len(train), encoded)
 
 
 def _mean_and_std(images: np.ndarray) -> tuple[tuple[float, ...], tuple[float, ...]]:
-    """Mean and standard deviation of each channel, computed exactly in integers and without a float copy."""
+    """Returns the mean and standard deviation of each channel, in exact integer arithmetic without a float copy."""
     pixels = images.reshape(-1, images.shape[-1])
-    total = squares = np.zeros(pixels.shape[-1], np.int64)
+    sums = squares = np.zeros(pixels.shape[-1], np.int64)
     for start in range(0, len(pixels), 1 << 20):
         chunk = pixels[start : start + (1 << 20)].astype(np.uint32)
-        total = total + chunk.sum(0, dtype=np.int64)
+        sums = sums + chunk.sum(0, dtype=np.int64)
         squares = squares + (chunk * chunk).sum(0, dtype=np.int64)
     count = len(pixels)
     variances = [
-        (count * s - t * t) / (255 * count) ** 2 for t, s in zip(total.tolist(), squares.tolist(), strict=True)
+        (count * square - total * total) / (255 * count) ** 2
+        for total, square in zip(sums.tolist(), squares.tolist(), strict=True)
     ]
-    # Rounded to float32, the precision in which images are normalized.
-    mean, std = (total / (255 * count)).astype(np.float32), np.sqrt(variances).astype(np.float32)
+    # float32 is the precision in which images are normalized.
+    mean, std = (sums / (255 * count)).astype(np.float32), np.sqrt(variances).astype(np.float32)
     return tuple(mean.tolist()), tuple(std.tolist())

@@ -1,6 +1,6 @@
-"""One encoded image to pixels: checked before it is decoded, cropped while it is. Pillow does the work.
+"""Validation, decoding and cropping of encoded images, with Pillow.
 
-What cannot be read, or would be read as something that it is not, raises `CorruptImageError` with its place.
+Images that cannot be decoded to 8-bit colors without ambiguity raise `CorruptImageError`.
 """
 
 import contextlib
@@ -18,39 +18,39 @@ from dropcluster_jax._optional import optional_import
 
 Pixels = UInt8[np.ndarray, "height width channels"]
 
-MAX_PIXELS = 2**26  # of one image: 67 million, more than any camera's, less than what fills a memory
-MIN_SIDE = 2  # pixels; smaller is the placeholder of a picture that is gone
+MAX_PIXELS = 2**26  # Larger than any camera's images, small enough to fit in memory.
+MIN_SIDE = 2  # Pixels; image hosts serve 1x1 placeholders for deleted images.
 _FORMATS = ("JPEG", "PNG", "WEBP")
 
 
 class CorruptImageError(ValueError):
-    """An image that is damaged, of another kind, or of an absurd size; the message begins with where it lies.
+    """An image that is damaged or of an unsupported format or size; the message begins with its location.
 
     Example:
-        >>> decode(b"no image at all", "cat/7.jpg")
+        >>> decode(b"not an image", "cat/7.jpg")
         Traceback (most recent call last):
         ...
         dropcluster_jax.data.decoding.CorruptImageError: cat/7.jpg cannot be read as a JPEG, PNG or WebP image
     """
 
 
-def decode(encoded: bytes, where: str, channels: int = 3) -> Pixels:
-    """All pixels of a JPEG, PNG or WebP image.
+def decode(encoded: bytes, location: str, channels: int = 3) -> Pixels:
+    """Decodes a JPEG, PNG or WebP image.
 
-    Grayscale, palettes and CMYK become red, green and blue. Transparency and 16 bits a value are refused: there is no
-    one way to make 8-bit colors of them.
+    Grayscale, palette and CMYK images are converted to RGB. Transparent and 16-bit images raise an error, because
+    there is no canonical conversion to 8-bit colors.
 
     Args:
-        encoded: the content of the file.
-        where: what errors call it: its path.
-        channels: 3, or 1 for grayscale.
+        encoded: Contents of the file.
+        location: Path of the file, for error messages.
+        channels: Number of channels to return: 3 for RGB, 1 for grayscale.
 
     Returns:
-        uint8 `(height, width, channels)`.
+        Pixels, uint8 `(height, width, channels)`.
 
     Raises:
-        CorruptImageError: it is damaged or no such image, has fewer than `MIN_SIDE` pixels a side or more than
-            `MAX_PIXELS` (which is found before it is decoded), has transparent pixels, or 16 bits a value.
+        CorruptImageError: If the image is damaged or of another format, has a side shorter than `MIN_SIDE` or more than
+            `MAX_PIXELS` pixels (checked before decoding), is transparent, or has 16 bits per channel.
 
     Example:
         >>> import io, numpy as np
@@ -60,119 +60,124 @@ def decode(encoded: bytes, where: str, channels: int = 3) -> Pixels:
         >>> decode(file.getvalue(), "seven.png")[0, 0].tolist()
         [7, 7, 7]
     """
-    image = _open(encoded, where)
-    with _as_bad_image(where):
-        pixels = np.asarray(_in_colours(image, where, channels))
+    image = _open(encoded, location)
+    with _reraise_as_corrupt(location):
+        pixels = np.asarray(_convert_colors(image, location, channels))
     return pixels.reshape(*pixels.shape[:2], channels)
 
 
-def decode_center(encoded: bytes, where: str, size: int) -> Pixels:
-    """The middle of an image: a square of 7/8 of its shorter side, resized to `(size, size, 3)`.
+def decode_center(encoded: bytes, location: str, size: int) -> Pixels:
+    """Decodes the center of an image: a square of 7/8 of its shorter side, resized to `(size, size, 3)`.
 
-    That is the usual way to evaluate: the shorter side to 256, then the middle 224, say.
+    This is the usual evaluation crop, e.g. the central 224 pixels of an image whose shorter side is resized to 256.
 
     Args:
-        encoded: the content of the file.
-        where: what errors call it: its path.
-        size: the side of what is returned, in pixels.
+        encoded: Contents of the file.
+        location: Path of the file, for error messages.
+        size: Side of the crop after resizing, in pixels.
 
     Returns:
-        uint8 `(size, size, 3)`.
+        Pixels, uint8 `(size, size, 3)`.
 
     Raises:
-        CorruptImageError: as of `decode`.
+        CorruptImageError: See `decode`.
     """
-    image = _open(encoded, where)
+    image = _open(encoded, location)
     side = min(image.size) * 0.875
     left, top = (image.width - side) / 2, (image.height - side) / 2
-    return _crop(image, where, (left, top, left + side, top + side), size)
+    return _crop(image, location, (left, top, left + side, top + side), size)
 
 
-def decode_random_crop(encoded: bytes, where: str, size: int, rng: np.random.Generator) -> Pixels:
-    """A random part of an image, resized to `(size, size, 3)`.
+def decode_random_crop(encoded: bytes, location: str, size: int, rng: np.random.Generator) -> Pixels:
+    """Decodes a random crop of an image, resized to `(size, size, 3)`.
 
-    Its area is uniform in [0.08, 1] of the image's, the logarithm of its proportions in those of [3/4, 4/3]; ten tries
-    without one that fits end in the middle, as in torchvision. A JPEG is decoded at the smallest scale that has the
-    pixels that are needed.
+    The crop's area is uniform in [0.08, 1] of the image's, the logarithm of its aspect ratio uniform in that of
+    [3/4, 4/3]. After ten draws that do not fit, the center is used, as in torchvision. JPEG images are decoded at the
+    smallest scale that has enough pixels.
 
     Args:
-        encoded: the content of the file.
-        where: what errors call it: its path.
-        size: the side of what is returned, in pixels.
-        rng: what the part depends on.
+        encoded: Contents of the file.
+        location: Path of the file, for error messages.
+        size: Side of the crop after resizing, in pixels.
+        rng: Generator that determines the crop.
 
     Returns:
-        uint8 `(size, size, 3)`.
+        Pixels, uint8 `(size, size, 3)`.
 
     Raises:
-        CorruptImageError: as of `decode`.
+        CorruptImageError: See `decode`.
 
     References:
         Szegedy et al., "Going deeper with convolutions", CVPR 2015, https://arxiv.org/abs/1409.4842
     """
-    image = _open(encoded, where)
+    image = _open(encoded, location)
     width, height = image.size
     for _ in range(10):
         area, ratio = width * height * rng.uniform(0.08, 1), math.exp(rng.uniform(math.log(3 / 4), math.log(4 / 3)))
-        wide, high = max(1, round(math.sqrt(area * ratio))), max(1, round(math.sqrt(area / ratio)))
-        if wide <= width and high <= height:
-            left, top = int(rng.integers(0, width - wide + 1)), int(rng.integers(0, height - high + 1))
+        crop_width, crop_height = max(1, round(math.sqrt(area * ratio))), max(1, round(math.sqrt(area / ratio)))
+        if crop_width <= width and crop_height <= height:
+            left, top = int(rng.integers(0, width - crop_width + 1)), int(rng.integers(0, height - crop_height + 1))
             break
     else:
-        wide, high = min(width, round(height * 4 / 3)), min(height, round(width * 4 / 3))
-        left, top = (width - wide) // 2, (height - high) // 2
-    return _crop(image, where, (left, top, left + wide, top + high), size)
+        crop_width, crop_height = min(width, round(height * 4 / 3)), min(height, round(width * 4 / 3))
+        left, top = (width - crop_width) // 2, (height - crop_height) // 2
+    return _crop(image, location, (left, top, left + crop_width, top + crop_height), size)
 
 
-def _open(encoded: bytes, where: str) -> Any:
-    """A Pillow image, its header read, not yet decoded."""
+def _open(encoded: bytes, location: str) -> Any:
+    """Reads and validates the header, and returns a Pillow image that is not decoded yet."""
     with optional_import("Pillow"):
         from PIL import Image
 
-    with _as_bad_image(where):
+    with _reraise_as_corrupt(location):
         try:
             image = Image.open(io.BytesIO(encoded), formats=_FORMATS)
             width, height = image.size
         except (Image.DecompressionBombError, Image.DecompressionBombWarning) as error:
-            raise CorruptImageError(f"{where} claims more than {MAX_PIXELS:,} pixels; it was not decoded") from error
+            raise CorruptImageError(f"{location} claims more than {MAX_PIXELS:,} pixels and was not decoded") from error
     if width * height > MAX_PIXELS:
-        raise CorruptImageError(f"{where} claims {width}x{height} pixels, more than {MAX_PIXELS:,}; it was not decoded")
+        raise CorruptImageError(
+            f"{location} claims {width}x{height} pixels, more than {MAX_PIXELS:,}, and was not decoded"
+        )
     if min(width, height) < MIN_SIDE:
-        raise CorruptImageError(f"{where} has {width}x{height} pixels, each side must have at least {MIN_SIDE}")
+        raise CorruptImageError(f"{location} has {width}x{height} pixels, each side must have at least {MIN_SIDE}")
     if image.mode.startswith(("I", "F")):
-        raise CorruptImageError(f"{where} has 16 bits a value or more; convert it to 8")
+        raise CorruptImageError(f"{location} has more than 8 bits per channel; convert it to 8 bits")
     return image
 
 
-def _in_colours(image: Any, where: str, channels: int = 3) -> Any:
+def _convert_colors(image: Any, location: str, channels: int = 3) -> Any:
+    """Decodes an image and converts it to RGB, or to grayscale for 1 channel."""
     if image.has_transparency_data:
         image = image.convert("RGBA")
         if image.getextrema()[3][0] < 255:
-            raise CorruptImageError(f"{where} has transparent pixels; put it on a background")
+            raise CorruptImageError(f"{location} has transparent pixels; flatten it onto a background")
     return image.convert("L" if channels == 1 else "RGB")
 
 
-def _crop(image: Any, where: str, box: tuple[float, float, float, float], size: int) -> Pixels:
+def _crop(image: Any, location: str, box: tuple[float, float, float, float], size: int) -> Pixels:
+    """Decodes a box `(left, top, right, bottom)` of an image and resizes it to `(size, size, 3)`."""
     from PIL import Image
 
-    with _as_bad_image(where):
+    with _reraise_as_corrupt(location):
         width, height = image.size
-        least = (math.ceil(width * size / (box[2] - box[0])), math.ceil(height * size / (box[3] - box[1])))
-        if least[0] < width and least[1] < height:
-            image.draft(None, least)  # of a JPEG: decode at 1/2, 1/4 or 1/8
-        across, down = image.width / width, image.height / height
-        scaled = (box[0] * across, box[1] * down, box[2] * across, box[3] * down)
-        return np.asarray(_in_colours(image, where).resize((size, size), Image.Resampling.BILINEAR, box=scaled))
+        required = (math.ceil(width * size / (box[2] - box[0])), math.ceil(height * size / (box[3] - box[1])))
+        if required[0] < width and required[1] < height:
+            image.draft(None, required)  # Decodes a JPEG at 1/2, 1/4 or 1/8 of its size.
+        scale_x, scale_y = image.width / width, image.height / height
+        scaled = (box[0] * scale_x, box[1] * scale_y, box[2] * scale_x, box[3] * scale_y)
+        resized = _convert_colors(image, location).resize((size, size), Image.Resampling.BILINEAR, box=scaled)
+        return np.asarray(resized)
 
 
 @contextlib.contextmanager
-def _as_bad_image(where: str) -> Iterator[None]:
-    """Whatever Pillow says of a damaged file, said with its place."""
+def _reraise_as_corrupt(location: str) -> Iterator[None]:
+    """Converts the errors that Pillow raises for damaged files to `CorruptImageError`."""
     try:
         yield
     except CorruptImageError:
         raise
     except (OSError, SyntaxError, ValueError, EOFError, struct.error, zlib.error) as error:
         reason = str(error).split(" <_io")[0].removesuffix("cannot identify image file")
-        said = f": {reason}" if reason else ""
-        raise CorruptImageError(f"{where} cannot be read as a JPEG, PNG or WebP image{said}") from error
+        detail = f": {reason}" if reason else ""
+        raise CorruptImageError(f"{location} cannot be read as a JPEG, PNG or WebP image{detail}") from error

@@ -1,4 +1,4 @@
-"""Labeled images, in memory or still encoded: what sources hand out and batches are cut from."""
+"""Labeled images, in memory or encoded."""
 
 import dataclasses
 import functools
@@ -15,19 +15,19 @@ from jaxtyping import Int, Int32, UInt8
 from dropcluster_jax.cache import cached
 from dropcluster_jax.data.decoding import CorruptImageError, Pixels, decode
 
-_BLOCK = 256  # examples read at once: one by one, reading takes longer than decoding
+_BLOCK = 256  # Examples per read; reading one at a time takes longer than decoding.
 
 
 @dataclasses.dataclass(frozen=True, eq=False)
 class ArrayExamples:
-    """Labeled images of one size, in memory (or mapped into it).
+    """Labeled images of equal size, in memory or memory-mapped.
 
     Attributes:
-        images: uint8 `(examples, height, width, channels)`.
-        labels: int32 `(examples,)`.
+        images: Images, uint8 `(examples, height, width, channels)`.
+        labels: Labels, int32 `(examples,)`.
 
     Raises:
-        ValueError: they are not equally many.
+        ValueError: If `images` and `labels` differ in length.
 
     Example:
         >>> images = np.zeros((3, 8, 8, 1), np.uint8)
@@ -41,38 +41,40 @@ class ArrayExamples:
 
     def __post_init__(self) -> None:
         if len(self.images) != len(self.labels):
-            raise ValueError(f"images and labels must be equally many, got {len(self.images)} and {len(self.labels)}")
+            raise ValueError(
+                f"images and labels must have the same length, got {len(self.images)} and {len(self.labels)}"
+            )
 
     def __len__(self) -> int:
         return len(self.labels)
 
     @property
     def shape(self) -> tuple[int, ...]:
-        """Of an image: `(height, width, channels)`, in pixels."""
+        """The shape of an image, `(height, width, channels)`."""
         return self.images.shape[1:]
 
     def take(self, indices: Int[np.ndarray, " _"] | slice) -> "ArrayExamples":
-        """Some of the examples.
+        """Selects examples.
 
         Args:
-            indices: integers `(chosen,)` from 0 to below the number of examples, or a slice of them.
+            indices: Indices of the examples, integers `(selected,)`, or a slice; slices are not copied.
 
         Returns:
-            As many examples as indices, in their order; of a slice no copies.
+            The selected examples in the order of `indices`.
 
         Raises:
-            IndexError: an index of no example.
+            IndexError: If an index is out of range.
         """
         return ArrayExamples(self.images[indices], self.labels[indices])
 
 
 @dataclasses.dataclass(frozen=True, eq=False)
 class FileExamples:
-    """Labeled image files, decoded when asked for.
+    """Labeled image files, read on demand.
 
     Attributes:
-        paths: of the files.
-        labels: int32 `(examples,)`.
+        paths: Paths of the files.
+        labels: Labels, int32 `(examples,)`.
     """
 
     paths: list[str] = dataclasses.field(repr=False)
@@ -82,75 +84,75 @@ class FileExamples:
         return len(self.labels)
 
     def take(self, indices: Int[np.ndarray, " _"] | slice) -> "FileExamples":
-        """The examples of these indices."""
-        chosen = np.arange(len(self))[indices]
-        paths: list[str] = [self.paths[int(i)] for i in chosen]
-        return FileExamples(paths, self.labels[chosen])
+        """Selects examples; see `ArrayExamples.take`."""
+        selected = np.arange(len(self))[indices]
+        paths: list[str] = [self.paths[int(i)] for i in selected]
+        return FileExamples(paths, self.labels[selected])
 
-    def where(self, index: int) -> str:
-        """What to call an example in an error."""
+    def location(self, index: int) -> str:
+        """Returns the path of an example, for error messages."""
         return self.paths[index]
 
     def read(self, indices: Sequence[int]) -> list[tuple[bytes | CorruptImageError, int]]:
-        """Encoded images, or why one cannot be read, and their labels."""
+        """Returns encoded images, or the reason why one cannot be read, and their labels."""
         return [(_read_file(self.paths[index]), int(self.labels[index])) for index in indices]
 
 
 @dataclasses.dataclass(frozen=True, eq=False)
 class RecordExamples:
-    """Labeled images as TFDS has prepared them, decoded when asked for.
+    """Labeled images of a prepared TFDS dataset, read on demand.
 
     Attributes:
-        name: of the data set and its split, as errors call it.
-        source: a TFDS data source whose images are left encoded.
-        key: all that tells whether the records are still the same, as JSON takes it.
-        chosen: the records that these examples are; None for all.
+        name: Name of the dataset and its split, for error messages.
+        source: TFDS data source whose images are left encoded.
+        key: JSON-serializable value that changes when the records do.
+        selected: Indices of the records that belong to these examples; None for all records.
     """
 
     name: str
     source: Any = dataclasses.field(repr=False)
     key: Any = dataclasses.field(repr=False)
-    chosen: Int[np.ndarray, " examples"] | None = dataclasses.field(repr=False, default=None)
+    selected: Int[np.ndarray, " examples"] | None = dataclasses.field(repr=False, default=None)
 
     def __len__(self) -> int:
-        return len(self.source) if self.chosen is None else len(self.chosen)
+        return len(self.source) if self.selected is None else len(self.selected)
 
     @functools.cached_property
     def labels(self) -> Int32[np.ndarray, " examples"]:
-        """int32 `(examples,)`, -1 where a record cannot be read; reads all once, later from the cache."""
-        whole = RecordExamples(self.name, self.source, self.key)
+        """Labels, int32 `(examples,)`, -1 for unreadable records; the first access reads all records or the cache."""
+        all_records = RecordExamples(self.name, self.source, self.key)
 
         def read_block(block: Sequence[int]) -> list[int]:
-            return [label for _, label in whole.read(block)]
+            return [label for _, label in all_records.read(block)]
 
-        def read() -> dict[str, np.ndarray]:
-            return {"labels": np.array(_over_blocks(read_block, len(whole)), np.int32)}
+        def read_all() -> dict[str, np.ndarray]:
+            return {"labels": np.array(_map_blocks(read_block, len(all_records)), np.int32)}
 
-        labels = cached("labels", self.key, read)["labels"]
-        return labels if self.chosen is None else labels[self.chosen]
+        labels = cached("labels", self.key, read_all)["labels"]
+        return labels if self.selected is None else labels[self.selected]
 
     def take(self, indices: Int[np.ndarray, " _"] | slice) -> "RecordExamples":
-        """The examples of these indices."""
-        whole = np.arange(len(self.source)) if self.chosen is None else self.chosen
-        return RecordExamples(self.name, self.source, self.key, whole[indices])
+        """Selects examples; see `ArrayExamples.take`."""
+        records = np.arange(len(self.source)) if self.selected is None else self.selected
+        return RecordExamples(self.name, self.source, self.key, records[indices])
 
-    def where(self, index: int) -> str:
-        """What to call an example in an error."""
+    def location(self, index: int) -> str:
+        """Returns the name and record index of an example, for error messages."""
         return f"{self.name}, example {self._record(index)},"
 
     def read(self, indices: Sequence[int]) -> list[tuple[bytes | CorruptImageError, int]]:
-        """Encoded images and their labels."""
+        """Returns encoded images and their labels; an unreadable record has an error and the label -1."""
         try:
             records = self.source.__getitems__([self._record(index) for index in indices])
             return [(record["image"], int(record["label"])) for record in records]
-        except Exception as error:  # whatever a damaged file raises; one of several is looked for
-            if len(indices) > 1:
+        except Exception as error:  # Undocumented: RuntimeError of ArrayRecord, DecodeError of Protocol Buffers, ...
+            if len(indices) > 1:  # Find the damaged record.
                 return [example for index in indices for example in self.read([index])]
             reason = (str(error).strip().splitlines() or [""])[0]
-            return [(CorruptImageError(f"{self.where(indices[0])} cannot be read: {reason}"), -1)]
+            return [(CorruptImageError(f"{self.location(indices[0])} cannot be read: {reason}"), -1)]
 
     def _record(self, index: int) -> int:
-        return int(index if self.chosen is None else self.chosen[index])
+        return int(index if self.selected is None else self.selected[index])
 
 
 EncodedExamples = FileExamples | RecordExamples
@@ -161,28 +163,28 @@ def decode_block(
     examples: EncodedExamples,
     indices: Sequence[int],
     num_classes: int,
-    decode_one: Callable[[int, bytes, str], Pixels],
+    decode_image: Callable[[int, bytes, str], Pixels],
 ) -> list[tuple[Pixels, int] | CorruptImageError]:
-    """Some examples, decoded; what is wrong with one stands in its place.
+    """Reads and decodes examples; the errors of corrupt ones are returned in their place.
 
     Args:
-        examples: encoded images and their labels.
-        indices: which.
-        num_classes: labels must be from 0 to below it.
-        decode_one: gives the pixels, from an example's index, its encoded image, and what errors call it.
+        examples: Encoded images and their labels.
+        indices: Indices of the examples.
+        num_classes: Number of classes; labels must be in [0, num_classes).
+        decode_image: Function that takes an example's index, encoded image and location, and returns its pixels.
 
     Returns:
-        For each index the pixels and the label, or the error.
+        For each index, the pixels and the label, or the error.
     """
     decoded: list[tuple[Pixels, int] | CorruptImageError] = []
     for index, (encoded, label) in zip(indices, examples.read(indices), strict=True):
-        where = examples.where(index)
+        location = examples.location(index)
         try:
             if isinstance(encoded, CorruptImageError):
                 raise encoded
             if not 0 <= label < num_classes:
-                raise CorruptImageError(f"{where} has the label {label}, labels must be from 0 to {num_classes - 1}")
-            decoded.append((decode_one(index, encoded, where), label))
+                raise CorruptImageError(f"{location} has the label {label}, labels must be in [0, {num_classes})")
+            decoded.append((decode_image(index, encoded, location), label))
         except CorruptImageError as error:
             decoded.append(error)
     return decoded
@@ -191,56 +193,58 @@ def decode_block(
 def decode_all(
     name: str, examples: EncodedExamples, channels: int, num_classes: int, skip_corrupt: bool = False
 ) -> tuple[ArrayExamples, list[str]]:
-    """All examples in memory, decoded by several threads.
+    """Decodes all examples into memory, in multiple threads.
 
     Args:
-        name: what errors call the examples together.
-        examples: encoded images and their labels.
-        channels: of the pixels, 3 or 1.
-        num_classes: labels must be from 0 to below it.
-        skip_corrupt: leave out what cannot be trained on, instead of stopping there.
+        name: Name of the examples, for error messages.
+        examples: Encoded images and their labels.
+        channels: Number of channels of the decoded images, 1 or 3.
+        num_classes: Number of classes; labels must be in [0, num_classes).
+        skip_corrupt: Whether to skip corrupt images instead of raising an error.
 
     Returns:
-        The examples in their order, and for each that was skipped where it lies and why.
+        The examples in order, and the location and reason for each that was skipped.
 
     Raises:
-        CorruptImageError: an image is bad or its label no class, and `skip_corrupt` is not given.
-        ValueError: the images are of unequal size, or there is none.
+        CorruptImageError: If an image or its label is invalid and `skip_corrupt` is false.
+        ValueError: If the images differ in size, or there are none.
     """
 
     def read_block(block: Sequence[int]) -> list[tuple[Pixels, int] | CorruptImageError]:
-        decoded = decode_block(examples, block, num_classes, lambda _, encoded, where: decode(encoded, where, channels))
-        bad = [one for one in decoded if isinstance(one, CorruptImageError)]
-        if bad and not skip_corrupt:
-            raise bad[0]
+        decoded = decode_block(
+            examples, block, num_classes, lambda _, encoded, location: decode(encoded, location, channels)
+        )
+        errors = [result for result in decoded if isinstance(result, CorruptImageError)]
+        if errors and not skip_corrupt:
+            raise errors[0]
         return decoded
 
     if not len(examples):
-        raise ValueError(f"{name!r} holds no image")
-    decoded = _over_blocks(read_block, len(examples))
-    skipped = [str(one) for one in decoded if isinstance(one, CorruptImageError)]
-    sound = [one for one in decoded if not isinstance(one, CorruptImageError)]
-    if not sound:
-        raise ValueError(f"no image of {name!r} is left: {len(skipped)} were skipped, the first: {skipped[0]}")
-    images, labels = zip(*sound, strict=True)
+        raise ValueError(f"{name!r} contains no images")
+    decoded = _map_blocks(read_block, len(examples))
+    skipped = [str(result) for result in decoded if isinstance(result, CorruptImageError)]
+    valid = [result for result in decoded if not isinstance(result, CorruptImageError)]
+    if not valid:
+        raise ValueError(f"all {len(skipped)} images of {name!r} were skipped, the first: {skipped[0]}")
+    images, labels = zip(*valid, strict=True)
     if len(shapes := {image.shape for image in images}) > 1:
-        raise unequal(name, shapes)
+        raise unequal_sizes(name, shapes)
     return ArrayExamples(np.stack(images), np.array(labels, np.int32)), skipped
 
 
-def unequal(name: str, shapes: Iterable[tuple[int, ...]]) -> ValueError:
-    """The error for images that do not fit into one array."""
-    found = ", ".join(map(str, sorted(set(shapes))[:4]))
+def unequal_sizes(name: str, shapes: Iterable[tuple[int, ...]]) -> ValueError:
+    """Returns the error for images that cannot be stacked into one array."""
+    distinct = ", ".join(map(str, sorted(set(shapes))[:4]))
     return ValueError(
-        f"the images of {name!r} must be of one size, got {found}; an `image_size` crops encoded images to one"
+        f"the images of {name!r} must have the same size, got {distinct}; set `image_size` to crop encoded images"
     )
 
 
-def _over_blocks(read_block: Callable[[Sequence[int]], list[Any]], number: int) -> list[Any]:
-    """What `read_block` gives of all examples, by several threads, in their order."""
-    blocks = [range(start, min(start + _BLOCK, number)) for start in range(0, number, _BLOCK)]
+def _map_blocks(function: Callable[[Sequence[int]], list[Any]], num_examples: int) -> list[Any]:
+    """Applies a function to blocks of indices in multiple threads and concatenates the results in order."""
+    blocks = [range(start, min(start + _BLOCK, num_examples)) for start in range(0, num_examples, _BLOCK)]
     with ThreadPoolExecutor(min(32, os.cpu_count() or 1)) as pool:
-        return list(itertools.chain.from_iterable(pool.map(read_block, blocks)))
+        return list(itertools.chain.from_iterable(pool.map(function, blocks)))
 
 
 def _read_file(path: str) -> bytes | CorruptImageError:

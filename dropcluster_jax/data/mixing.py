@@ -1,7 +1,7 @@
-"""Variations that mix the examples of a batch, images and labels: pure JAX functions of a key.
+"""Augmentation that mixes the images and labels of a batch, as pure JAX functions.
 
-Each example is mixed with the next of its batch, the last with the first: batches are shuffled, so that any partner is
-as likely. Labels are probabilities of classes, `(batch, classes)`; `jax.nn.one_hot` makes them of integers.
+Each example is mixed with the next one of its batch, and the last with the first; since batches are shuffled, all
+partners are equally likely. Labels are class probabilities, `(batch, classes)`, e.g. from `jax.nn.one_hot`.
 """
 
 import jax
@@ -15,21 +15,21 @@ Probabilities = Float[Array, "batch classes"]
 
 
 def mixup(key: Array, images: Images, labels: Probabilities, alpha: float) -> tuple[Images, Probabilities]:
-    """Mix each example with the next: `share * own + (1 - share) * next`, images and labels alike.
+    """Mixes the images and labels of neighboring examples: `weight * own + (1 - weight) * next`.
 
     Args:
-        key: a PRNG key.
-        images: floating-point `(batch, height, width, channels)`, such as `normalize` gives.
-        labels: probabilities `(batch, classes)`, in [0, 1], floating-point.
-        alpha: each example's `share` is drawn from Beta(alpha, alpha); above 0. The smaller, the less is mixed.
+        key: PRNG key.
+        images: Floating-point images `(batch, height, width, channels)`, e.g. from `normalize`.
+        labels: Floating-point class probabilities `(batch, classes)`.
+        alpha: Parameter of the distribution Beta(alpha, alpha) of each example's `weight`, positive. Smaller values mix
+            less.
 
     Returns:
-        Images and labels of the same shapes and types.
+        Images and labels of the same shapes and dtypes.
 
     Raises:
-        TypeError: the images or the labels are not of a floating-point type.
-        ValueError: `alpha` is not above 0, the labels are not `(batch, classes)`, or the images not
-            `(batch, height, width, channels)`.
+        TypeError: If `images` or `labels` is not floating-point.
+        ValueError: If `alpha` is not positive, or `images` or `labels` has another shape.
 
     References:
         Zhang et al., "mixup: Beyond Empirical Risk Minimization", ICLR 2018, arXiv:1710.09412.
@@ -37,34 +37,31 @@ def mixup(key: Array, images: Images, labels: Probabilities, alpha: float) -> tu
     Example:
         >>> images = jnp.arange(2.0).reshape(2, 1, 1, 1)
         >>> mixed, labels = mixup(jax.random.key(0), images, jnp.eye(2), alpha=1.0)
-        >>> bool(jnp.allclose(mixed.ravel(), labels[:, 1]))  # 0 and 1, as their classes are
+        >>> bool(jnp.allclose(mixed.ravel(), labels[:, 1]))  # The values are 0 and 1, like the classes.
         True
     """
     _check(images, labels, alpha)
-    share = jax.random.beta(key, alpha, alpha, (len(images),), jnp.float32)
-    return (
-        _mixed(share[:, None, None, None], images, jnp.roll(images, -1, 0)),
-        _mixed(share[:, None], labels, jnp.roll(labels, -1, 0)),
-    )
+    weight = jax.random.beta(key, alpha, alpha, (len(images),), jnp.float32)
+    return _mix_with_next(weight[:, None, None, None], images), _mix_with_next(weight[:, None], labels)
 
 
 def cutmix(key: Array, images: Images, labels: Probabilities, alpha: float) -> tuple[Images, Probabilities]:
-    """Put a box of the next image over each, and mix the labels by the share of the pixels that each image keeps.
+    """Replaces a box of each image by that of the next, and mixes the labels in proportion to the pixels.
 
-    The box has the image's proportions and, before it is cut off at the border, the share 1 - s of its area, s drawn
-    from Beta(alpha, alpha); its middle is uniform among the pixels.
+    The box has the image's aspect ratio and, before clipping at the border, the fraction `1 - weight` of its area; its
+    center is a uniformly drawn pixel.
 
     Args:
-        key: a PRNG key.
-        images: floating-point `(batch, height, width, channels)`, such as `normalize` gives.
-        labels: probabilities `(batch, classes)`, in [0, 1], floating-point.
-        alpha: of the distribution; above 0, at 1 all shares are as likely.
+        key: PRNG key.
+        images: Floating-point images `(batch, height, width, channels)`, e.g. from `normalize`.
+        labels: Floating-point class probabilities `(batch, classes)`.
+        alpha: Parameter of the distribution Beta(alpha, alpha) of each example's `weight`, positive; uniform at 1.
 
     Returns:
-        Images and labels of the same shapes and types.
+        Images and labels of the same shapes and dtypes.
 
     Raises:
-        TypeError, ValueError: as of `mixup`.
+        TypeError, ValueError: See `mixup`.
 
     References:
         Yun et al., "CutMix: Regularization Strategy to Train Strong Classifiers with Localizable Features",
@@ -78,30 +75,27 @@ def cutmix(key: Array, images: Images, labels: Probabilities, alpha: float) -> t
     """
     _check(images, labels, alpha)
     batch, height, width, _ = images.shape
-    share_key, middle_key = jax.random.split(key)
-    share = jax.random.beta(share_key, alpha, alpha, (batch,), jnp.float32)
+    weight_key, center_key = jax.random.split(key)
+    weight = jax.random.beta(weight_key, alpha, alpha, (batch,), jnp.float32)
     sides = jnp.array([[height], [width]])
-    lengths = (sides * jnp.sqrt(1 - share)).astype(jnp.int32)
-    starts = jax.random.randint(middle_key, (2, batch), 0, sides) - lengths // 2
+    lengths = (sides * jnp.sqrt(1 - weight)).astype(jnp.int32)
+    starts = jax.random.randint(center_key, (2, batch), 0, sides) - lengths // 2
     inside = inside_boxes(starts, lengths, height, width)
     kept = 1 - jnp.mean(inside, axis=(1, 2), dtype=jnp.float32)
-    return (
-        jnp.where(inside, jnp.roll(images, -1, 0), images),
-        _mixed(kept, labels, jnp.roll(labels, -1, 0)),
-    )
+    return jnp.where(inside, jnp.roll(images, -1, 0), images), _mix_with_next(kept, labels)
 
 
-def _mixed(share: Float[Array, "..."], own: Float[Array, "..."], other: Float[Array, "..."]) -> Float[Array, "..."]:
-    return (share * own + (1 - share) * other).astype(own.dtype)
+def _mix_with_next(weight: Float[Array, "..."], values: Float[Array, "batch ..."]) -> Float[Array, "batch ..."]:
+    return (weight * values + (1 - weight) * jnp.roll(values, -1, 0)).astype(values.dtype)
 
 
 def _check(images: Images, labels: Probabilities, alpha: float) -> None:
     if images.ndim != 4:
-        raise ValueError(f"images must have the shape (batch, height, width, channels), got {images.shape}")
+        raise ValueError(f"images must have shape (batch, height, width, channels), got {images.shape}")
     if labels.ndim != 2 or len(labels) != len(images):
-        raise ValueError(f"labels must have the shape ({len(images)}, classes), got {labels.shape}")
+        raise ValueError(f"labels must have shape ({len(images)}, classes), got {labels.shape}")
     for name, array in (("images", images), ("labels", labels)):
         if not jnp.issubdtype(array.dtype, jnp.floating):
-            raise TypeError(f"{name} must be of a floating-point type, got {array.dtype}")
+            raise TypeError(f"{name} must be floating-point, got {array.dtype}")
     if not alpha > 0:
-        raise ValueError(f"alpha must be above 0, got {alpha}")
+        raise ValueError(f"alpha must be positive, got {alpha}")

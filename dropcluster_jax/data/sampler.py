@@ -1,7 +1,7 @@
-"""Which examples are in which batch: pure NumPy, the same on every loader, machine and number of processes.
+"""Selection of the examples of each batch, in pure NumPy.
 
-What a batch holds depends on the seed and its number, on nothing that came before: a run that starts again in the
-middle meets the batches it would have met.
+A batch depends only on the seed and its index, not on the loader, the machine, the number of processes or the batches
+before it. An interrupted run therefore resumes with exactly the batches that it would have read.
 """
 
 import dataclasses
@@ -13,87 +13,96 @@ from jaxtyping import Float32, Int
 
 Indices = Int[np.ndarray, " _"]
 
-# What sets random streams of one seed apart; the epochs' own has none.
+# Spawn keys that make the random streams of one seed independent; the stream that shuffles epochs has none.
 PROBE_STREAM, CROP_STREAM = (1,), (2,)
 
 
 @dataclasses.dataclass(frozen=True)
 class BatchSampler:
-    """The order of shuffled training batches, without end, each example at most once an epoch.
+    """Assigns examples to an infinite sequence of shuffled training batches.
 
-    Epoch e takes the examples in the order `np.random.default_rng([seed, e]).permutation(examples)`; those at its end
-    that do not fill a batch are left out. Of several processes each takes its part of every batch, in their order.
+    Epoch `e` visits the examples in the order `np.random.default_rng([seed, e]).permutation(num_examples)`. Examples at
+    its end that do not fill a batch are dropped. With multiple processes, each reads its own slice of every batch, in
+    the order of their indices.
 
     Attributes:
-        examples: how many there are.
-        batch_size: examples in a batch, of all processes together; at most all examples.
-        seed: at least 0.
-        process: the number of this process.
-        processes: how many there are; `batch_size` is a multiple of it.
+        num_examples: Number of training examples.
+        batch_size: Examples per batch over all processes; at most `num_examples` and a multiple of `process_count`.
+        seed: Seed of the permutations, at least 0.
+        process_index: Index of this process.
+        process_count: Number of processes.
 
     Raises:
-        TypeError: one of them is no integer.
-        ValueError: one of them is out of range.
+        TypeError: If an argument is not an integer.
+        ValueError: If an argument is out of range.
 
     Example:
-        >>> order = BatchSampler(examples=5, batch_size=2, seed=0)
-        >>> order.batches_per_epoch, len({int(i) for batch in (0, 1) for i in order.indices(batch)})
+        >>> sampler = BatchSampler(num_examples=5, batch_size=2, seed=0)
+        >>> sampler.batches_per_epoch, len({int(i) for batch in (0, 1) for i in sampler.indices(batch)})
         (2, 4)
     """
 
-    examples: int
+    num_examples: int
     batch_size: int
     seed: int
-    process: int = 0
-    processes: int = 1
+    process_index: int = 0
+    process_count: int = 1
 
     def __post_init__(self) -> None:
-        if self.examples == 0:
-            raise ValueError("a training set must hold an example, got none")
-        check_integer("batch_size", self.batch_size, 1, self.examples)
+        if self.num_examples == 0:
+            raise ValueError("the training set must not be empty")
+        check_integer("batch_size", self.batch_size, 1, self.num_examples)
         check_integer("seed", self.seed, 0)
-        check_integer("processes", self.processes, 1)
-        check_integer("process", self.process, 0)
-        if self.process >= self.processes:
-            raise ValueError(f"process must be below the {self.processes} processes, got {self.process}")
-        if self.batch_size % self.processes:
-            raise ValueError(f"batch_size must be a multiple of the {self.processes} processes, got {self.batch_size}")
+        check_integer("process_count", self.process_count, 1)
+        check_integer("process_index", self.process_index, 0)
+        if self.process_index >= self.process_count:
+            raise ValueError(
+                f"process_index must be less than process_count, {self.process_count}, got {self.process_index}"
+            )
+        if self.batch_size % self.process_count:
+            raise ValueError(
+                f"batch_size must be a multiple of the number of processes, {self.process_count}, got {self.batch_size}"
+            )
 
     @property
     def batches_per_epoch(self) -> int:
-        """How many batches an epoch has."""
-        return self.examples // self.batch_size
+        """The number of full batches in an epoch."""
+        return self.num_examples // self.batch_size
 
     def indices(self, batch: int) -> Indices:
-        """The examples of this process in batch number `batch`, counted over all epochs from 0."""
-        epoch, place = divmod(batch, self.batches_per_epoch)
-        part = self.batch_size // self.processes
-        start = place * self.batch_size + self.process * part
-        return _permutation(self.examples, self.seed, epoch)[start : start + part]
+        """Returns the examples of a batch that this process reads.
+
+        Args:
+            batch: Index of the batch, counted from 0 over all epochs.
+        """
+        epoch, batch_in_epoch = divmod(batch, self.batches_per_epoch)
+        part = self.batch_size // self.process_count
+        start = batch_in_epoch * self.batch_size + self.process_index * part
+        return _permutation(self.num_examples, self.seed, epoch)[start : start + part]
 
 
 @functools.lru_cache(maxsize=4)
-def _permutation(examples: int, seed: int, epoch: int) -> Indices:
-    permutation = np.random.default_rng([seed, epoch]).permutation(examples)
+def _permutation(num_examples: int, seed: int, epoch: int) -> Indices:
+    permutation = np.random.default_rng([seed, epoch]).permutation(num_examples)
     permutation.setflags(write=False)
     return permutation
 
 
-def probe_indices(examples: int, size: int, seed: int, update: int) -> Indices:
-    """The examples of one update's probe batch: drawn without replacement, from a random stream of their own.
+def probe_indices(num_examples: int, size: int, seed: int, update: int) -> Indices:
+    """Draws the examples of the probe batch of a cluster update, without replacement.
 
     Args:
-        examples: how many there are to draw from.
-        size: how many are drawn; where there are fewer, all are.
-        seed: at least 0.
-        update: the number of the update, at least 0; each has a batch of its own.
+        num_examples: Number of training examples.
+        size: Number of examples to draw; all examples are drawn if there are fewer.
+        seed: Seed of the draws, at least 0. Their random stream is independent of the epochs' permutations.
+        update: Index of the update, at least 0. Each update has its own probe batch.
 
     Returns:
         Distinct indices.
 
     Raises:
-        TypeError: a number that is no integer.
-        ValueError: a number out of range.
+        TypeError: If an argument is not an integer.
+        ValueError: If an argument is out of range.
 
     Example:
         >>> sorted(probe_indices(5, size=256, seed=0, update=1).tolist())
@@ -103,23 +112,23 @@ def probe_indices(examples: int, size: int, seed: int, update: int) -> Indices:
     check_integer("seed", seed, 0)
     check_integer("update", update, 0)
     rng = np.random.default_rng(np.random.SeedSequence([seed, update], spawn_key=PROBE_STREAM))
-    return rng.choice(examples, min(size, examples), replace=False)
+    return rng.choice(num_examples, min(size, num_examples), replace=False)
 
 
 def evaluation_indices(
-    examples: int, batch_size: int, process: int = 0, processes: int = 1
+    num_examples: int, batch_size: int, process_index: int = 0, process_count: int = 1
 ) -> Iterator[tuple[Indices, Float32[np.ndarray, " _"]]]:
-    """All examples once, in order, in batches of one size, and the weight of each.
+    """Yields all examples once, in order, in batches of equal size.
 
     Args:
-        examples: how many there are.
-        batch_size: examples in a batch, of all processes together: a multiple of `processes`.
-        process: the number of this process, which takes its part of every batch.
-        processes: how many there are.
+        num_examples: Number of examples.
+        batch_size: Examples per batch over all processes, a multiple of `process_count`.
+        process_index: Index of this process, which reads its own slice of every batch.
+        process_count: Number of processes.
 
     Returns:
-        An iterator over this process's indices and weights: 1 for an example; 0 for what only fills the last batch,
-        which is the first example again.
+        An iterator over this process's indices and weights. The last batch is padded with the first example; the weight
+        of padding is 0, that of all other examples 1.
 
     Example:
         >>> for indices, weight in evaluation_indices(3, batch_size=2):
@@ -127,16 +136,21 @@ def evaluation_indices(
         [0, 1] [1.0, 1.0]
         [2, 0] [1.0, 0.0]
     """
-    part = batch_size // processes
-    for begin in range(0, examples, batch_size):
-        places = begin + process * part + np.arange(part)
-        yield np.where(places < examples, places, 0), (places < examples).astype(np.float32)
+    part = batch_size // process_count
+    for start in range(0, num_examples, batch_size):
+        positions = start + process_index * part + np.arange(part)
+        yield np.where(positions < num_examples, positions, 0), (positions < num_examples).astype(np.float32)
 
 
-def check_integer(name: str, value: int, least: int, most: int | None = None) -> None:
-    """Refuse what is no integer, or out of range."""
+def check_integer(name: str, value: int, minimum: int, num_examples: int | None = None) -> None:
+    """Checks that an argument is an integer, at least `minimum` and at most `num_examples`.
+
+    Raises:
+        TypeError: If `value` is not an integer.
+        ValueError: If `value` is out of range.
+    """
     if not isinstance(value, int | np.integer):
         raise TypeError(f"{name} must be an integer, got {value!r}")
-    if value < least or (most is not None and value > most):
-        allowed = f"at least {least}" if most is None else f"from {least} to {most}, the number of images"
-        raise ValueError(f"{name} must be {allowed}, got {value}")
+    if value < minimum or (num_examples is not None and value > num_examples):
+        limit = "" if num_examples is None else f" and at most {num_examples}, the number of training examples"
+        raise ValueError(f"{name} must be at least {minimum}{limit}, got {value}")

@@ -1,4 +1,4 @@
-"""Shares of a training set: balanced over classes, chosen by a seed, the smaller inside the larger."""
+"""Stratified subsets and splits of a dataset."""
 
 import numpy as np
 from jaxtyping import Int, Int32
@@ -10,77 +10,84 @@ def stratified_subset(
     fraction: float | None = None,
     examples_per_class: int | None = None,
     seed: int = 0,
-) -> Int[np.ndarray, " chosen"]:
-    """The indices of a share of the examples, in their order.
+) -> Int[np.ndarray, " subset"]:
+    """Returns the indices of a random subset that is balanced over classes.
 
-    Each class gives its first examples in a random order of its own, so with one seed a smaller share lies inside a
-    larger one, and a class's examples do not depend on the other classes.
+    Each class is shuffled independently and its first examples are taken. With the same seed, smaller subsets are
+    therefore contained in larger ones, and the examples of a class do not depend on the other classes.
 
     Args:
-        labels: int32 `(examples,)`.
-        fraction: the share of each class, above 0 and at most 1; rounded, at least one example of each.
-        examples_per_class: the number of examples of each class, instead of `fraction`.
-        seed: at least 0; another seed, another share.
+        labels: Labels of all examples, int32 `(examples,)`.
+        fraction: Fraction of each class, in (0, 1]; at least one example is taken.
+        examples_per_class: Number of examples of each class, instead of `fraction`.
+        seed: Selects the subset; at least 0.
 
     Returns:
-        Sorted indices, integers `(chosen,)`.
+        Sorted indices, integers `(subset,)`.
 
     Raises:
-        ValueError: neither or both of `fraction` and `examples_per_class`, one is out of range, or a class has fewer examples
-            than `examples_per_class`.
+        ValueError: If not exactly one of `fraction` and `examples_per_class` is given, an argument is out of range, or
+            a class has fewer than `examples_per_class` examples.
 
     Example:
         >>> labels = np.repeat(np.arange(2, dtype=np.int32), 50)
-        >>> share = stratified_subset(labels, fraction=0.1)
-        >>> labels[share].tolist()
+        >>> subset = stratified_subset(labels, fraction=0.1)
+        >>> labels[subset].tolist()
         [0, 0, 0, 0, 0, 1, 1, 1, 1, 1]
-        >>> set(share) < set(stratified_subset(labels, examples_per_class=20))
+        >>> set(subset) < set(stratified_subset(labels, examples_per_class=20))
         True
     """
     if (fraction is None) == (examples_per_class is None):
-        raise ValueError(f"give one of fraction and examples_per_class, got {fraction} and {examples_per_class}")
+        raise ValueError(
+            f"exactly one of fraction and examples_per_class must be given, got {fraction} and {examples_per_class}"
+        )
     if fraction is not None and not 0 < fraction <= 1:
-        raise ValueError(f"fraction must be above 0 and at most 1, got {fraction}")
+        raise ValueError(f"fraction must be in (0, 1], got {fraction}")
     if examples_per_class is not None and examples_per_class < 1:
         raise ValueError(f"examples_per_class must be at least 1, got {examples_per_class}")
     if seed < 0:
         raise ValueError(f"seed must be at least 0, got {seed}")
 
-    chosen = []
+    subsets = []
     for label in np.unique(labels):
         members = np.flatnonzero(labels == label)
         count = examples_per_class if examples_per_class is not None else max(1, round((fraction or 0) * len(members)))
         if count > len(members):
             raise ValueError(
-                f"examples_per_class must be at most {len(members)}, the examples of class {label}, got {count}"
+                f"examples_per_class must be at most {len(members)}, the size of class {label}, got {count}"
             )
-        chosen.append(np.random.default_rng([seed, int(label)]).permutation(members)[:count])
-    return np.sort(np.concatenate(chosen))
+        subsets.append(np.random.default_rng([seed, int(label)]).permutation(members)[:count])
+    return np.sort(np.concatenate(subsets))
 
 
 def stratified_split(
-    labels: Int32[np.ndarray, " examples"], test_fraction: float
-) -> tuple[Int[np.ndarray, " train"], Int[np.ndarray, " test"]]:
-    """The indices to train and to test on, where the examples come undivided.
+    labels: Int32[np.ndarray, " examples"], fraction: float
+) -> tuple[Int[np.ndarray, " kept"], Int[np.ndarray, " held_out"]]:
+    """Splits off a fraction of each class.
 
-    A share of each class, the same one for the same labels: no run trains on what another is tested on, as long as no
-    example is added or removed.
+    The split is a function of the labels alone, so that no run trains on examples that another run is evaluated on.
 
     Args:
-        labels: of all examples.
-        test_fraction: the share of each class to test on, above 0 and below 1.
+        labels: Labels of all examples, int32 `(examples,)`.
+        fraction: Fraction of each class to hold out, in (0, 1); at least one example is held out.
 
     Returns:
-        Sorted indices of training and of test.
+        Sorted indices of the examples kept, and of those held out.
 
     Raises:
-        ValueError: the share is out of range, or leaves a class without a training image.
+        ValueError: If `fraction` is out of range, or would hold out all examples of a class.
+
+    Example:
+        >>> labels = np.repeat(np.arange(2, dtype=np.int32), [10, 20])
+        >>> train, test = stratified_split(labels, 0.2)
+        >>> labels[test].tolist()
+        [0, 0, 1, 1, 1, 1]
     """
-    if not 0 < test_fraction < 1:
-        raise ValueError(f"test_fraction must be above 0 and below 1, got {test_fraction}")
-    test = stratified_subset(labels, fraction=test_fraction)
-    train = np.setdiff1d(np.arange(len(labels)), test)
-    missing = set(labels.tolist()) - set(labels[train].tolist())
-    if missing:
-        raise ValueError(f"test_fraction {test_fraction} leaves class {min(missing)} without a training image")
-    return train, test
+    if not 0 < fraction < 1:
+        raise ValueError(f"fraction must be in (0, 1), got {fraction}")
+    held_out = stratified_subset(labels, fraction=fraction)
+    kept = np.setdiff1d(np.arange(len(labels)), held_out)
+    exhausted = np.setdiff1d(labels, labels[kept])
+    if len(exhausted):
+        raise ValueError(f"holding out the fraction {fraction} leaves class {exhausted[0]} without training examples")
+    return kept, held_out

@@ -1,4 +1,4 @@
-"""scikit-learn's handwritten digits: embedded, so always at hand."""
+"""The handwritten digits of scikit-learn, which are part of its package."""
 
 import re
 from typing import Any
@@ -8,12 +8,15 @@ from jaxtyping import Int
 
 from dropcluster_jax._optional import optional_import
 from dropcluster_jax.data.dataset import Dataset
-from dropcluster_jax.data.datasets.splits import no_split
+from dropcluster_jax.data.datasets.tfds import split_error
 from dropcluster_jax.data.examples import ArrayExamples
 
 
 def load_digits(train_split: str, test_split: str) -> Dataset:
-    """1,797 images of 8x8 pixels, values 0 to 16 scaled to 0 to 255, a fixed fifth of each class for test."""
+    """Loads the 1,797 images of 8x8 pixels, with values scaled from [0, 16] to [0, 255].
+
+    A fifth of each class is the test split. The splits are fixed, and shuffled so that a slice contains all classes.
+    """
     with optional_import("scikit-learn"):
         from sklearn.datasets import load_digits as load_bunch
         from sklearn.model_selection import train_test_split
@@ -21,29 +24,32 @@ def load_digits(train_split: str, test_split: str) -> Dataset:
     bunch: Any = load_bunch()
     images = np.rint(bunch.images * (255 / 16)).astype(np.uint8)[..., None]
     labels = bunch.target.astype(np.int32)
-    # Fixed: no run trains on what another is tested on. Shuffled: train[:100] is a sample of all classes.
     train, test = train_test_split(np.arange(len(labels)), test_size=0.2, stratify=labels, random_state=0)
-    parts = {"train": train, "test": test}
-    splits = {"train_split": train_split, "test_split": test_split}
-    chosen = [_part(argument, split, parts) for argument, split in splits.items()]
-    examples = [ArrayExamples(images[indices], labels[indices]) for indices in chosen]
+    splits = {"train": train, "test": test}
+    indices = [
+        _slice_split(argument, split, splits)
+        for argument, split in (("train_split", train_split), ("test_split", test_split))
+    ]
+    examples = [ArrayExamples(images[selected], labels[selected]) for selected in indices]
     return Dataset("digits", *examples, classes=tuple(str(digit) for digit in bunch.target_names))
 
 
-def _part(argument: str, split: str, parts: dict[str, Any]) -> Int[np.ndarray, " _"]:
-    """The indices of a split that is written as TFDS would: `train`, `train[:100]`, `test[-10%:]`."""
-    sizes = {part: len(indices) for part, indices in parts.items()}
+def _slice_split(argument: str, split: str, splits: dict[str, Any]) -> Int[np.ndarray, " _"]:
+    """Returns the indices of a split in TFDS's notation: `train`, `train[:100]`, `test[-10%:]`."""
+    sizes = {name: len(indices) for name, indices in splits.items()}
     match = re.fullmatch(r"(train|test)(?:\[(-?\d+%?)?:(-?\d+%?)?\])?", split)
     if match is None:
-        raise no_split("digits", argument, split, sizes, "what is wanted is such as train, train[:100], train[20%:]")
-    part, *ends = match.groups()
-    size = sizes[part]
+        raise split_error("digits", argument, split, sizes, "use e.g. train, train[:100] or train[20%:]")
+    name, *bounds = match.groups()
+    size = sizes[name]
 
-    def position(end: str) -> int:
-        place = round(float(end[:-1]) / 100 * size) if end.endswith("%") else int(end)
-        return place + size if end.startswith("-") else place
+    def position(bound: str) -> int:
+        offset = round(float(bound[:-1]) / 100 * size) if bound.endswith("%") else int(bound)
+        return offset + size if bound.startswith("-") else offset
 
-    begin, end = (default if end is None else position(end) for end, default in zip(ends, (0, size), strict=True))
-    if not 0 <= begin < end <= size:
-        raise no_split("digits", argument, split, sizes, "it is empty or reaches beyond the examples")
-    return parts[part][begin:end]
+    start, stop = (
+        default if bound is None else position(bound) for bound, default in zip(bounds, (0, size), strict=True)
+    )
+    if not 0 <= start < stop <= size:
+        raise split_error("digits", argument, split, sizes, "the slice is empty or out of range")
+    return splits[name][start:stop]

@@ -1,4 +1,4 @@
-"""Random images in the shape of a dataset, for benchmarks that measure only speed."""
+"""Random images in the shape of a dataset, for speed measurements."""
 
 import numpy as np
 
@@ -7,14 +7,14 @@ from dropcluster_jax.data.examples import ArrayExamples
 
 
 def fake_data(spec: DatasetSpec, num_train_examples: int) -> Dataset:
-    """Returns random images and labels: `num_train_examples` for training and a quarter of that for test.
+    """Returns random images and labels in the shape of a dataset.
 
     Args:
-        spec: Description of the dataset to imitate, such as `DATASETS["cifar10"]`.
-        num_train_examples: Number of training images, at least 1.
+        spec: Description of the dataset to imitate, e.g. `DATASETS["cifar10"]`.
+        num_train_examples: Number of training examples, at least 1.
 
     Returns:
-        Arrays of uint8 images of the shape `spec.image_shape`, the same on each call.
+        Uint8 images of shape `spec.image_shape`, identical on every call; there are a quarter as many test examples.
 
     Example:
         >>> from dropcluster_jax.data import DATASETS
@@ -24,9 +24,9 @@ def fake_data(spec: DatasetSpec, num_train_examples: int) -> Dataset:
     """
     rng = np.random.default_rng(0)
 
-    def random_examples(number: int) -> ArrayExamples:
-        images = rng.integers(0, 256, (number, *spec.image_shape), np.uint8)
-        return ArrayExamples(images, rng.integers(0, spec.num_classes, number).astype(np.int32))
+    def random_examples(count: int) -> ArrayExamples:
+        images = rng.integers(0, 256, (count, *spec.image_shape), np.uint8)
+        return ArrayExamples(images, rng.integers(0, spec.num_classes, count).astype(np.int32))
 
     train, test = random_examples(num_train_examples), random_examples(-(-num_train_examples // 4))
     return Dataset(spec.name, train, test, spec.classes, mean_std=(spec.mean, spec.std))

@@ -1,4 +1,4 @@
-"""Loaders: how a dataset's examples reach the devices."""
+"""Loaders, which deliver the examples of a dataset to the devices."""
 
 from dropcluster_jax.data.loaders.grain import GrainLoader
 from dropcluster_jax.data.loaders.in_memory import InMemoryLoader

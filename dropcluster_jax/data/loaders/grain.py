@@ -1,4 +1,4 @@
-"""The loader of data sets that do not fit: read, decoded and cropped on the host ahead of time, by Grain."""
+"""The loader for datasets that do not fit into memory; Grain reads, decodes and crops batches ahead on the host."""
 
 import dataclasses
 import math
@@ -16,43 +16,46 @@ from dropcluster_jax._optional import optional_import
 from dropcluster_jax.data.dataset import Dataset
 from dropcluster_jax.data.decoding import CorruptImageError, Pixels, decode_center, decode_random_crop
 from dropcluster_jax.data.examples import ArrayExamples, Examples, decode_block
-from dropcluster_jax.data.loaders.loader import Batch, BatchIterator, check_divisible, divisible
+from dropcluster_jax.data.loaders.loader import Batch, BatchIterator, check_divisible, round_up
 from dropcluster_jax.data.sampler import CROP_STREAM, BatchSampler, check_integer, evaluation_indices, probe_indices
 from dropcluster_jax.sharding import num_shards, shard_batch
 
-_AHEAD = 2  # batches that wait on the device, and at each worker
+_PREFETCH = 2  # Batches buffered on the device, and in each worker.
 
 
 class GrainLoader:
-    """Batches that Grain reads ahead; see `Loader`.
+    """Streams batches that Grain reads ahead; see `Loader`.
 
-    A batch is read whole by one thread or worker, and put on the device while the one before it is used. Each process
-    reads its part of every batch, and needs the same files.
+    Each batch is read by one thread or worker, and transferred to the device while the previous one is in use. With
+    multiple processes, each reads its part of every batch and needs access to all files.
 
     Args:
-        dataset: encoded images with a size, or arrays.
-        batch_size: examples in a batch, of all processes together.
-        seed: decides the order, the crops and the probe batches.
-        sharding: how batches are divided over devices, along their first axis; None is one device.
-        random_crop: of encoded images: train on a random part of each, resized, instead of its middle.
-        flip: of encoded images: mirror half of the training images.
-        workers: processes that read; 0 reads by a thread for each processor.
-        skip_corrupt: of encoded images: leave out those that cannot be trained on. In training the next sound one stands
-            in, in evaluation its weight is 0; `skipped` says where each lies and why.
-        process: the number of this process; JAX's own, if not given.
-        processes: how many there are.
+        dataset: Dataset of arrays, or of encoded images with an image size.
+        batch_size: Examples per batch, over all processes.
+        seed: Determines the order of the examples, the crops and the probe batches.
+        sharding: Sharding of batches over devices, along their first axis; None for a single device.
+        random_crop: Whether encoded training images are cropped at random, instead of at the center.
+        flip: Whether encoded training images are mirrored with probability 1/2.
+        workers: Number of processes that read; 0 for one thread per CPU core.
+        skip_corrupt: Whether to skip encoded images that are corrupt, instead of raising an error. A skipped training
+            image is replaced by the next valid one, and a skipped test image has the weight 0; both are listed in
+            `skipped`.
+        process_index: Index of this process; by default JAX's.
+        process_count: Number of processes; by default JAX's.
 
     Raises:
-        ImportError: Grain is not installed.
-        TypeError: a number is no integer.
-        ValueError: a number is out of range, or `batch_size` no multiple of the processes and devices.
+        ImportError: If Grain is not installed.
+        TypeError: If a number is not an integer.
+        ValueError: If a number is out of range, or `batch_size` is not a multiple of the numbers of processes and
+            shards.
 
     Example:
         >>> from dropcluster_jax.data import InMemoryLoader, load
         >>> digits = load("digits")
         >>> batches = GrainLoader(digits, batch_size=32).train()
-        >>> batch, other = next(batches), next(InMemoryLoader(digits, batch_size=32).train())  # the same by either loader
-        >>> batch["image"].shape, bool((batch["image"] == other["image"]).all())
+        >>> batch = next(batches)
+        >>> expected = next(InMemoryLoader(digits, batch_size=32).train())
+        >>> batch["image"].shape, bool((batch["image"] == expected["image"]).all())
         ((32, 8, 8, 1), True)
         >>> batches.close()
     """
@@ -68,129 +71,138 @@ class GrainLoader:
         flip: bool = False,
         workers: int = 0,
         skip_corrupt: bool = False,
-        process: int | None = None,
-        processes: int | None = None,
+        process_index: int | None = None,
+        process_count: int | None = None,
     ) -> None:
         with optional_import("Grain"):
             import grain
 
         self._grain = grain
-        process = jax.process_index() if process is None else process
-        processes = jax.process_count() if processes is None else processes
-        self._sampler = BatchSampler(len(dataset.train), batch_size, seed, process, processes)
+        process_index = jax.process_index() if process_index is None else process_index
+        process_count = jax.process_count() if process_count is None else process_count
+        self._sampler = BatchSampler(len(dataset.train), batch_size, seed, process_index, process_count)
         check_divisible(batch_size, sharding)
         check_integer("workers", workers, 0)
-        self._parts = math.lcm(num_shards(sharding), processes)
-        self._dataset, self._sharding, self._workers = dataset, sharding, workers
+        self._sharding, self._workers = sharding, workers
+        self._divisor = math.lcm(num_shards(sharding), process_count)
         reader = _Reader(dataset.train, dataset.image_size, len(dataset.classes), skip_corrupt)
-        self._train = _TrainingBatches(reader, self._sampler, random_crop, flip)
+        self._train = _TrainingSource(reader, self._sampler, random_crop, flip)
         self._test = dataclasses.replace(reader, examples=dataset.test)
         self.skipped: list[str] = []
 
     def train(self) -> BatchIterator:
-        """Shuffled training batches without end; see `Loader.train`."""
-        return BatchIterator(self._sampler, lambda first: self._read(dataclasses.replace(self._train, first=first)))
+        """Returns an infinite iterator over shuffled training batches; see `Loader.train`."""
+        return BatchIterator(self._sampler, lambda first: self._stream(dataclasses.replace(self._train, first=first)))
 
     def test(self, batch_size: int | None = None) -> Iterator[Batch]:
-        """Every test example once; see `Loader.test`.
+        """Yields every test example once; see `Loader.test`.
 
         Args:
-            batch_size: examples in a batch, at least 1; the training batches', if not given.
+            batch_size: Examples per batch, at least 1; by default that of the training batches.
 
         Raises:
-            TypeError, ValueError: `batch_size` is no integer, or less than 1.
-            CorruptImageError: an image that cannot be tested on, or with `skip_corrupt` none that can; while batches are read.
+            TypeError: If `batch_size` is not an integer.
+            ValueError: If `batch_size` is less than 1.
+            CorruptImageError: If an image is corrupt, or with `skip_corrupt` if all are; raised while iterating.
         """
-        sampler = self._sampler
-        size = divisible(sampler.batch_size if batch_size is None else batch_size, self._parts)
-        batches = list(evaluation_indices(len(self._test.examples), size, sampler.process, sampler.processes))
-        return self._read(_TestBatches(self._test, batches), len(self._test.examples))
+        sampler, num_examples = self._sampler, len(self._test.examples)
+        size = round_up(sampler.batch_size if batch_size is None else batch_size, self._divisor)
+        batches = list(evaluation_indices(num_examples, size, sampler.process_index, sampler.process_count))
+        return self._stream(_TestSource(self._test, batches), num_examples)
 
     def probe(self, size: int, update: int) -> Batch:
-        """The training images of an update of the clusters; see `Loader.probe`.
+        """Returns the probe batch of a cluster update; see `Loader.probe`.
 
         Args:
-            size: how many, at least 1; all where there are fewer.
-            update: the number of the update, from 0 on.
+            size: Number of examples, at least 1, and at most all of them.
+            update: Index of the update, from 0.
 
         Raises:
-            TypeError, ValueError: a number is no integer, or out of range.
-            CorruptImageError: an image that cannot be trained on, or with `skip_corrupt` none that can.
+            TypeError: If an argument is not an integer.
+            ValueError: If an argument is out of range.
+            CorruptImageError: If an image is corrupt, or with `skip_corrupt` if all are.
         """
         sampler = self._sampler
-        indices = probe_indices(sampler.examples, size, sampler.seed, update)
-        part = len(indices) // self._parts * self._parts // sampler.processes
-        batch, skipped = self._train.reader.read(indices[sampler.process * part :][:part])
-        self._note(skipped)
+        indices = probe_indices(sampler.num_examples, size, sampler.seed, update)
+        part = len(indices) // self._divisor * self._divisor // sampler.process_count
+        batch, skipped = self._train.reader.read(indices[sampler.process_index * part :][:part])
+        self._record_skipped(skipped)
         return shard_batch(batch, self._sharding)
 
-    def _read(self, source: Any, examples: int | None = None) -> Iterator[Batch]:
-        """The batches of a source, read ahead and put on the device by Grain; not all of its `examples` are bad."""
+    def _stream(self, source: Any, num_examples: int | None = None) -> Iterator[Batch]:
+        """Yields the batches of a source, read ahead by Grain; an error if all `num_examples` are corrupt."""
         grain = self._grain
         threads = 1 if self._workers else os.cpu_count() or 1
         options = grain.ReadOptions(num_threads=threads, prefetch_buffer_size=threads + 1)
         batches = grain.MapDataset.source(source).to_iter_dataset(options)
         if self._workers:
-            from absl import flags
-
-            if not flags.FLAGS.is_parsed():  # Grain starts no worker before; none of its flags is wanted
-                flags.FLAGS.mark_as_parsed()
-            workers = grain.MultiprocessingOptions(num_workers=self._workers, per_worker_buffer_size=_AHEAD)
-            # Through pipes: of shared memory Grain leaves some behind when a stream is closed.
-            pipes = grain.experimental.DatasetOptions(min_shm_size=sys.maxsize)
-            batches = grain.experimental.WithOptionsIterDataset(batches.mp_prefetch(workers), pipes)
-        batches = batches.map(lambda read: (shard_batch(read[0], self._sharding), read[1]))
-        ahead = iter(grain.experimental.ThreadPrefetchIterDataset(batches, prefetch_buffer_size=_AHEAD))
-        met: dict[str, None] = {}  # in order, each once
+            batches = self._in_workers(batches)
+        batches = batches.map(lambda item: (shard_batch(item[0], self._sharding), item[1]))
+        prefetched = iter(grain.experimental.ThreadPrefetchIterDataset(batches, prefetch_buffer_size=_PREFETCH))
+        all_skipped: dict[str, None] = {}  # An ordered set.
         try:
-            for batch, skipped in ahead:
-                self._note(skipped)
-                met |= dict.fromkeys(skipped)
-                if len(met) == examples:
-                    raise CorruptImageError(f"no test image is left: all were skipped, the first: {next(iter(met))}")
+            for batch, skipped in prefetched:
+                self._record_skipped(skipped)
+                all_skipped |= dict.fromkeys(skipped)
+                if len(all_skipped) == num_examples:
+                    raise CorruptImageError(f"all test images were skipped, the first: {next(iter(all_skipped))}")
                 yield batch
         finally:
-            ahead.close()
+            prefetched.close()
 
-    def _note(self, skipped: list[str]) -> None:
+    def _in_workers(self, batches: Any) -> Any:
+        """Makes a Grain dataset read in worker processes."""
+        from absl import flags
+
+        grain = self._grain
+        # Grain reads one of its flags even if none were parsed: https://github.com/google/grain/issues/1355
+        if not flags.FLAGS.is_parsed():
+            flags.FLAGS.mark_as_parsed()
+        options = grain.MultiprocessingOptions(num_workers=self._workers, per_worker_buffer_size=_PREFETCH)
+        batches = batches.mp_prefetch(options)
+        # Shared memory leaks if a stream is closed early, pipes do not: https://github.com/google/grain/issues/398
+        pipes = grain.experimental.DatasetOptions(min_shm_size=sys.maxsize)
+        return grain.experimental.WithOptionsIterDataset(batches, pipes)
+
+    def _record_skipped(self, skipped: list[str]) -> None:
         self.skipped += [message for message in skipped if message not in self.skipped]
 
 
-# ---- What runs in threads and workers of Grain: no JAX
+# ---- The code below runs in Grain's threads and workers and must not use JAX.
 
 
-Read = tuple[dict[str, np.ndarray], list[str]]  # a batch, and what was skipped to make it
+HostBatch = tuple[dict[str, np.ndarray], list[str]]  # A batch, and the reasons for images skipped while reading it.
 
 
 @dataclasses.dataclass(frozen=True)
 class _Reader:
-    """Reads examples, and crops the encoded ones to the middle."""
+    """Reads batches of examples; encoded ones are cropped."""
 
     examples: Examples
     size: int | None
     num_classes: int
     skip_corrupt: bool
 
-    def read(self, indices: Int[np.ndarray, " _"], crops: "_Crops | None" = None) -> Read:
-        """These examples; where one is bad the next sound one stands in."""
+    def read(self, indices: Int[np.ndarray, " _"], crops: "_Crops | None" = None) -> HostBatch:
+        """Reads examples; a corrupt one is replaced by the next valid one."""
         if isinstance(self.examples, ArrayExamples):
-            taken = self.examples.take(indices)
-            return {"image": taken.images, "label": taken.labels}, []
+            examples = self.examples.take(indices)
+            return {"image": examples.images, "label": examples.labels}, []
         images, labels, skipped = self._decode(indices, crops)
-        for place in np.flatnonzero(labels < 0):
-            for step in range(1, len(self.examples)):
-                stand_in = np.array([(indices[place] + step) % len(self.examples)])
-                image, label, more = self._decode(stand_in, crops)
-                skipped += more
+        for position in np.flatnonzero(labels < 0):
+            for offset in range(1, len(self.examples)):
+                substitute = np.array([(indices[position] + offset) % len(self.examples)])
+                image, label, more_skipped = self._decode(substitute, crops)
+                skipped += more_skipped
                 if label[0] >= 0:
-                    images[place], labels[place] = image[0], label[0]
+                    images[position], labels[position] = image[0], label[0]
                     break
             else:
-                raise CorruptImageError(f"no image is left: all were skipped, the first: {skipped[0]}")
+                raise CorruptImageError(f"all images were skipped, the first: {skipped[0]}")
         return {"image": images, "label": labels}, skipped
 
-    def read_weighted(self, indices: Int[np.ndarray, " _"], weight: np.ndarray) -> Read:
-        """These examples; a bad one has the weight 0."""
+    def read_weighted(self, indices: Int[np.ndarray, " _"], weight: np.ndarray) -> HostBatch:
+        """Reads weighted examples; the weight of a corrupt one is set to 0."""
         if isinstance(self.examples, ArrayExamples):
             batch, skipped = self.read(indices)
             return {**batch, "weight": weight}, skipped
@@ -201,47 +213,50 @@ class _Reader:
     def _decode(
         self, indices: Int[np.ndarray, " batch"], crops: "_Crops | None"
     ) -> tuple[UInt8[np.ndarray, "batch size size 3"], Int32[np.ndarray, " batch"], list[str]]:
-        """Images and labels, -1 for a bad one."""
+        """Returns images, labels, and the reasons for skipped images, whose label is -1."""
         assert not isinstance(self.examples, ArrayExamples) and self.size
         size = self.size
 
-        def decode_one(index: int, encoded: bytes, where: str) -> Pixels:
+        def decode_image(index: int, encoded: bytes, location: str) -> Pixels:
             if crops is None:
-                return decode_center(encoded, where, size)
-            return crops.decode(index, encoded, where, size)
+                return decode_center(encoded, location, size)
+            return crops.decode(index, encoded, location, size)
 
         images, labels = np.zeros((len(indices), size, size, 3), np.uint8), np.full(len(indices), -1, np.int32)
         skipped = []
-        for place, one in enumerate(decode_block(self.examples, indices.tolist(), self.num_classes, decode_one)):
-            if not isinstance(one, CorruptImageError):
-                images[place], labels[place] = one
+        decoded = decode_block(self.examples, indices.tolist(), self.num_classes, decode_image)
+        for position, result in enumerate(decoded):
+            if not isinstance(result, CorruptImageError):
+                images[position], labels[position] = result
             elif self.skip_corrupt:
-                skipped.append(str(one))
+                skipped.append(str(result))
             else:
-                raise one
+                raise result
         return images, labels, skipped
 
 
 @dataclasses.dataclass(frozen=True)
 class _Crops:
-    """How training images are cropped in one epoch: a function of the seed, the epoch and the example."""
+    """The crops of an epoch's training images, a function of the seed, the epoch and the example's index."""
 
     seed: int
     epoch: int
     random: bool
     flip: bool
 
-    def decode(self, index: int, encoded: bytes, where: str, size: int) -> Pixels:
-        """A random part of an image, or its middle, mirrored or not."""
+    def decode(self, index: int, encoded: bytes, location: str, size: int) -> Pixels:
         rng = np.random.default_rng(np.random.SeedSequence([self.seed, self.epoch, index], spawn_key=CROP_STREAM))
         mirrored = self.flip and bool(rng.integers(2))
-        pixels = decode_random_crop(encoded, where, size, rng) if self.random else decode_center(encoded, where, size)
+        if self.random:
+            pixels = decode_random_crop(encoded, location, size, rng)
+        else:
+            pixels = decode_center(encoded, location, size)
         return pixels[:, ::-1] if mirrored else pixels
 
 
 @dataclasses.dataclass(frozen=True)
-class _TrainingBatches:
-    """Batches by their number: what Grain reads from."""
+class _TrainingSource:
+    """A Grain data source of training batches, starting at the batch `first`."""
 
     reader: _Reader
     sampler: BatchSampler
@@ -252,19 +267,21 @@ class _TrainingBatches:
     def __len__(self) -> int:
         return sys.maxsize - self.first
 
-    def __getitem__(self, number: int) -> Read:
-        number += self.first
-        epoch = number // self.sampler.batches_per_epoch
-        return self.reader.read(self.sampler.indices(number), _Crops(self.sampler.seed, epoch, self.random_crop, self.flip))
+    def __getitem__(self, index: int) -> HostBatch:
+        batch = self.first + index
+        crops = _Crops(self.sampler.seed, batch // self.sampler.batches_per_epoch, self.random_crop, self.flip)
+        return self.reader.read(self.sampler.indices(batch), crops)
 
 
 @dataclasses.dataclass(frozen=True)
-class _TestBatches:
+class _TestSource:
+    """A Grain data source of test batches: indices and weights."""
+
     reader: _Reader
     batches: list[tuple[np.ndarray, np.ndarray]]
 
     def __len__(self) -> int:
         return len(self.batches)
 
-    def __getitem__(self, number: int) -> Read:
-        return self.reader.read_weighted(*self.batches[number])
+    def __getitem__(self, index: int) -> HostBatch:
+        return self.reader.read_weighted(*self.batches[index])

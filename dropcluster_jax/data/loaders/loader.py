@@ -1,4 +1,4 @@
-"""The face that both loaders show: training batches that know where they are, test batches, probe batches."""
+"""The interface of loaders: training, test and probe batches."""
 
 from collections.abc import Callable, Iterator
 from typing import Any, Protocol, runtime_checkable
@@ -12,31 +12,31 @@ Batch = dict[str, Any]
 
 
 class BatchIterator:
-    """Training batches without end; an iterator that says where it is, and goes there.
+    """Infinite iterator over training batches with a checkpointable position.
 
-    Each batch is a dict of `"image"`, uint8 `(batch_size, height, width, channels)`, and `"label"`, int32
-    `(batch_size,)`.
+    Follows the protocol of Grain's `DatasetIterator`. Batches are dicts of `"image"`, uint8
+    `(batch_size, height, width, channels)`, and `"label"`, int32 `(batch_size,)`.
 
     Args:
-        sampler: which examples are in which batch.
-        start: gives an iterator that begins at a batch of this number.
+        sampler: Assigns examples to batches.
+        start: Function that takes the index of a batch and returns an iterator that starts there.
 
     Example:
-        >>> sampler = BatchSampler(examples=10, batch_size=5, seed=0)
-        >>> batches = BatchIterator(sampler, lambda first: iter({"number": i} for i in range(first, 100)))
-        >>> [next(batches)["number"] for _ in range(3)]
+        >>> sampler = BatchSampler(num_examples=10, batch_size=5, seed=0)
+        >>> batches = BatchIterator(sampler, lambda first: iter({"index": i} for i in range(first, 100)))
+        >>> [next(batches)["index"] for _ in range(3)]
         [0, 1, 2]
         >>> state = batches.get_state()
         >>> state
-        {'epoch': 1, 'batch': 1, 'examples': 10, 'batch_size': 5, 'seed': 0}
+        {'epoch': 1, 'batch': 1, 'num_examples': 10, 'batch_size': 5, 'seed': 0}
         >>> _ = next(batches), batches.set_state(state)
-        >>> next(batches)["number"]
+        >>> next(batches)["index"]
         3
     """
 
     def __init__(self, sampler: BatchSampler, start: Callable[[int], Iterator[Batch]]) -> None:
         self._sampler, self._start = sampler, start
-        self._number = 0
+        self._index = 0  # Of the next batch.
         self._iterator: Iterator[Batch] | None = None
 
     def __iter__(self) -> "BatchIterator":
@@ -44,48 +44,49 @@ class BatchIterator:
 
     def __next__(self) -> Batch:
         if self._iterator is None:
-            self._iterator = self._start(self._number)
+            self._iterator = self._start(self._index)
         batch = next(self._iterator)
-        self._number += 1
+        self._index += 1
         return batch
 
     def get_state(self) -> dict[str, int]:
-        """Where it is, as JSON takes it: how many epochs are over, how many batches of this one were given.
+        """Returns the position of the next batch, JSON-serializable.
 
         Returns:
-            `epoch` and `batch`, from 0 on; and whose place it is: `examples`, `batch_size`, `seed`.
+            `epoch` and `batch` (within the epoch), counted from 0, and the settings that the position is valid for:
+            `num_examples`, `batch_size` and `seed`.
         """
-        epoch, batch = divmod(self._number, self._sampler.batches_per_epoch)
-        return {"epoch": epoch, "batch": batch, **self._identity()}
+        epoch, batch = divmod(self._index, self._sampler.batches_per_epoch)
+        return {"epoch": epoch, "batch": batch, **self._settings()}
 
     def set_state(self, state: dict[str, int]) -> None:
-        """Go where `state` says.
+        """Moves to a position.
 
         Args:
-            state: what `get_state()` gave, of batches of the same examples, size and seed.
+            state: Result of `get_state` of an iterator with the same number of examples, batch size and seed.
 
         Raises:
-            ValueError: it is the state of another number of examples, batch size or seed, or is none.
+            ValueError: If `state` is malformed, or belongs to an iterator with different settings.
         """
-        here = self._identity()
-        if set(state) != {"epoch", "batch", *here}:
-            raise ValueError(f"state must hold epoch, batch, {', '.join(here)}, got {state}")
-        for name, value in here.items():
+        settings = self._settings()
+        if set(state) != {"epoch", "batch", *settings}:
+            raise ValueError(f"state must contain epoch, batch, {', '.join(settings)}, got {state}")
+        for name, value in settings.items():
             if state[name] != value:
-                raise ValueError(f"state is of batches of another {name}: {state[name]} there and {value} here")
+                raise ValueError(f"state must have {name} {value}, got {state[name]}")
         self.close()
-        self._number = state["epoch"] * self._sampler.batches_per_epoch + state["batch"]
+        self._index = state["epoch"] * self._sampler.batches_per_epoch + state["batch"]
 
     def close(self) -> None:
-        """End what reads ahead; the next batch begins it anew."""
+        """Stops reading ahead; the next batch starts it again."""
         close = getattr(self._iterator, "close", None)
         if close is not None:
             close()
         self._iterator = None
 
-    def _identity(self) -> dict[str, int]:
+    def _settings(self) -> dict[str, int]:
         return {
-            "examples": int(self._sampler.examples),
+            "num_examples": int(self._sampler.num_examples),
             "batch_size": int(self._sampler.batch_size),
             "seed": int(self._sampler.seed),
         }
@@ -93,84 +94,86 @@ class BatchIterator:
 
 @runtime_checkable
 class Loader(Protocol):
-    """How the examples of a data set get to the device.
+    """Delivers the examples of a dataset to the devices.
 
     Attributes:
-        skipped: for each image that was left out on the way, where it lies and why.
+        skipped: Location and reason for each image that was skipped while reading.
 
     Example:
         >>> from dropcluster_jax.data import load, make_loader
         >>> loader = make_loader(load("digits"), batch_size=32)
         >>> isinstance(loader, Loader), next(loader.train())["image"].shape, loader.probe(64, update=0)["image"].shape
         (True, (32, 8, 8, 1), (64, 8, 8, 1))
-        >>> [int(batch["weight"].sum()) for batch in loader.test(100)]  # 360 examples; 40 only fill the last batch
+        >>> [int(batch["weight"].sum()) for batch in loader.test(100)]  # The last of 4 batches is padded.
         [100, 100, 100, 60]
     """
 
     skipped: list[str]
 
     def train(self) -> BatchIterator:
-        """Shuffled training batches without end, from the first on.
+        """Returns an infinite iterator over shuffled training batches, starting at the first.
 
         Returns:
-            An iterator that says where it is. Its batches hold `"image"`, uint8
-            `(batch_size, height, width, channels)`, and `"label"`, int32 `(batch_size,)`.
+            Batches of `"image"`, uint8 `(batch_size, height, width, channels)`, and `"label"`, int32 `(batch_size,)`.
         """
         ...
 
     def test(self, batch_size: int | None = None) -> Iterator[Batch]:
-        """Every test example once, in order, in batches of one size.
+        """Yields every test example once, in order, in batches of equal size.
 
         Args:
-            batch_size: examples in a batch, at least 1; the training batches', if not given. Where they are divided
-                over devices, the next larger number that can be.
+            batch_size: Examples per batch, at least 1; by default that of the training batches. Rounded up to a
+                multiple of the number of shards.
 
         Returns:
-            BatchIterator as of `train`, which also hold `"weight"`, float32 `(batch_size,)`: 1 for an example, 0 for what
-            only fills the last batch.
+            Batches that also contain `"weight"`, float32 `(batch_size,)`: 1 for examples and 0 for the padding of the
+            last batch.
 
         Raises:
-            TypeError, ValueError: `batch_size` is no integer, or less than 1.
+            TypeError: If `batch_size` is not an integer.
+            ValueError: If `batch_size` is less than 1.
         """
         ...
 
     def probe(self, size: int, update: int) -> Batch:
-        """The training images that one update of the clusters learns from.
+        """Returns the probe batch of a cluster update: training images drawn without replacement.
 
         Args:
-            size: how many, at least 1; all where there are fewer. Where they are divided over devices, the next smaller
-                number that can be.
-            update: the number of the update, from 0 on; another update, other images.
+            size: Number of examples, at least 1, and at most all of them. Rounded down to a multiple of the number of
+                shards.
+            update: Index of the update, from 0. Each update has its own probe batch.
 
         Returns:
-            A batch as of `train`.
+            A batch like those of `train`.
 
         Raises:
-            TypeError, ValueError: a number is no integer, or out of range.
+            TypeError: If an argument is not an integer.
+            ValueError: If an argument is out of range.
         """
         ...
 
 
 def check_divisible(batch_size: int, sharding: NamedSharding | None) -> None:
-    """Refuse a batch that cannot be divided over the devices.
+    """Checks that a batch can be sharded evenly.
 
     Raises:
-        ValueError: with the number of devices; or the mesh's axes are not automatic.
+        ValueError: If `batch_size` is not a multiple of the number of shards, or the mesh axes are not automatic.
     """
     if sharding is not None:
         check_automatic(sharding.mesh)
-    if batch_size % num_shards(sharding):
+    shards = num_shards(sharding)
+    if batch_size % shards:
         raise ValueError(
-            f"batch_size must be a multiple of the {num_shards(sharding)} devices that a batch is divided over, "
-            f"got {batch_size}"
+            f"batch_size must be a multiple of the {shards} devices that batches are sharded over, got {batch_size}"
         )
 
 
-def divisible(batch_size: int, parts: int) -> int:
-    """The least multiple of `parts` that is at least `batch_size`.
+def round_up(batch_size: int, shards: int) -> int:
+    """Returns the smallest multiple of `shards` that is at least `batch_size`.
 
     Raises:
-        TypeError, ValueError: `batch_size` is no integer, or less than 1.
+        TypeError: If `batch_size` is not an integer.
+        ValueError: If `batch_size` is less than 1.
     """
     check_integer("batch_size", batch_size, 1)
-    return -(-batch_size // parts) * parts
+    return -(-batch_size // shards) * shards

@@ -1,4 +1,4 @@
-"""How examples get to the device: from arrays that lie there, or streamed by Grain. Two loaders, one face."""
+"""The choice between the loaders."""
 
 from typing import Literal
 
@@ -13,8 +13,8 @@ from dropcluster_jax.data.loaders.loader import Loader
 
 LoaderName = Literal["auto", "memory", "grain"]
 
-_SHARE = 4  # all images may take a quarter of a device's memory
-_UNKNOWN = 2**31  # bytes, where a device does not say how much memory it has
+_MEMORY_FRACTION = 1 / 4  # Fraction of a device's memory that all images may take.
+_DEFAULT_LIMIT = 2**31  # Bytes that they may take on devices that do not report their memory.
 
 
 def make_loader(
@@ -29,25 +29,26 @@ def make_loader(
     workers: int = 0,
     skip_corrupt: bool = False,
 ) -> Loader:
-    """The loader by which a data set's examples get to the device.
+    """Makes the loader of a dataset.
 
     Args:
-        dataset: what `load` gave.
-        batch_size: examples in a batch, of all processes together.
-        seed: decides the order, the crops and the probe batches.
-        loader: `"memory"`, `"grain"`, or `"auto"`: the device's for arrays that take at most a quarter of its memory.
-        sharding: how batches are divided over devices, along their first axis; None is one device.
-        random_crop: of encoded images: train on a random part of each, resized, instead of its middle.
-        flip: of encoded images: mirror half of the training images.
-        workers: processes that read for the stream; 0 reads by threads.
-        skip_corrupt: of encoded images: leave out and count those that cannot be trained on.
+        dataset: Dataset, e.g. from `load`.
+        batch_size: Examples per batch, over all processes.
+        seed: Determines the order of the examples, the crops and the probe batches.
+        loader: `"memory"`, `"grain"`, or `"auto"`: memory for arrays that take at most a quarter of a device's memory.
+        sharding: Sharding of batches over devices, along their first axis; None for a single device.
+        random_crop: Whether encoded training images are cropped at random, instead of at the center.
+        flip: Whether encoded training images are mirrored with probability 1/2.
+        workers: Number of processes in which the Grain loader reads; 0 for threads.
+        skip_corrupt: Whether to skip encoded images that are corrupt, instead of raising an error.
 
     Returns:
-        A `InMemoryLoader` or a `GrainLoader`.
+        An `InMemoryLoader` or a `GrainLoader`.
 
     Raises:
-        ImportError: Grain, which the stream needs, is not installed.
-        TypeError, ValueError: an argument that the loader cannot take, with its name.
+        ImportError: If Grain is needed and not installed.
+        TypeError: If a number is not an integer.
+        ValueError: If `loader` is invalid or does not support encoded images, or a number is out of range.
 
     Example:
         >>> from dropcluster_jax.data import load
@@ -57,11 +58,13 @@ def make_loader(
         ((32, 8, 8, 1), 1)
     """
     if loader not in ("auto", "memory", "grain"):
-        raise ValueError(f"loader must be auto, memory or grain, got {loader!r}")
+        raise ValueError(f"loader must be 'auto', 'memory' or 'grain', got {loader!r}")
     arrays = isinstance(dataset.train, ArrayExamples) and isinstance(dataset.test, ArrayExamples)
     if loader == "memory" and not arrays:
-        raise ValueError(f"loader must be grain or auto for {dataset.name!r}, whose images are encoded, got 'memory'")
-    if loader == "memory" or (loader == "auto" and arrays and _fits(dataset)):
+        raise ValueError(
+            f"loader must be 'grain' or 'auto' for {dataset.name!r}, whose images are encoded, got 'memory'"
+        )
+    if loader == "memory" or (loader == "auto" and arrays and _fits_in_memory(dataset)):
         return InMemoryLoader(dataset, batch_size, seed, sharding=sharding)
     return GrainLoader(
         dataset,
@@ -75,7 +78,7 @@ def make_loader(
     )
 
 
-def _fits(dataset: Dataset) -> bool:
+def _fits_in_memory(dataset: Dataset) -> bool:
     size = sum(part.images.nbytes for part in (dataset.train, dataset.test) if isinstance(part, ArrayExamples))
     memory = (jax.local_devices()[0].memory_stats() or {}).get("bytes_limit")
-    return size <= (memory / _SHARE if memory else _UNKNOWN)
+    return size <= (memory * _MEMORY_FRACTION if memory else _DEFAULT_LIMIT)
