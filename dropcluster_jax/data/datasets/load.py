@@ -1,9 +1,9 @@
-"""Where labeled images come from: digits, which are embedded; what TFDS has prepared; folders; NumPy archives."""
+"""Opening a dataset by name, and selecting its training and evaluation examples."""
 
 import dataclasses
 import os
 import pathlib
-from typing import Any
+from typing import Any, Literal
 
 import numpy as np
 
@@ -13,7 +13,8 @@ from dropcluster_jax.data.datasets.folder import load_folder
 from dropcluster_jax.data.datasets.npz import load_npz
 from dropcluster_jax.data.datasets.tfds import load_tfds
 from dropcluster_jax.data.decoding import CorruptImageError
-from dropcluster_jax.data.subsets import stratified_subset
+from dropcluster_jax.data.examples import Examples
+from dropcluster_jax.data.subsets import stratified_split, stratified_subset
 
 
 def load(
@@ -23,6 +24,8 @@ def load(
     train_split: str | None = None,
     test_split: str | None = None,
     test_fraction: float | None = None,
+    validation_fraction: float = 0.0,
+    evaluate_on: Literal["test", "validation"] = "test",
     image_size: int | None = None,
     fraction: float | None = None,
     examples_per_class: int | None = None,
@@ -30,107 +33,168 @@ def load(
     skip_corrupt: bool = False,
     download: bool = False,
 ) -> Dataset:
-    """Open a data set: read it into memory, or, where an `image_size` says to what its images are cropped, leave it encoded.
+    """Opens a dataset.
+
+    Images are decoded into memory, unless an image size is known: then they stay encoded, and a loader decodes and
+    crops them each time they are read.
 
     Args:
-        name: one of
+        name: One of
 
-            - `"digits"`, scikit-learn's 1,797 images of 8x8 pixels, values 0 to 16 scaled to 0 to 255, a fixed fifth
-              of each class for test;
-            - `NAME[/CONFIG][:VERSION]`, an image classification data set that TFDS has prepared in `data_dir`,
-              without a version the newest there. Of `DATASETS` ones mean, deviation, splits and size are known;
-            - `folder:PATH`, JPEG, PNG or WebP files in a folder for each class, those in `PATH/train` and `PATH/test`
-              (or `val`, `validation`), or in `PATH` itself. Classes go by the alphabet, hidden files do not count;
-            - `npz:PATH`, a file of `numpy.savez` with uint8 `train_images` `(examples, height, width[, channels])`,
-              `train_labels`, `test_images`, `test_labels`, or `images` and `labels`; and, if wanted, `classes`, their
-              names. Read without pickle.
-        data_dir: TFDS' folder; by default what the environment variable TFDS_DATA_DIR names, else
+            - `"digits"`: scikit-learn's 1,797 images of 8x8 pixels, with values scaled from [0, 16] to [0, 255]. A
+              fixed fifth of each class is the test split.
+            - `NAME[/CONFIG][:VERSION]`: An image classification dataset that TFDS has prepared in `data_dir`, by
+              default its newest version. Normalization constants, test split and image size of those in `DATASETS` are
+              known.
+            - `folder:PATH`: JPEG, PNG or WebP files in one folder per class, in `PATH/train` and `PATH/test` (or
+              `val`, `validation`), or directly in `PATH`. Classes are sorted by name; hidden files are ignored.
+            - `npz:PATH`: An archive written by `numpy.savez` that contains `train_images`, `train_labels`,
+              `test_images` and `test_labels`, or `images` and `labels`, and optionally `classes`, the class names.
+              Images are uint8 `(examples, height, width[, channels])`. Pickled archives are an error.
+        data_dir: TFDS data directory; by default the environment variable TFDS_DATA_DIR, otherwise
             `~/tensorflow_datasets`.
-        train_split: the split to train on, or a part of it in TFDS' words: `"train[:512]"`, `"train[:10%]"`; for
-            digits and TFDS.
-        test_split: the split to test on, likewise.
-        test_fraction: the share of each class to test on, where a folder or an archive comes undivided; 0.2 if not given.
-        image_size: the side in pixels to which images that are encoded are cropped, each time they are read; for TFDS and
-            folders. Without, all are decoded once and must be of one size.
-        fraction: train on this share of each class only; see `stratified_subset`.
-        examples_per_class: train on so many examples of each class only.
-        seed: chooses them.
-        skip_corrupt: leave out images that are damaged, of another kind or without a class, and say so in
-            `Dataset.skipped`; encoded ones when they are met. Else they are errors.
-        download: let TFDS download and prepare what is not there.
+        train_split: Split to train on, or a slice of it in TFDS's notation: `"train[:512]"`, `"train[:10%]"`. For
+            digits and TFDS datasets.
+        test_split: Split to evaluate on, in the same notation.
+        test_fraction: Fraction of each class to evaluate on, in (0, 1), for folders and archives without a test split;
+            0.2 by default.
+        validation_fraction: Fraction of each class of the training set to hold out, in [0, 1). The held-out examples
+            are never trained on. They depend on the training labels alone: not on `seed`, `fraction` or
+            `examples_per_class`, which apply to the remaining examples.
+        evaluate_on: `"test"`, or `"validation"` to make the held-out examples `Dataset.test`.
+        image_size: Side in pixels to which encoded images are cropped each time they are read. For TFDS datasets and
+            folders. By default, all images are decoded once and must have the same size.
+        fraction: Fraction of each class to train on, in (0, 1]; see `stratified_subset`.
+        examples_per_class: Number of examples of each class to train on, instead of `fraction`.
+        seed: Selects the training subset.
+        skip_corrupt: Whether to skip images that are damaged, of an unsupported kind or without a valid label, and to
+            list them in `Dataset.skipped`; loaders skip encoded images as they read them. By default, they are errors.
+        download: Whether TFDS may download and prepare the dataset if it is missing.
 
     Returns:
-        The examples as stored, in their order; arrays that were read from TFDS or a folder are read-only.
+        The dataset. Examples are in their stored order; arrays read from TFDS or a folder are read-only. If mean and
+        standard deviation are not known, they are computed from the images trained on.
 
     Raises:
-        CorruptImageError: an image that cannot be trained on, with its place; a ValueError.
-        FileNotFoundError: the data set is not there.
-        ImportError: scikit-learn, TFDS or Pillow is not installed.
-        OSError: it could not be downloaded.
-        ValueError: an option that the source does not take, or is out of range; there is no such split; no
-            `"image"` or `"label"`; images of unequal size or of neither 1 nor 3 channels; labels that are no class.
+        CorruptImageError: If an image is damaged, of an unsupported kind or without a valid label; a ValueError.
+        FileNotFoundError: If the dataset does not exist.
+        ImportError: If scikit-learn, TFDS or Pillow is needed and not installed.
+        OSError: If the dataset cannot be downloaded.
+        ValueError: If an option is out of range or does not apply to this kind of dataset, a split does not exist, the
+            dataset does not contain labeled images of 1 or 3 channels, or decoded images differ in size.
 
     Example:
         >>> digits = load("digits", train_split="train[:100]")
         >>> len(digits.train), len(digits.test), digits.spec.image_shape, digits.spec.num_classes
         (100, 360, (8, 8, 1), 10)
-        >>> len(load("digits", examples_per_class=5).train)
-        50
+        >>> tuning = load("digits", examples_per_class=5, validation_fraction=0.1, evaluate_on="validation")
+        >>> len(tuning.train), len(tuning.test)
+        (50, 145)
     """
+    _check_options(test_fraction, validation_fraction, evaluate_on, image_size)
+    dataset = _open(
+        name,
+        data_dir,
+        train_split=train_split,
+        test_split=test_split,
+        test_fraction=test_fraction,
+        image_size=image_size,
+        skip_corrupt=skip_corrupt,
+        download=download,
+    )
+    if not validation_fraction and fraction is None and examples_per_class is None:
+        return dataset
+    train = _valid_examples(dataset, skip_corrupt)
+    validation = None
+    if validation_fraction:
+        kept, held_out = stratified_split(train.labels, validation_fraction)
+        train, validation = train.take(kept), train.take(held_out)
+    if fraction is not None or examples_per_class is not None:
+        indices = stratified_subset(train.labels, fraction=fraction, examples_per_class=examples_per_class, seed=seed)
+        train = train.take(indices)
+    if validation is not None and evaluate_on == "validation":
+        return dataclasses.replace(dataset, train=train, test=validation, test_split=None)
+    return dataclasses.replace(dataset, train=train)
+
+
+def _check_options(
+    test_fraction: float | None, validation_fraction: float, evaluate_on: str, image_size: int | None
+) -> None:
+    if test_fraction is not None and not 0 < test_fraction < 1:
+        raise ValueError(f"test_fraction must be in (0, 1), got {test_fraction}")
+    if not 0 <= validation_fraction < 1:
+        raise ValueError(f"validation_fraction must be in [0, 1), got {validation_fraction}")
+    if evaluate_on not in ("test", "validation"):
+        raise ValueError(f"evaluate_on must be 'test' or 'validation', got {evaluate_on!r}")
+    if evaluate_on == "validation" and not validation_fraction:
+        raise ValueError("validation_fraction must be positive to evaluate on validation, got 0")
     if image_size is not None and image_size < 1:
-        raise ValueError(f"image_size, in pixels, must be at least 1, got {image_size}")
+        raise ValueError(f"image_size must be at least 1, got {image_size}")
+
+
+def _open(
+    name: str,
+    data_dir: str | os.PathLike[str] | None,
+    *,
+    train_split: str | None,
+    test_split: str | None,
+    test_fraction: float | None,
+    image_size: int | None,
+    skip_corrupt: bool,
+    download: bool,
+) -> Dataset:
+    """Opens all examples of a dataset of any kind."""
     kind, _, path = name.partition(":")
-    splits = {"train_split": train_split, "test_split": test_split}
-    if kind in ("folder", "npz") and not path:
-        raise ValueError(f"name must say which: {kind}:PATH, got {name!r}")
-    if kind == "folder":
-        _not_for(name, {**splits, "data_dir": data_dir, "download": download})
-        dataset = load_folder(
-            name, _path(name, path), test_fraction=test_fraction, image_size=image_size, skip_corrupt=skip_corrupt
-        )
-    elif kind == "npz":
-        _not_for(
-            name,
-            {
-                **splits,
-                "data_dir": data_dir,
-                "download": download,
-                "image_size": image_size,
-                "skip_corrupt": skip_corrupt,
-            },
-        )
-        dataset = load_npz(name, _path(name, path), test_fraction)
-    elif name == "digits":
-        _not_for(name, {"test_fraction": test_fraction, "image_size": image_size})
-        dataset = load_digits(
+    if kind in ("folder", "npz"):
+        if not path:
+            raise ValueError(f"name must include a path, {kind}:PATH, got {name!r}")
+        _check_unused(name, train_split=train_split, test_split=test_split, data_dir=data_dir, download=download)
+        if kind == "folder":
+            return load_folder(
+                name,
+                _expand_user(name, path),
+                test_fraction=test_fraction,
+                image_size=image_size,
+                skip_corrupt=skip_corrupt,
+            )
+        _check_unused(name, image_size=image_size, skip_corrupt=skip_corrupt)
+        return load_npz(name, _expand_user(name, path), test_fraction)
+    _check_unused(name, test_fraction=test_fraction)
+    if name == "digits":
+        _check_unused(name, image_size=image_size)
+        return load_digits(
             "train" if train_split is None else train_split, "test" if test_split is None else test_split
         )
-    else:
-        _not_for(name, {"test_fraction": test_fraction})
-        dataset = load_tfds(
-            name, data_dir, **splits, image_size=image_size, skip_corrupt=skip_corrupt, download=download
-        )
-    if fraction is None and examples_per_class is None:
-        return dataset
-    train = dataset.train
-    sound = np.flatnonzero((train.labels >= 0) & (train.labels < len(dataset.classes)))
-    if len(sound) < len(train) and not skip_corrupt:
-        bad = int(np.setdiff1d(np.arange(len(train)), sound)[0])
-        raise CorruptImageError(f"example {bad} of {name!r} has a label that is no class: {train.labels[bad]}")
-    train = train.take(sound)
-    share = stratified_subset(train.labels, fraction=fraction, examples_per_class=examples_per_class, seed=seed)
-    return dataclasses.replace(dataset, train=train.take(share))
+    return load_tfds(
+        name,
+        data_dir,
+        train_split=train_split,
+        test_split=test_split,
+        image_size=image_size,
+        skip_corrupt=skip_corrupt,
+        download=download,
+    )
 
 
-def _path(name: str, path: str) -> pathlib.Path:
-    try:
-        return pathlib.Path(path).expanduser()
-    except RuntimeError as error:  # the home folder of nobody
-        raise FileNotFoundError(f"{name!r} is not there: {error}") from error
-
-
-def _not_for(name: str, options: dict[str, Any]) -> None:
-    """Refuse options that would be expected to change what is read, and do not."""
+def _check_unused(name: str, **options: Any) -> None:
+    """Checks that options which do not apply to a dataset are not set."""
     for option, value in options.items():
         if value is not None and value is not False:
-            raise ValueError(f"{option} is not for {name!r}, got {value!r}")
+            raise ValueError(f"{option} does not apply to {name!r}, got {value!r}")
+
+
+def _expand_user(name: str, path: str) -> pathlib.Path:
+    try:
+        return pathlib.Path(path).expanduser()
+    except RuntimeError as error:  # A user without a home directory.
+        raise FileNotFoundError(f"{name!r} was not found: {error}") from error
+
+
+def _valid_examples(dataset: Dataset, skip_corrupt: bool) -> Examples:
+    """Returns the training examples with valid labels; others are skipped, or an error."""
+    train = dataset.train
+    valid = np.flatnonzero((train.labels >= 0) & (train.labels < len(dataset.classes)))
+    if len(valid) < len(train) and not skip_corrupt:
+        index = int(np.setdiff1d(np.arange(len(train)), valid)[0])
+        raise CorruptImageError(f"example {index} of {dataset.name!r} has the invalid label {train.labels[index]}")
+    return train.take(valid)
