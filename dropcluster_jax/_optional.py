@@ -7,10 +7,14 @@ from typing import Literal
 
 @contextlib.contextmanager
 def optional_import(package: str, extra: Literal["train", "plot", "tensorboard"] = "train") -> Iterator[None]:
-    """Makes a failing import name the extra that provides the package.
+    """Adds the `pip install` command to the error of a failing import.
+
+    Args:
+        package: Name of the package, as the error message spells it.
+        extra: Extra of dropcluster-jax that installs the package.
 
     Raises:
-        ImportError: The package is not installed; the message contains the `pip install` command.
+        ImportError: If the package is not installed.
     """
     try:
         yield

@@ -18,42 +18,42 @@ from typing import Any
 
 import numpy as np
 
-_FORMAT = 1  # to be raised whenever what is kept changes its meaning
+_FORMAT = 1  # Increment when the contents of an entry change meaning.
 
 
 def cache_root() -> pathlib.Path:
-    """The folder of the cache."""
+    """Returns the cache directory."""
     return pathlib.Path(os.environ.get("XDG_CACHE_HOME") or "~/.cache").expanduser() / "dropcluster-jax"
 
 
 def cached(name: str, key: Any, make: Callable[[], Mapping[str, np.ndarray]]) -> dict[str, np.ndarray]:
-    """What `make` gives, from disk if it was made before.
+    """Returns the result of `make`, read from disk if it was computed before.
 
-    All arrays are read-only; those from disk are mapped into memory. What is damaged is made anew; where the folder
-    cannot be written, a warning says so and all goes on.
+    Entries read from disk are memory-mapped and verified by checksum; corrupt entries are recomputed. If the cache
+    cannot be written, a warning is issued.
 
     Args:
-        name: begins the name of the entry's folder.
-        key: all that the arrays depend on, as JSON takes it.
-        make: gives named arrays, of any shape and type but objects.
+        name: Prefix of the entry's directory name.
+        key: Everything that the arrays depend on, JSON-serializable.
+        make: Function that returns named arrays of any shape and any dtype but object.
 
     Returns:
-        The arrays by their names.
+        The arrays by name, all of them read-only.
 
     Example:
         >>> import os, tempfile
         >>> with tempfile.TemporaryDirectory() as os.environ["XDG_CACHE_HOME"]:
         ...     for _ in range(2):
-        ...         print(cached("squares", 3, lambda: print("made") or {"squares": np.arange(3) ** 2})["squares"])
-        made
+        ...         print(cached("squares", 3, lambda: print("computed") or {"squares": np.arange(3) ** 2})["squares"])
+        computed
         [0 1 4]
         [0 1 4]
     """
     digest = hashlib.sha256(json.dumps([_FORMAT, key]).encode()).hexdigest()[:32]
     folder = cache_root() / f"{name}-{digest}"
-    found = _read(folder)
-    if found is not None:
-        return found
+    entry = _read(folder)
+    if entry is not None:
+        return entry
     arrays = dict(make())
     for array in arrays.values():
         array.setflags(write=False)
@@ -67,11 +67,13 @@ def cached(name: str, key: Any, make: Callable[[], Mapping[str, np.ndarray]]) ->
 def fingerprint(path: Any) -> tuple[str, int, int]:
     """Returns a file's path, size in bytes and modification time, which change when the file does."""
     if os.path.exists(path):
-        status = os.stat(path)  # nanoseconds; epath reports seconds, within which a file can be rewritten
+        status = os.stat(
+            path
+        )  # Nanoseconds; epath reports seconds, too coarse to notice a file that was just rewritten.
         return str(path), status.st_size, status.st_mtime_ns
-    if isinstance(path, str):  # a dangling link or a deleted file; reading it raises the error
+    if isinstance(path, str):  # A dangling link or a deleted file; reading it raises the error.
         return path, -1, -1
-    status = path.stat()  # object storage
+    status = path.stat()  # Object storage.
     return str(path), status.length, status.mtime
 
 
@@ -93,7 +95,7 @@ def compilation_cache() -> Iterator[None]:
 
 
 def _read(folder: pathlib.Path) -> dict[str, np.ndarray] | None:
-    """The arrays, if they are there and sound."""
+    """Returns the arrays of an entry, or None if it is missing or corrupt."""
     try:
         checksums = json.loads((folder / "checksums.json").read_text())
         arrays = {name: np.load(folder / f"{name}.npy", mmap_mode="r", allow_pickle=False) for name in checksums}
@@ -103,17 +105,19 @@ def _read(folder: pathlib.Path) -> dict[str, np.ndarray] | None:
 
 
 def _write(folder: pathlib.Path, arrays: Mapping[str, np.ndarray]) -> None:
+    """Writes an entry to a temporary directory and renames it, so that readers never see half an entry."""
     folder.parent.mkdir(parents=True, exist_ok=True)
-    made = pathlib.Path(tempfile.mkdtemp(prefix=f"{folder.name}-", dir=folder.parent))
+    temporary = pathlib.Path(tempfile.mkdtemp(prefix=f"{folder.name}-", dir=folder.parent))
     try:
         for name, array in arrays.items():
-            np.save(made / f"{name}.npy", array, allow_pickle=False)
-        (made / "checksums.json").write_text(json.dumps({name: _checksum(array) for name, array in arrays.items()}))
-        if folder.exists():  # damaged, or written by another process meanwhile
+            np.save(temporary / f"{name}.npy", array, allow_pickle=False)
+        checksums = {name: _checksum(array) for name, array in arrays.items()}
+        (temporary / "checksums.json").write_text(json.dumps(checksums))
+        if folder.exists():  # A corrupt entry, or one that another process has just written.
             shutil.rmtree(folder, ignore_errors=True)
-        os.replace(made, folder)
+        os.replace(temporary, folder)
     except OSError:
-        shutil.rmtree(made, ignore_errors=True)
+        shutil.rmtree(temporary, ignore_errors=True)
         if _read(folder) is None:
             raise
 
