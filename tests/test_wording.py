@@ -29,7 +29,7 @@ PHRASES = [
     r"\b((give|gives|given|gave|giving) away|(go|goes|going|went) on|tak(e|es|ing) (no )?part)\b",
     # Archaic or translated words.
     r"\b(anew|ever after|likewise|by itself|by themselves|at hand|beside|dear|thereby|without a word|and the like)\b",
-    r"\b(what is left|(so|as) many|so much|equally many|(?-i:(is|are) none))\b|(?<!there) is no (?!longer)",
+    r"\b(what is left|(so|as) many|so much|equally many)\b|(?<!there) (is no (?!longer)|(?-i:(is|are) none)\b)",
     r"\b(shares? of|(dropped|expected|realized|its|which|the) share|data sets?)\b",
     r"def test_(what|where|which)_|def test_\w*_(told|refused|refuses|anew|beside|at_hand|by_itself|law|laws)\b",
     # British spelling. "blue grey" is a color of the site's theme.
