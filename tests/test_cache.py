@@ -1,14 +1,13 @@
-"""What was kept comes back as it was; what was damaged is made anew."""
-
+import jax
 import numpy as np
 import pytest
 
-from dropcluster_jax.cache import cache_root, cached
+from dropcluster_jax.cache import cache_root, cached, compilation_cache
 
 
 @pytest.fixture
-def made(tmp_path, monkeypatch):
-    """How often the arrays were made, and the function that makes them."""
+def counted(tmp_path, monkeypatch):
+    """A list that grows with each computation, and the function to cache."""
     monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path))
     calls = []
 
@@ -19,37 +18,51 @@ def made(tmp_path, monkeypatch):
     return calls, make
 
 
-def test_arrays_are_made_once_for_a_key(made):
-    calls, make = made
+def test_arrays_are_computed_once_per_key(counted):
+    calls, make = counted
     for _ in range(3):
         arrays = cached("data", ["x", 1], make)
-        np.testing.assert_array_equal(arrays["images"], make()["images"])
-        assert arrays["labels"].dtype == np.int32
-        calls.pop()
+        np.testing.assert_array_equal(arrays["images"].ravel(), np.arange(24))
+        assert arrays["labels"].tolist() == [1, 2] and arrays["labels"].dtype == np.int32
+        assert not arrays["images"].flags.writeable
     assert len(calls) == 1
     cached("data", ["x", 2], make)
     assert len(calls) == 2
 
 
-@pytest.mark.parametrize("damage", ["flip", "truncate", "remove", "listing"])
-def test_what_is_damaged_is_made_anew(made, damage):
-    calls, make = made
+@pytest.mark.parametrize("damage", ["flip", "truncate", "remove", "checksums"])
+def test_damaged_entries_are_recomputed(counted, damage):
+    calls, make = counted
     cached("data", 1, make)
     (folder,) = cache_root().iterdir()
-    file = folder / ("checksums.json" if damage == "listing" else "images.npy")
+    file = folder / ("checksums.json" if damage == "checksums" else "images.npy")
     content = file.read_bytes()
     if damage == "remove":
         file.unlink()
     else:
-        file.write_bytes({"flip": content[:-1] + b"\xff", "truncate": content[:-5], "listing": b"{"}[damage])
+        file.write_bytes({"flip": content[:-1] + b"\xff", "truncate": content[:-5], "checksums": b"{"}[damage])
     np.testing.assert_array_equal(cached("data", 1, make)["images"].ravel(), np.arange(24))
     assert len(calls) == 2
     cached("data", 1, make)
     assert len(calls) == 2 and len(list(cache_root().iterdir())) == 1
 
 
-def test_a_folder_that_cannot_be_written_costs_time_alone(made, tmp_path, monkeypatch):
+def test_unwritable_cache_issues_a_warning(counted, tmp_path, monkeypatch):
     (tmp_path / "file").write_text("")
     monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path / "file"))
     with pytest.warns(UserWarning, match="cannot be written"):
-        assert cached("data", 1, made[1])["labels"].tolist() == [1, 2]
+        assert cached("data", 1, counted[1])["labels"].tolist() == [1, 2]
+
+
+@pytest.mark.parametrize("configured", [True, False])
+def test_compilation_cache_is_enabled_and_restored(configured, tmp_path, monkeypatch):
+    monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path))
+    before = jax.config.jax_compilation_cache_dir
+    directory = str(tmp_path / "mine") if configured else None
+    jax.config.update("jax_compilation_cache_dir", directory)
+    try:
+        with compilation_cache():
+            assert jax.config.jax_compilation_cache_dir == (directory or str(cache_root() / "compiled"))
+        assert jax.config.jax_compilation_cache_dir == directory
+    finally:
+        jax.config.update("jax_compilation_cache_dir", before)

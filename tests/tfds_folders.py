@@ -1,4 +1,4 @@
-"""What `tfds build` would leave in a folder, made by tests."""
+"""Datasets in the format of `tfds build`, for tests."""
 
 import io
 import json
@@ -9,7 +9,7 @@ SIZES = [(4, 5, 3)] * 6
 
 
 def prepare(data_dir, name="tiny", sizes=SIZES, labels=None, version="1.0.0", config=None, features=None, **info):
-    """Write what TFDS would write, a PNG of each size in each of train and test."""
+    """Writes a dataset with one PNG of each size in both the train and the test split; pixels are the image's index."""
     import tensorflow_datasets as tfds
     from array_record.python.array_record_module import ArrayRecordWriter
     from etils import epath
@@ -43,6 +43,6 @@ def prepare(data_dir, name="tiny", sizes=SIZES, labels=None, version="1.0.0", co
         }
         for split in ("train", "test")
     ]
-    about = {"name": name, "version": version, "fileFormat": "array_record", "splits": splits, **info}
-    (folder / "dataset_info.json").write_text(json.dumps(about))
+    dataset_info = {"name": name, "version": version, "fileFormat": "array_record", "splits": splits, **info}
+    (folder / "dataset_info.json").write_text(json.dumps(dataset_info))
     return str(data_dir)

@@ -1,5 +1,3 @@
-"""Corrupted test sets say where they come from, and the published one takes precedence."""
-
 import dataclasses
 import json
 
@@ -7,51 +5,70 @@ import jax
 import numpy as np
 import pytest
 from image_files import encoded
+from tfds_folders import prepare
 
 from dropcluster_jax.data import ArrayExamples, Dataset, corrupt, corrupted_test, load
 
+ZEROS = ArrayExamples(np.zeros((10_000, 2, 2, 3), np.uint8), np.zeros(10_000, np.int32))
+CIFAR10 = Dataset("cifar10", ZEROS, ZEROS, tuple(map(str, range(10))), test_split="test")
 
-def test_what_is_made_is_what_corrupt_gives_and_frost_is_called_a_stand_in():
+
+def prepare_published(data_dir, config):
+    """Prepares one configuration of `cifar10_corrupted`, which has only a test split, with five images."""
+    import tensorflow_datasets as tfds
+
+    features = {"image": tfds.features.Image(shape=(2, 2, 3)), "label": tfds.features.ClassLabel(num_classes=10)}
+    prepare(data_dir, name="cifar10_corrupted", config=config, features=features, sizes=[(2, 2, 3)] * 5)
+    info = next(data_dir.rglob("dataset_info.json"))
+    content = json.loads(info.read_text())
+    test_splits = [split for split in content["splits"] if split["name"] == "test"]
+    info.write_text(json.dumps({**content, "splits": test_splits}))
+
+
+def test_computed_images_are_those_of_corrupt():
     digits = load("digits")
-    made = corrupted_test(digits, "contrast", 4, seed=3)
-    np.testing.assert_array_equal(made.examples.images, corrupt("contrast", 4, jax.random.key(3), digits.test.images))
-    np.testing.assert_array_equal(made.examples.labels, digits.test.labels)
-    assert made.origin == "made"
-    few = Dataset("few", digits.train, digits.test.take(slice(0, 2)), digits.classes)
-    assert "stand-in" in corrupted_test(few, "frost", 1).origin
+    corrupted = corrupted_test(digits, "contrast", 4, seed=3)
+    expected = corrupt("contrast", 4, jax.random.key(3), digits.test.images)
+    np.testing.assert_array_equal(corrupted.examples.images, expected)
+    np.testing.assert_array_equal(corrupted.examples.labels, digits.test.labels)
+    assert corrupted.origin == "computed"
+
+
+def test_origin_of_frost_mentions_the_texture():
+    digits = load("digits")
+    subset = dataclasses.replace(digits, test=digits.test.take(slice(0, 2)))
+    assert corrupted_test(subset, "frost", 1).origin == "computed with a procedural frost texture"
 
 
 @pytest.mark.parametrize(
-    ("name", "published"),
+    ("name", "config"),
     [("fog", "fog_2"), ("glass_blur", "frosted_glass_blur_2"), ("elastic_transform", "elastic_2")],
 )
-def test_the_published_set_takes_precedence_when_present(tmp_path, name, published):
-    """As TFDS would prepare it: a configuration for each corruption and severity, a test split alone."""
-    import tensorflow_datasets as tfds
-    from tfds_folders import prepare
+def test_published_images_are_preferred(tmp_path, name, config):
+    prepare_published(tmp_path, config)
+    corrupted = corrupted_test(CIFAR10, name, 2, data_dir=tmp_path)
+    assert corrupted.origin == "cifar10_corrupted"
+    assert corrupted.examples.images[:, 0, 0, 0].tolist() == [0, 1, 2, 3, 4]
 
-    zeros = ArrayExamples(np.zeros((10_000, 2, 2, 3), np.uint8), np.zeros(10_000, np.int32))
-    cifar10 = Dataset("cifar10", zeros, zeros, tuple(map(str, range(10))), test_split="test")
-    held_out = dataclasses.replace(cifar10, test_split="train[40000:]", test=zeros.take(slice(0, 4)))
-    features = {"image": tfds.features.Image(shape=(2, 2, 3)), "label": tfds.features.ClassLabel(num_classes=10)}
-    prepare(tmp_path, name="cifar10_corrupted", config=published, features=features, sizes=[(2, 2, 3)] * 5)
-    info = next(tmp_path.rglob("dataset_info.json"))
-    about = json.loads(info.read_text())
-    info.write_text(json.dumps({**about, "splits": [split for split in about["splits"] if split["name"] == "test"]}))
 
-    found = corrupted_test(cifar10, name, 2, data_dir=tmp_path)
-    assert found.origin == "cifar10_corrupted" and found.examples.images[:, 0, 0, 0].tolist() == [0, 1, 2, 3, 4]
-    if name == "fog":  # of another severity, and of another data set, there is none
-        few = Dataset("fashion", zeros.take(slice(0, 4)), zeros.take(slice(0, 4)), cifar10.classes)
-        assert corrupted_test(few, name, 2, data_dir=tmp_path).origin == "made"
-        assert corrupted_test(held_out, name, 2, data_dir=tmp_path).origin == "made"
-        with pytest.raises(FileNotFoundError, match=r"data_dir must be a folder .*nowhere is none"):
-            corrupted_test(cifar10, name, 2, data_dir=tmp_path / "nowhere")
-        assert corrupted_test(cifar10, "contrast", 3, data_dir=tmp_path).origin == "made"
+def test_published_images_are_used_only_for_the_test_split_of_cifar10(tmp_path):
+    prepare_published(tmp_path, "fog_2")
+    small = ZEROS.take(slice(0, 4))
+    other_split = dataclasses.replace(CIFAR10, test_split="train[40000:]", test=small)
+    held_out = dataclasses.replace(CIFAR10, test_split=None, test=small)
+    other_dataset = dataclasses.replace(CIFAR10, name="fashion_mnist", test=small)
+    for dataset in (other_split, held_out, other_dataset):
+        assert corrupted_test(dataset, "fog", 2, data_dir=tmp_path).origin == "computed"
+    assert corrupted_test(CIFAR10, "contrast", 3, data_dir=tmp_path).origin == "computed"
+
+
+def test_missing_data_dir_raises(tmp_path):
+    with pytest.raises(FileNotFoundError, match=r"data_dir must be a folder, got .*nowhere"):
+        corrupted_test(CIFAR10, "fog", 2, data_dir=tmp_path / "nowhere")
 
 
 @pytest.mark.bad_input
-def test_wrong_arguments_are_named(tmp_path):
+def test_invalid_arguments_raise(tmp_path):
     with pytest.raises(ValueError, match="name must be one of"):
         corrupted_test(load("digits"), "fogg", 1)
     (tmp_path / "a").mkdir()

@@ -1,0 +1,123 @@
+import numpy as np
+import pytest
+from image_files import encoded
+from tfds_folders import prepare
+
+from dropcluster_jax.data import CorruptImageError, load, stratified_subset
+
+
+def write_folder(root):
+    """Writes 20 images of each of two classes, whose pixels are unique."""
+    for label, name in enumerate("ab"):
+        (root / name).mkdir()
+        for i in range(20):
+            (root / name / f"{i:02}.png").write_bytes(encoded(np.full((4, 4, 3), 100 * label + i, np.uint8)))
+    return f"folder:{root}"
+
+
+def identities(examples):
+    """Returns values that identify the examples, decoded or not."""
+    return examples.images[:, 0, 0, 0].tolist() if hasattr(examples, "images") else examples.paths
+
+
+@pytest.mark.parametrize("options", [{}, {"image_size": 4}], ids=["arrays", "encoded"])
+def test_validation_set_is_held_out_of_the_training_set(tmp_path, options):
+    name = write_folder(tmp_path)
+    full = load(name, **options)
+    validating = load(name, validation_fraction=0.25, evaluate_on="validation", **options)
+    testing = load(name, validation_fraction=0.25, **options)
+    assert np.bincount(validating.test.labels).tolist() == [4, 4]
+    assert np.bincount(validating.train.labels).tolist() == [12, 12]
+    assert sorted(identities(validating.train) + identities(validating.test)) == sorted(identities(full.train))
+    assert identities(testing.train) == identities(validating.train)
+    assert identities(testing.test) == identities(full.test) and testing.test_split is None
+
+
+@pytest.mark.parametrize("subset", [{"fraction": 0.2}, {"examples_per_class": 7}])
+def test_training_subset_is_drawn_after_holding_out(subset):
+    full = load("digits").train
+    held_out = stratified_subset(full.labels, fraction=0.1)
+    remaining = full.take(np.setdiff1d(np.arange(len(full)), held_out))
+    expected = remaining.take(stratified_subset(remaining.labels, seed=3, **subset))
+    data = load("digits", validation_fraction=0.1, evaluate_on="validation", seed=3, **subset)
+    np.testing.assert_array_equal(data.train.images, expected.images)
+    np.testing.assert_array_equal(data.train.labels, expected.labels)
+    np.testing.assert_array_equal(data.test.images, full.images[held_out])
+    np.testing.assert_array_equal(data.test.labels, full.labels[held_out])
+
+
+def test_mean_and_std_are_those_of_the_images_trained_on():
+    data = load("digits", validation_fraction=0.5, fraction=0.1)
+    assert data.spec.mean == pytest.approx([data.train.images.mean() / 255])
+    assert data.spec.std == pytest.approx([data.train.images.std() / 255])
+    assert data.spec.num_train_examples == len(data.train)
+
+
+@pytest.mark.parametrize("image_size", [None, 4], ids=["arrays", "encoded"])
+def test_validation_set_of_a_tfds_dataset_has_no_test_split(tmp_path, image_size):
+    prepare(tmp_path, sizes=[(4, 5, 3)] * 20, labels=[0, 1] * 10)
+    data = load("tiny", tmp_path, image_size=image_size, validation_fraction=0.3, evaluate_on="validation")
+    assert len(data.train) == 14 and data.test.labels.tolist().count(1) == 3 and data.test_split is None
+    assert load("tiny", tmp_path, image_size=image_size, validation_fraction=0.3).test_split == "test"
+
+
+@pytest.mark.parametrize("image_size", [None, 4], ids=["arrays", "encoded"])
+def test_training_subsets_are_balanced_and_nested(tmp_path, image_size):
+    prepare(tmp_path, sizes=[(4, 5, 3)] * 20, labels=[0, 1] * 10)
+    small, large = (load("tiny", tmp_path, examples_per_class=count, seed=3, image_size=image_size) for count in (2, 5))
+    assert np.bincount(small.train.labels).tolist() == [2, 2] and len(small.test) == 20
+    assert np.bincount(large.train.labels).tolist() == [5, 5]
+    if image_size is None:
+        assert set(identities(small.train)) < set(identities(large.train))
+    same = load("tiny", tmp_path, fraction=0.2, seed=3, image_size=image_size).train
+    np.testing.assert_array_equal(same.labels, small.train.labels)
+
+
+def test_examples_with_invalid_labels_are_not_selected(tmp_path):
+    prepare(tmp_path, labels=[0, 1, 0, -1, 0, 1])
+    for options in ({"examples_per_class": 2}, {"validation_fraction": 0.5}):
+        with pytest.raises(CorruptImageError, match="example 3 of 'tiny' has the invalid label -1"):
+            load("tiny", tmp_path, image_size=4, **options)
+    subset = load("tiny", tmp_path, image_size=4, examples_per_class=2, skip_corrupt=True)
+    assert np.bincount(subset.train.labels).tolist() == [2, 2]
+    split = load("tiny", tmp_path, image_size=4, validation_fraction=0.5, evaluate_on="validation", skip_corrupt=True)
+    assert np.bincount(split.train.labels).tolist() == [1, 1] and np.bincount(split.test.labels).tolist() == [2, 1]
+
+
+@pytest.mark.bad_input
+@pytest.mark.parametrize(
+    ("options", "message"),
+    [
+        ({"evaluate_on": "validation"}, "validation_fraction must be positive to evaluate on validation, got 0"),
+        ({"evaluate_on": "train"}, "evaluate_on must be 'test' or 'validation', got 'train'"),
+        ({"validation_fraction": 1.0}, r"validation_fraction must be in \[0, 1\), got 1.0"),
+        ({"validation_fraction": -0.1}, r"validation_fraction must be in \[0, 1\), got -0.1"),
+        ({"validation_fraction": float("nan")}, r"validation_fraction must be in \[0, 1\), got nan"),
+        ({"validation_fraction": 0.9999}, "holding out the fraction 0.9999 leaves class 0 without training examples"),
+        ({"test_fraction": 0.0}, r"test_fraction must be in \(0, 1\), got 0.0"),
+        ({"image_size": 0}, "image_size must be at least 1, got 0"),
+        ({"fraction": 2.0}, r"fraction must be in \(0, 1\], got 2.0"),
+        ({"test_fraction": 0.5}, "test_fraction does not apply to 'digits', got 0.5"),
+        ({"image_size": 8}, "image_size does not apply to 'digits', got 8"),
+    ],
+)
+def test_invalid_options_raise(options, message):
+    with pytest.raises(ValueError, match=message):
+        load("digits", **options)
+
+
+@pytest.mark.parametrize("kind", ["folder", "npz"])
+def test_options_of_other_kinds_of_datasets_raise(tmp_path, kind):
+    name = f"{kind}:{tmp_path}"
+    unused = {"train_split": "train", "test_split": "test", "data_dir": tmp_path, "download": True}
+    if kind == "npz":
+        unused |= {"image_size": 32, "skip_corrupt": True}
+    for option, value in unused.items():
+        with pytest.raises(ValueError, match=f"{option} does not apply to '{kind}:"):
+            load(name, **{option: value})
+
+
+@pytest.mark.parametrize("name", ["npz", "folder:", "folder"])
+def test_missing_path_raises(name):
+    with pytest.raises(ValueError, match="name must include a path, "):
+        load(name)
