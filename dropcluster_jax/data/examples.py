@@ -225,7 +225,7 @@ def decode_all(
     skipped = [str(result) for result in decoded if isinstance(result, CorruptImageError)]
     valid = [result for result in decoded if not isinstance(result, CorruptImageError)]
     if not valid:
-        raise ValueError(f"all {len(skipped)} images of {name!r} were skipped, the first: {skipped[0]}")
+        raise ValueError(f"all images of {name!r} were skipped, the first: {skipped[0]}")
     images, labels = zip(*valid, strict=True)
     if len(shapes := {image.shape for image in images}) > 1:
         raise unequal_sizes(name, shapes)
