@@ -1,4 +1,4 @@
-"""The command as tests call it, and a short run."""
+"""Helpers for tests of the command: a call that returns the exit status, and the options of a short run."""
 
 import json
 import pathlib
@@ -10,12 +10,12 @@ from dropcluster_jax.cli import main
 SHORT = ["train", "digits", "--model", "resnet8", "--steps", "24", "--batch-size", "32"]
 SHORT += ["--drop.update-every", "4", "--drop.probe-size", "64"]
 
-# What looks at the run of the fixture `finished` goes to one worker, so that it is made once.
+# Tests that read the run of the fixture `finished` share a worker, so that the run is trained once.
 one_run = pytest.mark.xdist_group("finished run")
 
 
 def command(*arguments: str) -> int:
-    """Its exit status."""
+    """Runs the command and returns its exit status."""
     try:
         main(list(arguments))
     except SystemExit as stop:
@@ -23,7 +23,7 @@ def command(*arguments: str) -> int:
     return 0
 
 
-def records(folder: pathlib.Path, event: str) -> list[dict]:
-    """What a run has written of one kind."""
+def entries(folder: pathlib.Path, event: str) -> list[dict]:
+    """Returns the log entries of one event."""
     lines = (folder / "metrics.jsonl").read_text().splitlines()
-    return [record for record in map(json.loads, lines) if record["event"] == event]
+    return [entry for entry in map(json.loads, lines) if entry["event"] == event]

@@ -38,13 +38,13 @@ class DropConfig:
     """The drop layers."""
 
     method: Method = "cluster"
-    """What to drop: nothing, units, channels, blocks of positions, or learned clusters."""
+    """Drop method: nothing, units, channels, blocks of positions, or learned clusters."""
     rate: float = 0.1
     """Fraction of units to drop after the ramp."""
     places: tuple[str, ...] = ("stage1", "stage2")
-    """Where the drop layers are: stem, stage1, stage2, ..."""
+    """Places of the drop layers: stem, stage1, stage2, ..."""
     clusterer: ClustererName = "kmeans"
-    """How clusters are learned: kmeans, rena (connected clusters), or grid (fixed tiles)."""
+    """Clusterer: kmeans, rena (connected clusters), or grid (fixed tiles)."""
     cluster_size: float = 4.0
     """Mean number of positions per cluster."""
     min_explained: float = 0.0

@@ -20,7 +20,7 @@ from dropcluster_jax.masking import drop_block_mask, drop_cluster_mask, dropout_
 from dropcluster_jax.models import ResNet
 from dropcluster_jax.runs import run_folder
 from dropcluster_jax.runs.config import DropConfig
-from dropcluster_jax.training.loop import mean_adjusted_rand_index
+from dropcluster_jax.training.cluster_metrics import mean_adjusted_rand_index
 
 if TYPE_CHECKING:
     from matplotlib.figure import Figure

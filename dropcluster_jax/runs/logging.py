@@ -17,8 +17,8 @@ from dropcluster_jax.runs import run_folder
 from dropcluster_jax.runs.run_folder import JsonLinesFile
 from dropcluster_jax.training.loop import LogEntry
 from dropcluster_jax.viz import cluster_history_figure
-from dropcluster_jax.viz.canvas import pixels
-from dropcluster_jax.viz.clusters import renumbered
+from dropcluster_jax.viz.canvas import figure_to_array
+from dropcluster_jax.viz.clusters import match_labels
 
 _NOT_SCALARS = ("event", "step", "count")
 
@@ -181,10 +181,10 @@ class TensorBoard:
         for name, layer_labels in labels.items():
             current = layer_labels[..., 0]
             if name in self._labels:  # clusters keep their shade from one update to the next
-                current = renumbered(self._labels[name], current)
+                current = match_labels(self._labels[name], current)
             self._labels[name] = current
             figure = cluster_history_figure({name: [(step, current[..., None])]})
-            self._write(step, summary=image(f"clusters/{name}", pixels(figure), dataformats="HWC"))
+            self._write(step, summary=image(f"clusters/{name}", figure_to_array(figure), dataformats="HWC"))
         self._writer.flush()
 
     def _write(self, step: int, **content: Any) -> None:

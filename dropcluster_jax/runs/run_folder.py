@@ -35,7 +35,7 @@ from dropcluster_jax.data import (
     normalize,
 )
 from dropcluster_jax.data.config import open_data
-from dropcluster_jax.data.corrupted import made
+from dropcluster_jax.data.corrupted import computed_origin
 from dropcluster_jax.models import ResNet
 from dropcluster_jax.runs.build import abstract_batch, make_model, make_run_steps
 from dropcluster_jax.runs.checkpoints import Checkpointer
@@ -571,4 +571,4 @@ def _corrupted_batches(
             key = jax.random.fold_in(jax.random.key(0), index)
             yield {**batch, "image": jnp.asarray(corrupt(name, severity, key, np.asarray(batch["image"])))}
 
-    return stream(), made(name)
+    return stream(), computed_origin(name)

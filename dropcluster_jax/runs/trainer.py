@@ -25,7 +25,7 @@ from dropcluster_jax.runs.config import TrainConfig
 from dropcluster_jax.runs.logging import NullWriter, RunWriter, require_tensorboard
 from dropcluster_jax.runs.preemption import Preemption
 from dropcluster_jax.training.data_parallel import DataParallel
-from dropcluster_jax.training.loop import LogEntry, fit
+from dropcluster_jax.training.loop import LogEntry, Save, fit
 from dropcluster_jax.training.schedules import every
 from dropcluster_jax.training.steps import Steps, TrainState
 
@@ -219,7 +219,7 @@ def _open_writer(run: Run, state: TrainState, metadata: dict[str, Any]) -> RunWr
 
 
 class _Progress:
-    """What a run accumulates over restarts: training time and skipped images."""
+    """Totals over restarts: training time and skipped images."""
 
     def __init__(self, run: Run, metadata: dict[str, Any], start: float) -> None:
         self._run, self._start = run, start
@@ -259,7 +259,10 @@ def _fit(
     batches: BatchIterator,
     metadata: dict[str, Any],
     preemption: Preemption,
-    **callbacks: Callable[..., None],
+    *,
+    save: Save,
+    log: Callable[[LogEntry], None],
+    on_clusters: Callable[[TrainState], None],
 ) -> TrainState:
     config = run.config
     update_every = config.drop.update_every if state.clusters else 0
@@ -275,13 +278,15 @@ def _fit(
         update_clusters_when=every(update_every, round(config.drop.ramp_start * run.num_steps)),
         test=run.loader.test,
         evaluate_every=run.num_steps if at_end_only else max(1, round(epochs_of_steps)),
+        log=log,
+        on_clusters=on_clusters,
         parallel=run.parallel,
+        save=save,
         save_every=config.checkpoint.every,
         stop=preemption,
         max_nonfinite_steps=config.max_nonfinite_steps,
         nonfinite_steps=metadata.get("nonfinite_steps", 0),
         profile=profile,
-        **callbacks,
     )
 
 

@@ -72,6 +72,3 @@ def _true_runs(mask: np.ndarray) -> list[tuple[int, int, int]]:
     edges = np.diff(np.pad(mask.astype(np.int8), ((0, 0), (1, 1))), axis=1)
     starts, stops = np.argwhere(edges == 1), np.argwhere(edges == -1)
     return [(int(row), int(start), int(stop) - 1) for (row, start), (_, stop) in zip(starts, stops, strict=True)]
-
-
-pixels = figure_to_array  # temporary, until runs/ uses figure_to_array

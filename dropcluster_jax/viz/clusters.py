@@ -246,6 +246,3 @@ def _select_frames(total: int, limit: int, argument: str) -> list[int]:
     if limit < 4 or total <= limit:
         return sorted({round(index) for index in np.linspace(total - 1, 0, min(total, limit))})
     return [0, *sorted({round(index) for index in np.linspace(1, total - 1, limit - 1)})]
-
-
-renumbered = match_labels  # temporary, until runs/ uses match_labels

@@ -1,8 +1,8 @@
-"""A process that trains and kills itself, as `kill -9` would, at a moment that is told.
+"""Trains, and sends a signal to itself at a given moment.
 
     python killed_run.py '{"when": "save", "after": 20, "delay": 0.01, "signal": 9}' train digits ...
 
-`when` is what a delay of so many seconds begins with: the first save, cluster update or step after so many steps.
+The signal is sent `delay` seconds after the first save, cluster update or step (`when`) after step `after`.
 """
 
 import json
@@ -11,11 +11,12 @@ import sys
 import threading
 
 from dropcluster_jax.cli import main
-from dropcluster_jax.training import checkpoints, loop
+from dropcluster_jax.runs.checkpoints import Checkpointer
+from dropcluster_jax.training.data_parallel import DataParallel
 
 
 def arrange(when: str, after: int, delay: float, signal: int) -> None:
-    """Let the moment come."""
+    """Patches the library so that the signal is sent."""
     armed = threading.Event()
 
     def strike() -> None:
@@ -23,32 +24,29 @@ def arrange(when: str, after: int, delay: float, signal: int) -> None:
             armed.set()
             threading.Timer(delay, os.kill, (os.getpid(), signal)).start()
 
-    save, compiled = checkpoints.Checkpointer.save, loop._compiled
+    save, compile_steps = Checkpointer.save, DataParallel.compile
 
     def save_and_strike(self, state, *arguments, **options):
         if when == "save" and int(state.step) > after:
             strike()
         return save(self, state, *arguments, **options)
 
-    def compiled_and_strike(steps, parallel):
-        train, cluster, evaluate = compiled(steps, parallel)
-        number = 0
+    def compile_and_strike(self, steps):
+        compiled = compile_steps(self, steps)
 
-        def counted_train(state, batch):
-            nonlocal number
-            number = int(state.step)
-            if when == "step" and number >= after:
+        def train(state, batch):
+            if when == "step" and int(state.step) >= after:
                 strike()
-            return train(state, batch)
+            return compiled.train(state, batch)
 
-        def counted_cluster(state, batch):
-            if when == "cluster" and int(state.step) >= after:
+        def update_clusters(state, batch):
+            if when == "clusters" and int(state.step) >= after:
                 strike()
-            return cluster(state, batch)
+            return compiled.update_clusters(state, batch)
 
-        return counted_train, counted_cluster, evaluate
+        return compiled._replace(train=train, update_clusters=update_clusters)
 
-    checkpoints.Checkpointer.save, loop._compiled = save_and_strike, compiled_and_strike  # pyright: ignore
+    Checkpointer.save, DataParallel.compile = save_and_strike, compile_and_strike  # pyright: ignore
 
 
 if __name__ == "__main__":

@@ -4,7 +4,7 @@ import pytest
 
 import dropcluster_jax as dc
 from dropcluster_jax.runs.config import DropConfig
-from dropcluster_jax.runs.figures import _masks
+from dropcluster_jax.runs.figures import _example_masks
 
 
 @pytest.fixture(scope="module")
@@ -13,9 +13,9 @@ def layer():
     return x, jax.device_get(dc.Grid(num_clusters=16).init(x.shape[1:]))
 
 
-def test_each_mask_drops_about_the_rate_and_whole_clusters_fall(layer):
+def test_example_masks_drop_about_the_rate_and_whole_clusters(layer):
     x, clusters = layer
-    masks = _masks(x, clusters, 0.3, DropConfig())
+    masks = _example_masks(x, clusters, 0.3, DropConfig())
     assert list(masks) == ["dropout", "spatial dropout", "DropBlock 3x3", "DropCluster"]
     for mask in masks.values():
         assert mask.shape == x.shape[1:] and abs(1 - mask.mean() - 0.3) < 0.1
@@ -23,7 +23,8 @@ def test_each_mask_drops_about_the_rate_and_whole_clusters_fall(layer):
         assert len(np.unique(masks["DropCluster"][clusters.labels[..., 0] == cluster])) == 1
 
 
-def test_what_training_leaves_alone_is_drawn_whole(layer):
+def test_example_masks_respect_min_explained(layer):
     x, clusters = layer
-    masks = _masks(x, clusters._replace(explained_variance=np.array([0.2], np.float32)), 0.3, DropConfig(min_explained=0.5))
+    clusters = clusters._replace(explained_variance=np.array([0.2], np.float32))
+    masks = _example_masks(x, clusters, 0.3, DropConfig(min_explained=0.5))
     assert masks["DropCluster"].all() and not masks["dropout"].all()

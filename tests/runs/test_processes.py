@@ -1,4 +1,4 @@
-"""Several processes for real: on one machine, with JAX's distributed runtime and Gloo."""
+"""Runs of multiple processes on one machine, with JAX's distributed runtime and Gloo."""
 
 import contextlib
 import json
@@ -13,10 +13,10 @@ import sys
 import time
 
 import pytest
-from runs.test_killed import RUN, STEPS, TURNS, last_checkpoint, records
+from runs.test_killed import RUN, STEPS, TURNS, entries, last_checkpoint
 
 from dropcluster_jax.cli import main
-from dropcluster_jax.training import load_run
+from dropcluster_jax.runs import load_run
 
 
 def free_port() -> str:
@@ -35,8 +35,8 @@ def environment(devices: int) -> dict[str, str]:
 
 
 @contextlib.contextmanager
-def together(commands: list[list[str]], devices: int):
-    """The processes of these commands, each with so many CPU devices."""
+def start(commands: list[list[str]], devices: int):
+    """Starts a process for each command, with this number of CPU devices each."""
     processes = [
         subprocess.Popen(
             [sys.executable, *command],
@@ -59,25 +59,25 @@ def together(commands: list[list[str]], devices: int):
                 stream.close()
 
 
-@pytest.mark.parametrize(("processes", "devices"), [(2, 2), (4, 1)] if TURNS > 1 else [(2, 2)])
-def test_steps_of_several_processes_are_those_of_one_device(processes, devices):
-    """20 steps, each from one device's state: loss, gradients, update and statistics to 1e-5, and the same clusters."""
+@pytest.mark.parametrize(("num_processes", "devices"), [(2, 2), (4, 1)] if TURNS > 1 else [(2, 2)])
+def test_steps_of_processes_equal_those_of_one_device(num_processes, devices):
+    """20 steps, each from the state of one device: loss, gradients, update and statistics to 1e-5, equal clusters."""
     script, coordinator = str(pathlib.Path(__file__).with_name("process_steps.py")), free_port()
-    commands = [[script, coordinator, str(processes), str(process)] for process in range(processes)]
-    with together(commands, devices) as running:
-        for process in running:
+    commands = [[script, coordinator, str(num_processes), str(index)] for index in range(num_processes)]
+    with start(commands, devices) as processes:
+        for process in processes:
             out, err = process.communicate(timeout=150)
             assert process.returncode == 0, err
-            found = json.loads(out.splitlines()[-1])
-            assert found.pop("devices") == 4 and found.pop("labels") <= 1e-4
-            assert set(found) == {"loss", "gradients", "update", "statistics", "evaluation"}
-            assert max(found.values()) < 1e-5, found
+            differences = json.loads(out.splitlines()[-1])
+            assert differences.pop("devices") == 4 and differences.pop("labels") <= 1e-4
+            assert set(differences) == {"loss", "gradients", "update", "statistics", "evaluation"}
+            assert max(differences.values()) < 1e-5, differences
 
 
-def commands(folder: pathlib.Path) -> list[list[str]]:
-    """Of two processes."""
-    both = [*RUN, "--out", str(folder), "--coordinator", free_port(), "--num-processes", "2"]
-    return [["-m", "dropcluster_jax", *both, "--process-id", str(process)] for process in range(2)]
+def two_processes(folder: pathlib.Path) -> list[list[str]]:
+    """The commands of two processes that train one run."""
+    arguments = [*RUN, "--out", str(folder), "--coordinator", free_port(), "--num-processes", "2"]
+    return [["-m", "dropcluster_jax", *arguments, "--process-id", str(index)] for index in range(2)]
 
 
 def wait_for_checkpoint(folder: pathlib.Path, after: int, processes: list[subprocess.Popen[str]]) -> None:
@@ -88,45 +88,45 @@ def wait_for_checkpoint(folder: pathlib.Path, after: int, processes: list[subpro
 
 
 @pytest.mark.parametrize("turn", range(TURNS))
-def test_two_processes_told_to_stop_save_the_same_step_and_one_goes_on(turn, tmp_path):
-    """Either is told, by either signal; then one process with other devices ends the run."""
-    number, told = ((signal.SIGTERM, 1), (signal.SIGINT, 0))[turn % 2]
+def test_signal_to_one_process_stops_both_at_the_same_step(turn, tmp_path):
+    """A single process with another number of devices then finishes the run."""
+    number, target = ((signal.SIGTERM, 1), (signal.SIGINT, 0))[turn % 2]
     folder = tmp_path / "run"
-    (folder / "checkpoints" / "0").mkdir(parents=True)  # of another run, which --restart removes before any looks
+    (folder / "checkpoints" / "0").mkdir(parents=True)  # of an earlier run, which --restart removes
     (folder / "config.json").write_text('{"drop": {}}')
-    told_more = ["--restart", "--shard-optimizer"]
-    with together([[*words, *told_more] for words in commands(folder)], devices=2) as running:
-        wait_for_checkpoint(folder, 5 * (turn % 5), running)
-        running[told].send_signal(number)
-        ends = [process.communicate(timeout=60) for process in running]
-        assert [process.returncode for process in running] == [
-            128 + (number if process == told else signal.SIGTERM) for process in range(2)
-        ], ends
+    options = ["--restart", "--shard-optimizer"]
+    with start([[*words, *options] for words in two_processes(folder)], devices=2) as processes:
+        wait_for_checkpoint(folder, 5 * (turn % 5), processes)
+        processes[target].send_signal(number)
+        outputs = [process.communicate(timeout=60) for process in processes]
+        assert [process.returncode for process in processes] == [
+            128 + (number if index == target else signal.SIGTERM) for index in range(2)
+        ], outputs
     step = last_checkpoint(folder)
-    said = ends[0][1].splitlines()
-    name = number.name if told == 0 else "SIGTERM"
-    assert f"stopped by {name} after step {step}; this goes on from step {step}:" in said
-    assert "stopped" not in ends[1][1]
-    arguments = shlex.split(said[-1])[1:]
+    messages = outputs[0][1].splitlines()
+    name = number.name if target == 0 else "SIGTERM"
+    assert f"stopped by {name} after step {step}; to resume from step {step}:" in messages
+    assert "stopped" not in outputs[1][1]
+    arguments = shlex.split(messages[-1])[1:]
     main(arguments[: arguments.index("--coordinator")])
     assert load_run(folder).step == STEPS
-    steps = [record["step"] for record in records(folder) if record["event"] == "train"]
+    steps = [entry["step"] for entry in entries(folder) if entry["event"] == "train"]
     assert steps == sorted({1, *range(10, STEPS, 10), STEPS})
 
 
 @pytest.mark.parametrize("turn", range(TURNS))
-@pytest.mark.skipif(TURNS == 1, reason="waits for a silent process to be given up: part of `make soak`")
-def test_one_of_two_killed_the_other_ends_with_a_message_and_both_go_on(turn, tmp_path):
+@pytest.mark.skipif(TURNS == 1, reason="waits for the heartbeat timeout: part of `make soak`")
+def test_when_one_process_is_killed_the_other_exits_and_both_can_resume(turn, tmp_path):
     folder, victim = tmp_path / "run", turn % 2
-    with together(commands(folder), devices=2) as running:
-        wait_for_checkpoint(folder, 5 * (turn % 5), running)
-        running[victim].kill()
+    with start(two_processes(folder), devices=2) as processes:
+        wait_for_checkpoint(folder, 5 * (turn % 5), processes)
+        processes[victim].kill()
         since = time.monotonic()
-        _, err = running[1 - victim].communicate(timeout=60)
-        assert time.monotonic() - since < 30 and running[1 - victim].returncode != 0
-        assert "another task died" in err or "another process is gone" in err
-    with together(commands(folder), devices=2) as running:
-        ends = [process.communicate(timeout=120) for process in running]
-        assert [process.returncode for process in running] == [0, 0], ends
-        assert "going on from the checkpoint of step" in ends[0][0]
+        _, err = processes[1 - victim].communicate(timeout=90)
+        assert time.monotonic() - since < 60 and processes[1 - victim].returncode != 0
+        assert "another task died" in err or "another process died" in err
+    with start(two_processes(folder), devices=2) as processes:
+        outputs = [process.communicate(timeout=120) for process in processes]
+        assert [process.returncode for process in processes] == [0, 0], outputs
+        assert "resuming from the checkpoint of step" in outputs[0][0]
     assert load_run(folder).step == STEPS and (folder / "summary.json").is_file()
