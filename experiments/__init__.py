@@ -1,1 +1,1 @@
-"""The paper's studies: what is run (`studies`), how (`training`, `run`), and what it says (`report`)."""
+"""The paper's studies: definitions (`studies`), runner (`run`, `measure`), and report (`report`)."""

@@ -1,150 +1,152 @@
-"""From jobs to what was measured of them: opens the images, trains, keeps networks, evaluates."""
+"""Executes jobs in run folders and returns the measured part of their result lines."""
 
 import dataclasses
+import functools
+import hashlib
 import pathlib
-from collections.abc import Mapping, Sequence
+import statistics
 from typing import Any
 
-import flax.serialization
-import jax
 import numpy as np
 from rich.console import Console
-from rich.progress import BarColumn, Progress, TextColumn
 
-from dropcluster_jax.data import DATASETS, load
-from dropcluster_jax.training.steps import TrainState
-from experiments import streamed, training
+from dropcluster_jax.data import CORRUPTIONS, ArrayExamples, load
+from dropcluster_jax.runs import DataConfig, TrainConfig, evaluate_run, read_history, run_folder, trainer
+from dropcluster_jax.runs.run_folder import read_json_lines
+from dropcluster_jax.training import NonFiniteError
+from experiments.results import Line, encode_labels
 from experiments.studies import Job
-from experiments.training import Images
 
-NETWORKS = pathlib.Path(__file__).parent / "networks"
+_MAX_MAPS = 6  # label maps of a place in a line
 
 
 class Measure:
-    """Trains and measures jobs that one program can do.
+    """Executes jobs.
 
     Args:
-        name: of the data set.
-        console: where a bar shows the steps, if it is a terminal.
-        npz: an archive with its images, instead of TFDS.
-        data_dir: where TFDS has prepared it.
-        networks: the folder in which trained networks are kept.
+        data: The dataset, including where it is.
+        folder: Folder that contains the run folder of each job.
+        console: Prints messages and shows the current step.
     """
 
-    def __init__(
-        self,
-        name: str,
-        console: Console,
-        npz: pathlib.Path | None = None,
-        data_dir: pathlib.Path | None = None,
-        networks: pathlib.Path = NETWORKS,
-    ) -> None:
-        self._name, self._npz, self._data_dir = name, npz, data_dir
-        self._console, self._networks = console, networks
-        self._images: Images | None = None
+    def __init__(self, data: DataConfig, folder: pathlib.Path, console: Console) -> None:
+        self._data, self._folder, self._console = data, folder, console
 
-    def __call__(self, group: Sequence[Job]) -> list[dict[str, Any]]:
-        """What was measured of each job, as JSON takes it."""
-        first = group[0]
-        if first.config.data.image_size is not None:
-            return [streamed.measure(job, self._networks, self._data_dir, self._console.print) for job in group]
-        images = self.open()
-        found = self._train(group, images) if first.corrupted is None else self._corrupt(group, images, first.corrupted)
-        return [{"digest": images.digest, **one} for one in found]
-
-    def open(self) -> Images:
-        """The images, once and for all.
+    @functools.cached_property
+    def digest(self) -> str:
+        """Start of the SHA-256 of all pixels and labels; of the labels only, if images are encoded.
 
         Raises:
-            ValueError, FileNotFoundError, ImportError: as of `load`.
+            ValueError, FileNotFoundError, ImportError: As in `load`.
         """
-        if self._images is None:
-            if self._npz is None:
-                dataset = load(self._name, self._data_dir)
-            else:
-                dataset = load(f"npz:{self._npz}")
-                dataset = dataclasses.replace(
-                    dataset, name=self._name, test_split="test", known=DATASETS.get(self._name)
-                )
-            self._images = training.divide(dataset)
-        return self._images
+        dataset = load(self._data.name, self._data.dir, image_size=self._data.image_size)
+        digest = hashlib.sha256()
+        for examples in (dataset.train, dataset.test):
+            if isinstance(examples, ArrayExamples):
+                digest.update(examples.images.tobytes())
+            digest.update(examples.labels.tobytes())
+        return f"{'labels ' if dataset.spec.encoded else ''}{digest.hexdigest()[:16]}"
 
-    def _train(self, group: Sequence[Job], images: Images) -> list[dict[str, Any]]:
-        configs = [job.config for job in group]
-        with Progress(
-            TextColumn("{task.description}"),
-            BarColumn(),
-            TextColumn("step {task.completed}/{task.total}"),
-            console=self._console,
-            transient=True,
-            disable=not self._console.is_terminal,
-        ) as progress:
-            task = progress.add_task(describe(group), total=configs[0].steps)
-            trained = training.train(configs, images, lambda step: progress.update(task, completed=step))
-        if group[0].target == "test":  # whose networks `corruption` looks at
-            self._keep(group, trained.state, images)
-        found = training.evaluate(configs[0], trained.state, images, training.measured(images, group[0].target))
-        clusters = training.clusters_of(configs[0], trained.state, images)
-        return [
-            {
-                **one,
-                "loss": _finite(one["loss"]),
-                "train_loss": _finite(trained.train_loss[i]),
-                "finite": trained.finite[i],
-                "images_per_second": round(trained.images_per_second, 1),
-                **({"clusters": clusters[i]} if clusters[i] else {}),
-                **({"snapshots": trained.snapshots} if i == 0 and group[0].drawn else {}),
-            }
-            for i, one in enumerate(found)
+    def __call__(self, job: Job) -> Line:
+        """Trains the network of a job, unless its run folder has a finished run, and evaluates it.
+
+        Args:
+            job: The job. A job that was interrupted resumes from its latest checkpoint.
+
+        Returns:
+            `digest`, `accuracy`, `count` (evaluated images), `finite`, and either `corruptions` or `loss`,
+            `train_loss`, `images_per_second`, `clusters` and `snapshots`. If the loss becomes non-finite, the accuracy
+            is chance.
+
+        Raises:
+            ValueError, OSError, ImportError: As in `trainer.prepare` and `trainer.execute`.
+            Stopped: If the process received a signal to stop.
+        """
+        folder = self.folder(job)
+        data = dataclasses.replace(job.config.data, name=self._data.name, dir=self._data.dir)
+        config = dataclasses.replace(job.config, data=data, out=folder)
+        try:
+            summary = run_folder.finished_run(folder, config) or self._train(job, config)
+        except NonFiniteError:
+            _, spec = run_folder.read_config(folder)
+            return {"digest": self.digest, **_failed(job, 1 / spec.num_classes)}
+        if job.corrupted is None:
+            return {"digest": self.digest, **_trained(job, folder, summary)}
+        with self._console.status(f"{job}: corrupted images"):
+            return {"digest": self.digest, **self._corrupted(job, folder)}
+
+    def folder(self, job: Job) -> pathlib.Path:
+        """Returns the run folder of a job."""
+        return self._folder / job.trained.id
+
+    def _train(self, job: Job, config: TrainConfig) -> dict[str, Any]:
+        if job.corrupted is not None:
+            self._console.print(f"{job}: the network is missing and is trained again")
+        run = trainer.prepare(config, notify=self._notify)
+        with self._console.status(f"{job}: compiling") as status:
+            return trainer.execute(
+                run,
+                log=lambda entry: status.update(f"{job}: step {entry['step']}/{run.num_steps}"),
+                notify=self._notify,
+            )
+
+    def _corrupted(self, job: Job, folder: pathlib.Path) -> Line:
+        evaluation = evaluate_run(
+            folder,
+            corruptions=CORRUPTIONS,
+            num_corrupted=job.corrupted or None,
+            data_dir=self._data.dir,
+            notify=self._notify,
+        )
+        corruptions: dict[str, dict[str, Any]] = {}
+        for result in evaluation["corrupted"]:
+            corruption = corruptions.setdefault(result["corruption"], {"origin": result["origin"], "accuracy": []})
+            corruption["accuracy"].append(result["accuracy"])
+        return {
+            "accuracy": evaluation["mean_corrupted_accuracy"],
+            "count": int(evaluation["corrupted"][0]["count"]),
+            "finite": True,
+            "corruptions": corruptions,
+        }
+
+    def _notify(self, message: str) -> None:
+        self._console.print(message, markup=False)
+
+
+def _trained(job: Job, folder: pathlib.Path, summary: dict[str, Any]) -> Line:
+    entries = read_json_lines(folder / run_folder.METRICS)
+    train = [entry for entry in entries if entry["event"] == "train"]
+    test = [entry for entry in entries if entry["event"] == "test"][-1]
+    speeds = [entry["images_per_second"] for entry in train if entry["images_per_second"]]
+    last = [entry["loss"] for entry in train if entry["step"] > 0.9 * summary["steps"]]
+    clusters = {"clusters": summary["clusters"]} if summary["clusters"] else {}
+    snapshots = {"snapshots": _snapshots(folder)} if job.drawn else {}
+    return {
+        "accuracy": test["accuracy"],
+        "loss": test["loss"],
+        "count": int(test["count"]),
+        "train_loss": statistics.mean(last),
+        "finite": True,
+        "images_per_second": round(statistics.median(speeds), 1) if speeds else None,
+        **clusters,
+        **snapshots,
+    }
+
+
+def _failed(job: Job, chance: float) -> Line:
+    if job.corrupted is None:
+        missing = dict.fromkeys(("loss", "train_loss", "images_per_second"))
+        return {"accuracy": chance, "count": 0, "finite": False, **missing}
+    corruption = {"origin": "none, the run failed", "accuracy": [chance] * 5}
+    return {"accuracy": chance, "count": 0, "finite": False, "corruptions": dict.fromkeys(CORRUPTIONS, corruption)}
+
+
+def _snapshots(folder: pathlib.Path) -> dict[str, list[dict[str, Any]]]:
+    """Returns label maps of each place, from the initial grid to the last update."""
+    return {
+        place: [
+            {"step": history[index][0], "labels": encode_labels(history[index][1][..., 0])}
+            for index in np.unique(np.linspace(0, len(history) - 1, _MAX_MAPS).round().astype(int))
         ]
-
-    def _corrupt(self, group: Sequence[Job], images: Images, number: int) -> list[dict[str, Any]]:
-        if not all(self._path(job, images).exists() for job in group):
-            self._console.print("the networks are not here, and are trained again")
-            self._train(group, images)
-        networks = [flax.serialization.msgpack_restore(self._path(job, images).read_bytes()) for job in group]
-        variables = jax.device_put(jax.tree.map(lambda *leaves: np.stack(leaves), *networks))
-        data_dir = self._data_dir and str(self._data_dir)
-        found = training.under_corruptions(group[0].config, _state(variables), images, number, data_dir)
-        return [
-            {
-                "accuracy": float(np.mean([each["accuracy"] for each in one.values()])),
-                "count": min(number or len(images.test), len(images.test)),
-                "finite": bool(np.all([np.all(np.isfinite(leaf)) for leaf in jax.tree.leaves(network)])),
-                "corruptions": one,
-            }
-            for one, network in zip(found, networks, strict=True)
-        ]
-
-    def _keep(self, group: Sequence[Job], state: TrainState, images: Images) -> None:
-        """Write the networks, each whole or not at all; without clusters, as nothing is dropped in evaluation."""
-        variables = state.variables(ema=True)
-        variables = jax.device_get({name: variables.get(name, {}) for name in ("params", "batch_stats")})
-        self._networks.mkdir(parents=True, exist_ok=True)
-        for number, job in enumerate(group):
-            one = jax.tree.map(lambda leaf, number=number: leaf[number], variables)
-            path = self._path(job, images)
-            beside = path.with_suffix(".new")
-            beside.write_bytes(flax.serialization.msgpack_serialize(one))
-            beside.replace(path)
-
-    def _path(self, job: Job, images: Images) -> pathlib.Path:
-        return self._networks / f"{job.model}-{images.digest}.msgpack"
-
-
-def describe(group: Sequence[Job]) -> str:
-    """In a line: the method, what the study varies, and the seeds."""
-    first = group[0]
-    setting = "".join(f", {name.replace('_', ' ')} {value}" for name, value in first.setting.items())
-    return f"{first.method}{setting}, seed {' '.join(str(job.config.seed) for job in group)}"
-
-
-def _state(variables: Mapping[str, Any]) -> TrainState:
-    """As much of a state as evaluation takes."""
-    steps: Any = np.zeros(len(jax.tree.leaves(variables)[0]), np.int32)
-    return TrainState(variables["params"], variables["batch_stats"], {}, (), (), steps)  # pyright: ignore[reportArgumentType]
-
-
-def _finite(value: float) -> float | None:
-    """JSON has no other numbers."""
-    return value if np.isfinite(value) else None
+        for place, history in read_history(folder).items()
+    }

@@ -1,6 +1,6 @@
-"""Result files: one JSON line for each finished run, and where each number comes from.
+"""Result files, with one JSON line per finished run, and the provenance of each line.
 
-Files of several machines are merged by concatenation; a run that is in them twice counts once.
+Files from several machines can be concatenated; duplicate lines count once.
 """
 
 import datetime
@@ -12,10 +12,11 @@ import os
 import pathlib
 import platform
 import subprocess
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from typing import Any
 
 import jax
+import numpy as np
 
 Line = dict[str, Any]
 
@@ -24,34 +25,28 @@ _PACKAGES = ("jax", "jaxlib", "flax", "optax", "numpy")
 
 
 def read(path: pathlib.Path) -> list[Line]:
-    """The lines of a file, in their order; of a run that is there twice, the first.
-
-    What a kill has left of a last line is no line.
+    """Returns the lines of a file, the first one of each id; an incomplete last line is ignored.
 
     Raises:
-        ValueError: a line that is none, with its number.
+        ValueError: If a complete line is damaged.
     """
     if not path.exists():
         return []
     lines: dict[str, Line] = {}
-    whole = path.read_text().split("\n")[:-1]  # behind the last line break there is nothing, or a part of a line
-    for number, text in enumerate(whole, 1):
+    for number, text in enumerate(path.read_text().split("\n")[:-1], 1):
         try:
             line = json.loads(text)
             lines.setdefault(line["id"], line)
         except (ValueError, KeyError, TypeError) as error:
-            raise ValueError(f"{path}, line {number} is no result: {error!r}") from None
+            raise ValueError(f"{path}, line {number}, is not a result: {error!r}") from None
     return list(lines.values())
 
 
 def append(path: pathlib.Path, line: Mapping[str, Any]) -> None:
-    """Write a line behind the others, whole or not at all: what a kill has left of one is cut off first.
-
-    Others may write to the same file at the same time.
-    """
+    """Appends a line atomically, after removing an incomplete last line. Safe for concurrent processes."""
     path.parent.mkdir(parents=True, exist_ok=True)
     with path.open("a+b") as file:
-        fcntl.flock(file, fcntl.LOCK_EX)  # until it is closed
+        fcntl.flock(file, fcntl.LOCK_EX)  # released when the file is closed
         file.seek(0)
         content = file.read()
         end = content.rfind(b"\n") + 1
@@ -62,47 +57,58 @@ def append(path: pathlib.Path, line: Mapping[str, Any]) -> None:
         os.fsync(file.fileno())
 
 
+def encode_labels(labels: np.ndarray) -> list[str]:
+    """Returns a 2-D label map as text, a string per row and a character per position, starting at "0".
+
+    Unlike the compressed maps of a run folder, these are readable in the result files.
+    """
+    return ["".join(chr(ord("0") + label) for label in row) for row in labels.tolist()]
+
+
+def decode_labels(rows: Sequence[str]) -> np.ndarray:
+    """Inverse of `encode_labels`."""
+    return np.array([[ord(character) - ord("0") for character in row] for row in rows], np.int32)
+
+
 def provenance() -> dict[str, Any]:
-    """Where and by what a number was made: `commit`, `versions`, `device`, `time`."""
+    """Returns `commit`, `versions`, `device` and `time`."""
+    versions = {name: importlib.metadata.version(name) for name in _PACKAGES}
     return {
         "commit": commit(),
-        "versions": {"python": platform.python_version()}
-        | {name: importlib.metadata.version(name) for name in _PACKAGES},
+        "versions": {"python": platform.python_version(), **versions},
         "device": device(),
         "time": datetime.datetime.now(datetime.UTC).isoformat(timespec="seconds"),
     }
 
 
 def device() -> str:
-    """What runs are trained on; of CPUs also how many there are."""
+    """Returns the kind of the accelerator, or the model and the number of CPU cores."""
     first = jax.devices()[0]
-    if first.platform != "cpu":
-        return first.device_kind
-    return f"{_processor()}, {os.cpu_count()} cores"
+    return first.device_kind if first.platform != "cpu" else f"{_cpu_model()}, {os.cpu_count()} cores"
 
 
 @functools.cache
-def _processor() -> str:
+def _cpu_model() -> str:
     try:
         lines = pathlib.Path("/proc/cpuinfo").read_text().splitlines()
     except OSError:
         return platform.processor() or platform.machine()
-    names = [line.partition(":")[2].strip() for line in lines if line.startswith("model name")]
-    return names[0] if names else platform.machine()
+    models = [line.partition(":")[2].strip() for line in lines if line.startswith("model name")]
+    return models[0] if models else platform.machine()
 
 
 @functools.cache
 def commit() -> str | None:
-    """That of the code when this was first called, with a plus sign where it was changed; None without Git."""
-    folder = pathlib.Path(__file__).parent
+    """Returns the commit at the first call, with "+" if the code was modified; None without Git."""
+    code = (":/dropcluster_jax", ":/experiments", ":(exclude,top)experiments/results")
     try:
-        head = _git(folder, "rev-parse", "--short=12", "HEAD")
-        code = (":/dropcluster_jax", ":/experiments", ":(exclude,top)experiments/results")
-        changed = _git(folder, "status", "--porcelain", "--", *code)
+        head = _git("rev-parse", "--short=12", "HEAD")
+        modified = _git("status", "--porcelain", "--", *code)
     except (OSError, subprocess.CalledProcessError):
         return None
-    return head + ("+" if changed else "")
+    return head + ("+" if modified else "")
 
 
-def _git(folder: pathlib.Path, *words: str) -> str:
-    return subprocess.run(["git", *words], cwd=folder, capture_output=True, text=True, check=True).stdout.strip()
+def _git(*arguments: str) -> str:
+    folder = pathlib.Path(__file__).parent
+    return subprocess.run(["git", *arguments], cwd=folder, capture_output=True, text=True, check=True).stdout.strip()

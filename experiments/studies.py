@@ -1,68 +1,87 @@
-"""What is run: scales, methods, and for each study its runs. Plain values; nothing is trained here.
+"""The studies: scales, methods, and the jobs of each study. Nothing is trained here.
 
-Every method has the same number of choices of its hyper-parameter, and takes the one that does best on images held out
-of the training set (`choices`). The test set is looked at by `headline`, `limited_data` and `corruption` alone; the
-other studies are measured on the held-out images, so that defaults may be chosen by them.
+Each method has the same number of candidate hyperparameters and uses the ones with the best accuracy on images held out
+from the training set (`choices`). Only `headline`, `limited_data` and `corruption` use the test set; all other studies
+are evaluated on the held-out images, so that defaults can be chosen from them.
 """
 
 import dataclasses
 import functools
 import hashlib
 import json
-from collections.abc import Callable, Iterable, Mapping
+import statistics
+from collections.abc import Callable, Iterator, Mapping
 from typing import Any, Literal, NamedTuple
 
-from dropcluster_jax.runs.config import PRESETS, RUNTIME_FIELDS, DataConfig, DropConfig, TrainConfig
+from dropcluster_jax.data import DATASETS
+from dropcluster_jax.runs import PRESETS, CheckpointConfig, DataConfig, DropConfig, TrainConfig
+from dropcluster_jax.runs.config import without_runtime_fields
 
 Target = Literal["validation", "test"]
 ScaleName = Literal["small", "gpu", "paper"]
+MethodName = Literal["none", "dropout", "spatial", "block", "grid", "cluster"]
+StudyName = Literal[
+    "choices",
+    "headline",
+    "limited_data",
+    "corruption",
+    "placement",
+    "rate_and_size",
+    "clustering",
+    "cadence",
+    "warm_up",
+]
+Options = Mapping[str, Any]  # values of fields of `TrainConfig` or `DropConfig`, by name
 
-SHARES = (0.05, 0.1, 0.25, 0.5, 1.0)
-CORRUPTED_SHARES = (0.1, 1.0)
-# Nine tenths of the training images of the data sets that are streamed.
-_EXAMPLES = {"imagenette": 8_522, "imagenet2012": 1_153_050}
-NEVER_AGAIN = 10**9  # steps from one update of the clusters to the next: the first is the only one
+FRACTIONS = (0.05, 0.1, 0.25, 0.5, 1.0)
+CORRUPTED_FRACTIONS = (0.1, 1.0)
+VALIDATION_FRACTION = 0.1
+NEVER_AGAIN = 10**9  # steps between updates of clusters that are learned once
 
-# By their names in tables.
-METHODS: dict[str, dict[str, Any]] = {
-    "none": {"method": "none"},
-    "dropout": {"method": "dropout"},
-    "spatial": {"method": "spatial"},
-    "block": {"method": "block"},
-    "grid": {"method": "cluster", "clusterer": "grid"},
-    "cluster": {"method": "cluster", "clusterer": "kmeans"},
+
+class Method(NamedTuple):
+    """A method.
+
+    Attributes:
+        label: Name in tables and figures.
+        options: Options that select the method.
+        candidates: Options to choose from on the held-out images.
+    """
+
+    label: str
+    options: Options
+    candidates: tuple[Options, ...]
+
+
+_RATES = tuple({"rate": rate} for rate in (0.1, 0.2, 0.3))
+# The network without drop layers has no rate; its own regularization is tuned instead.
+_WEIGHT_DECAYS = tuple({"weight_decay": weight_decay} for weight_decay in (5e-4, 1e-3, 2e-3))
+
+METHODS: dict[str, Method] = {
+    "none": Method("no drop layer", {"method": "none"}, _WEIGHT_DECAYS),
+    "dropout": Method("dropout", {"method": "dropout"}, _RATES),
+    "spatial": Method("spatial dropout", {"method": "spatial"}, _RATES),
+    "block": Method("DropBlock", {"method": "block"}, _RATES),
+    "grid": Method("fixed grid", {"method": "cluster", "clusterer": "grid"}, _RATES),
+    "cluster": Method("DropCluster", {"method": "cluster", "clusterer": "kmeans"}, _RATES),
 }
-
-
-class Choice(NamedTuple):
-    """A value of the hyper-parameter that is chosen for a method."""
-
-    option: Literal["weight_decay", "rate"]
-    value: float
-
-
-_RATES = tuple(Choice("rate", value) for value in (0.1, 0.2, 0.3))
-# The baseline drops nothing, so its choices are of the regularization that it has.
-_WEIGHT_DECAYS = tuple(Choice("weight_decay", value) for value in (5e-4, 1e-3, 2e-3))
-
-CHOICES = {method: _WEIGHT_DECAYS if method == "none" else _RATES for method in METHODS}
-Chosen = Mapping[str, Choice]
 
 
 @dataclasses.dataclass(frozen=True)
 class Scale:
-    """How large a study is.
+    """The size of a study.
 
     Attributes:
-        name: of the scale.
-        base: the configuration that all runs start from.
-        methods: those that are compared, of `METHODS`.
-        seeds: of the runs: each decides initialization, order, masks and, of a share of the images, which.
-        choice_seeds: of the runs by which hyper-parameters are chosen; others than those.
-        examples_per_class: the training images of each class; None for all.
-        corruption_images: the number of test images, the first ones, that are corrupted; None for all.
-        shares: of the training images, for `limited_data`.
-        sides: of blocks and clusters, for `rate_and_size`: as long as the smallest map there at most.
+        name: Name of the scale.
+        base: Configuration from which all jobs are derived.
+        methods: Methods to compare, keys of `METHODS`.
+        seeds: Seeds of the jobs. A seed determines the initialization, the order of the images, the masks and the
+            training subset.
+        choice_seeds: Seeds of the jobs that choose hyperparameters, disjoint from `seeds`.
+        examples_per_class: Number of training images of each class; None for all.
+        corruption_images: Number of test images to corrupt; None for all.
+        fractions: Fractions of the training images in `limited_data`.
+        sides: Sides of blocks and clusters in `rate_and_size`, at most the side of the smallest map.
     """
 
     name: ScaleName
@@ -72,182 +91,160 @@ class Scale:
     choice_seeds: tuple[int, ...]
     examples_per_class: int | None = None
     corruption_images: int | None = None
-    shares: tuple[float, ...] = SHARES
+    fractions: tuple[float, ...] = FRACTIONS
     sides: tuple[int, ...] = (3, 5, 7)
 
     @property
     def table(self) -> str:
-        """The same for runs that may stand in one table, in words."""
+        """Identifies the jobs that can share a table."""
+        images = "" if self.examples_per_class is None else f" {self.examples_per_class} per class"
         base = self.base
-        images = "" if self.examples_per_class is None else f" {self.examples_per_class} a class"
         return f"{self.name}: {base.model} {base.data.name}{images}, {base.steps} steps of {base.batch_size}"
 
 
 @dataclasses.dataclass(frozen=True)
 class Job:
-    """One run of a study.
+    """A run of a study.
 
     Attributes:
-        method: its name in tables.
-        setting: what the study varies beside the method, by name.
-        config: what is trained, with its seed.
-        target: what it is measured on.
-        corrupted: the number of test images that are corrupted, 0 for all; None for a run that is trained and measured.
+        method: Key of `METHODS`.
+        setting: What the study varies in addition to the method.
+        config: Configuration of the run.
+        corrupted: Number of test images on which to evaluate the run under corruptions, 0 for all; None to evaluate it
+            on the images as they are.
     """
 
     method: str
     setting: Mapping[str, Any]
     config: TrainConfig
-    target: Target
     corrupted: int | None = None
 
     @functools.cached_property
     def id(self) -> str:
-        """The same for the same run, in whatever study."""
-        return _digest(_identity(self.config), self.target, self.corrupted)
+        """Equal for equal runs, in all studies."""
+        content = json.dumps([without_runtime_fields(self.config), self.corrupted], sort_keys=True)
+        return hashlib.sha256(content.encode()).hexdigest()[:12]
+
+    @property
+    def target(self) -> Target:
+        """The images to evaluate on."""
+        return self.config.data.evaluate_on
 
     @property
     def trained(self) -> "Job":
-        """The run whose network this one measures."""
+        """The job whose network this one evaluates."""
         return dataclasses.replace(self, corrupted=None)
-
-    @functools.cached_property
-    def model(self) -> str:
-        """The same for runs that train the same network."""
-        return _digest(_identity(self.config))
 
     @property
     def drawn(self) -> bool:
-        """Whether the report shows how the clusters of this run came about."""
+        """Whether the result includes label maps for the report."""
         drop = self.config.drop
         learned = drop.method == "cluster" and drop.clusterer == "kmeans" and not drop.per_channel
         return learned and self.config.seed == 0 and self.target == "validation"
 
-    @functools.cached_property
-    def program(self) -> str:
-        """The same for runs of one compiled program: they differ in seeds, rates and shares of the images alone."""
-        return _digest(_identity(program_config(self.config)))
+    def __str__(self) -> str:
+        setting = "".join(f", {name.replace('_', ' ')} {value}" for name, value in self.setting.items())
+        return f"{self.method}{setting}, seed {self.config.seed}"
 
 
-def program_config(config: TrainConfig) -> TrainConfig:
-    """The configuration without what a compiled program takes as an argument."""
-    data = dataclasses.replace(config.data, seed=0, fraction=None, examples_per_class=None)
-    return with_drop(dataclasses.replace(config, seed=0, data=data), rate=0.0)
-
-
-def seeded(config: TrainConfig, seed: int) -> TrainConfig:
-    """With this seed, for the run and for its share of the images."""
-    return dataclasses.replace(config, seed=seed, data=dataclasses.replace(config.data, seed=seed))
-
-
-def with_drop(config: TrainConfig, **changes: Any) -> TrainConfig:
-    """With these values of `DropConfig`."""
-    return dataclasses.replace(config, drop=dataclasses.replace(config.drop, **changes))
+def override(config: TrainConfig, **options: Any) -> TrainConfig:
+    """Returns the configuration with other values of fields of `TrainConfig` or `DropConfig`."""
+    names = {field.name for field in dataclasses.fields(DropConfig)}
+    drop = {name: value for name, value in options.items() if name in names}
+    others = {name: value for name, value in options.items() if name not in names}
+    return dataclasses.replace(config, drop=dataclasses.replace(config.drop, **drop), **others)
 
 
 def for_dataset(scale: Scale, name: str) -> Scale:
-    """The scale on another data set: a streamed one by the recipe of its preset, others mirrored where theirs may be.
+    """Returns the scale on another dataset.
 
-    Blocks and clusters are of 4x4 positions where a streamed one's last maps are of 7x7, and smaller on digits.
+    Encoded datasets use the recipe of their preset. Images are mirrored if the preset mirrors them. Blocks and
+    clusters have 4x4 positions for encoded datasets, whose last maps are 7x7, and 2x2 for digits.
     """
-    own = {config.data.name: config for _, config in PRESETS.values()}.get(name)
-    augment = scale.base.augment
-    if own is not None:
-        augment = dataclasses.replace(augment, flip=own.augment.flip)
-    base = dataclasses.replace(scale.base, data=DataConfig(name=name), augment=augment)
-    if own is None:
-        return dataclasses.replace(scale, base=base)
-    if own.data.image_size is not None:
-        steps = round(own.epochs * (_EXAMPLES[name] // own.batch_size))
-        base = dataclasses.replace(own, steps=steps, drop=dataclasses.replace(own.drop, **_sized(4)))
+    preset = next((config for _, config in PRESETS.values() if config.data.name == name), None)
+    data = dataclasses.replace(scale.base.data, name=name)
+    if preset is None:
+        return dataclasses.replace(scale, base=override(scale.base, data=data))
+    if preset.data.image_size is not None:
+        num_train = round((1 - VALIDATION_FRACTION) * DATASETS[name].num_train_examples)
+        base = override(
+            preset,
+            steps=round(preset.epochs * (num_train // preset.batch_size)),
+            data=dataclasses.replace(data, image_size=preset.data.image_size),
+            evaluate_every_epochs=scale.base.evaluate_every_epochs,
+            checkpoint=scale.base.checkpoint,
+            **_square(4),
+        )
         return dataclasses.replace(scale, base=base, examples_per_class=None)
+    augment = dataclasses.replace(scale.base.augment, flip=preset.augment.flip)
+    base = override(scale.base, data=data, augment=augment)
     if name == "digits":
-        return dataclasses.replace(scale, base=with_drop(base, **_sized(2)), examples_per_class=None, sides=(2, 3, 4))
+        return dataclasses.replace(scale, base=override(base, **_square(2)), examples_per_class=None, sides=(2, 3, 4))
     return dataclasses.replace(scale, base=base)
 
 
-def _sized(side: int) -> dict[str, Any]:
-    """Blocks of so many positions a side, and clusters of as many positions on average."""
+def _square(side: int) -> dict[str, Any]:
+    """Blocks with this side, and clusters with the same number of positions on average."""
     return {"block_size": side, "cluster_size": float(side * side)}
 
 
-def choices(scale: Scale, chosen: Chosen) -> list[Job]:
-    """Every method with each of its choices."""
-    return [
-        Job(method, choice._asdict(), seeded(_method(scale, method, choice), seed), "validation")
-        for method in scale.methods
-        for choice in CHOICES[method]
-        for seed in scale.choice_seeds
-    ]
+# ---- Studies
+
+Setting = tuple[str, Options, TrainConfig]  # the method, what the study varies, and the configuration without a seed
 
 
-def headline(scale: Scale, chosen: Chosen) -> list[Job]:
+def choices(scale: Scale, chosen: Mapping[str, Options]) -> Iterator[Setting]:
+    """Each method with each of its candidates."""
+    for method in scale.methods:
+        for candidate in METHODS[method].candidates:
+            yield method, candidate, _config(scale, method, candidate)
+
+
+def headline(scale: Scale, chosen: Mapping[str, Options]) -> Iterator[Setting]:
     """The methods on all training images."""
-    return _each_seed(scale, "test", ((method, {}, _method(scale, method, chosen[method])) for method in scale.methods))
+    for method in scale.methods:
+        yield method, {}, _config(scale, method, chosen[method])
 
 
-def limited_data(scale: Scale, chosen: Chosen) -> list[Job]:
-    """The methods on shares of the training images.
+def limited_data(scale: Scale, chosen: Mapping[str, Options]) -> Iterator[Setting]:
+    """The methods on subsets of the training images.
 
-    The number of steps goes with the square root of the share: as many for each would take a small one hundreds of
-    times through its images, as many epochs would leave it with a few dozen steps.
+    The number of steps is proportional to the square root of the fraction. With an equal number of steps, a small
+    subset would be repeated hundreds of times; with an equal number of epochs, it would get a few dozen steps.
     """
-    return _each_seed(
-        scale,
-        "test",
-        (
-            (method, {"share": share}, _share(scale, _method(scale, method, chosen[method]), share))
-            for share in scale.shares
-            for method in scale.methods
-        ),
-    )
+    for fraction in scale.fractions:
+        for method in scale.methods:
+            yield method, {"fraction": fraction}, _config(scale, method, chosen[method], fraction)
 
 
-def corruption(scale: Scale, chosen: Chosen) -> list[Job]:
-    """Networks of `limited_data` on corrupted test images; those of all training images are also `headline`'s."""
-    return [
-        dataclasses.replace(job, corrupted=scale.corruption_images or 0)
-        for job in limited_data(scale, chosen)
-        if job.setting["share"] in CORRUPTED_SHARES
-    ]
+def corruption(scale: Scale, chosen: Mapping[str, Options]) -> Iterator[Setting]:
+    """Networks of `limited_data` on corrupted test images."""
+    for method, setting, config in limited_data(scale, chosen):
+        if setting["fraction"] in CORRUPTED_FRACTIONS:
+            yield method, setting, config
 
 
-def placement(scale: Scale, chosen: Chosen) -> list[Job]:
-    """Where the drop layers stand; their parts are so small that maps of 8x8, the last, have room for four."""
-    where = [("stem",), ("stage1",), ("stage2",), ("stage3",), ("stage1", "stage2"), ("stage2", "stage3")]
-    small = _sized(min(4, scale.base.drop.block_size))
-    return _each_seed(
-        scale,
-        "validation",
-        (
-            (
-                method,
-                {"places": ", ".join(places)},
-                with_drop(_method(scale, method, chosen[method]), places=places, **small),
-            )
-            for places in where
-            for method in scale.methods
-            if method != "none"
-        ),
-    )
+def placement(scale: Scale, chosen: Mapping[str, Options]) -> Iterator[Setting]:
+    """Drop layers at different places, with blocks and clusters that fit the smallest maps."""
+    small = _square(min(4, scale.base.drop.block_size))
+    for places in (("stem",), ("stage1",), ("stage2",), ("stage3",), ("stage1", "stage2"), ("stage2", "stage3")):
+        for method in scale.methods:
+            if method != "none":
+                config = _config(scale, method, {**chosen[method], **small, "places": places})
+                yield method, {"places": ", ".join(places)}, config
 
 
-def rate_and_size(scale: Scale, chosen: Chosen) -> list[Job]:
-    """How much is dropped, and how large its parts are."""
-    return _each_seed(
-        scale,
-        "validation",
-        (
-            (method, {"side": side, "rate": rate}, with_drop(_method(scale, method), rate=rate, **_sized(side)))
-            for side in scale.sides
-            for method in scale.methods
-            if method in ("block", "grid", "cluster")
-            for rate in (0.1, 0.2, 0.3, 0.4)
-        ),
-    )
+def rate_and_size(scale: Scale, chosen: Mapping[str, Options]) -> Iterator[Setting]:
+    """All combinations of rates and of sizes of blocks and clusters."""
+    for side in scale.sides:
+        for method in scale.methods:
+            if method in ("block", "grid", "cluster"):
+                for rate in (0.1, 0.2, 0.3, 0.4):
+                    config = _config(scale, method, {"rate": rate, **_square(side)})
+                    yield method, {"side": side, "rate": rate}, config
 
 
-STRUCTURES: dict[str, dict[str, Any]] = {
+STRUCTURES: dict[str, Options] = {
     "k-means, shared": {"clusterer": "kmeans"},
     "k-means, shared, learned once": {"clusterer": "kmeans", "update_every": NEVER_AGAIN},
     "ReNA, shared": {"clusterer": "rena"},
@@ -258,100 +255,94 @@ STRUCTURES: dict[str, dict[str, Any]] = {
 }
 
 
-def clustering(scale: Scale, chosen: Chosen) -> list[Job]:
-    """Does learning the structure, and keeping it up to date, matter? All at the rate chosen for DropCluster."""
-    return _each_seed(
-        scale,
-        "validation",
-        (
-            ("cluster", {"structure": name}, with_drop(_method(scale, "cluster", chosen["cluster"]), **structure))
-            for name, structure in STRUCTURES.items()
-        ),
-    )
+def clustering(scale: Scale, chosen: Mapping[str, Options]) -> Iterator[Setting]:
+    """Ways to form clusters, at the rate chosen for DropCluster: whether learning and updating them matters."""
+    for name, options in STRUCTURES.items():
+        yield "cluster", {"structure": name}, _config(scale, "cluster", {**chosen["cluster"], **options})
 
 
-def cadence(scale: Scale, chosen: Chosen) -> list[Job]:
-    """How often clusters are updated."""
-    often = scale.base.drop.update_every
-    cluster = _method(scale, "cluster", chosen["cluster"])
-    return _each_seed(
-        scale,
-        "validation",
-        (
-            ("cluster", {"update_every": steps}, with_drop(cluster, update_every=steps))
-            for steps in (max(1, often // 4), often, 4 * often, NEVER_AGAIN)
-        ),
-    )
+def cadence(scale: Scale, chosen: Mapping[str, Options]) -> Iterator[Setting]:
+    """Steps between updates of the clusters."""
+    default = scale.base.drop.update_every
+    for steps in (max(1, default // 4), default, 4 * default, NEVER_AGAIN):
+        options = {"update_every": steps}
+        yield "cluster", options, _config(scale, "cluster", {**chosen["cluster"], **options})
 
 
 RAMPS = {"at once": (0.0, 0.0), "from 10 to 70 %": (0.1, 0.7), "from 50 to 100 %": (0.5, 1.0)}
 
 
-def warm_up(scale: Scale, chosen: Chosen) -> list[Job]:
-    """When in the course of training the rate rises; clusters are learned from its beginning on."""
-    return _each_seed(
-        scale,
-        "validation",
-        (
-            (
-                method,
-                {"rate_rises": name},
-                with_drop(_method(scale, method, chosen[method]), ramp_start=start, ramp_end=end),
-            )
-            for name, (start, end) in RAMPS.items()
-            for method in scale.methods
-            if method != "none"
-        ),
-    )
+def warm_up(scale: Scale, chosen: Mapping[str, Options]) -> Iterator[Setting]:
+    """Ramps of the rate; clusters are updated from the start of the ramp."""
+    for name, (start, end) in RAMPS.items():
+        for method in scale.methods:
+            if method != "none":
+                config = _config(scale, method, {**chosen[method], "ramp_start": start, "ramp_end": end})
+                yield method, {"rate_rises": name}, config
 
 
-Study = Callable[[Scale, Chosen], list[Job]]
-STUDIES: dict[str, Study] = {
+STUDIES: dict[str, Callable[[Scale, Mapping[str, Options]], Iterator[Setting]]] = {
     study.__name__: study
     for study in (choices, headline, limited_data, corruption, placement, rate_and_size, clustering, cadence, warm_up)
 }
+ON_TEST_SET = ("headline", "limited_data", "corruption")
 
 
-def _method(scale: Scale, method: str, choice: Choice | None = None) -> TrainConfig:
-    config = with_drop(_share(scale, scale.base, 1.0), **METHODS[method])
-    if choice is None:
-        return config
-    if choice.option == "rate":
-        return with_drop(config, rate=choice.value)
-    return dataclasses.replace(config, weight_decay=choice.value)
+def jobs(study: str, scale: Scale, chosen: Mapping[str, Options]) -> list[Job]:
+    """Returns the jobs of a study, for each setting and seed.
 
-
-def _share(scale: Scale, config: TrainConfig, share: float) -> TrainConfig:
-    part: dict[str, Any] = {"fraction": None if share == 1 else share}
-    if scale.examples_per_class is not None:
-        part = {"examples_per_class": round(share * scale.examples_per_class)}
-    steps = round((config.steps or 0) * share**0.5)
-    return dataclasses.replace(config, steps=steps, data=dataclasses.replace(config.data, **part))
-
-
-def _each_seed(
-    scale: Scale, target: Target, settings: Iterable[tuple[str, Mapping[str, Any], TrainConfig]]
-) -> list[Job]:
+    Args:
+        study: Name of the study.
+        scale: The scale.
+        chosen: The chosen candidate of each method; unused by `choices`.
+    """
+    seeds = scale.choice_seeds if study == "choices" else scale.seeds
+    corrupted = (scale.corruption_images or 0) if study == "corruption" else None
+    target = "test" if study in ON_TEST_SET else "validation"
     return [
-        Job(method, setting, seeded(config, seed), target)
-        for method, setting, config in settings
-        for seed in scale.seeds
+        Job(method, setting, _with_data(override(config, seed=seed), seed=seed, evaluate_on=target), corrupted)
+        for method, setting, config in STUDIES[study](scale, chosen)
+        for seed in seeds
     ]
 
 
-def _identity(config: TrainConfig) -> dict[str, Any]:
-    """The configuration without what changes only how a run goes."""
-    content = config.to_json()
-    for part, names in RUNTIME_FIELDS.items():
-        for name in names:
-            del (content[part] if part else content)[name]
-    return content
+def choose(scale: Scale, accuracies: Mapping[str, float]) -> dict[str, Options]:
+    """Returns the best candidate of each method.
+
+    Args:
+        scale: The scale.
+        accuracies: Accuracies on the held-out images by job id. Candidates without any count as 0.
+
+    Returns:
+        For each method, the candidate with the best mean accuracy, the first one of equals.
+    """
+    found: dict[str, list[float]] = {}
+    for job in jobs("choices", scale, {}):
+        if job.id in accuracies:
+            found.setdefault(f"{job.method} {job.setting}", []).append(accuracies[job.id])
+
+    def mean(method: str, candidate: Options) -> float:
+        return statistics.mean(found.get(f"{method} {candidate}", [0.0]))
+
+    return {method: max(METHODS[method].candidates, key=functools.partial(mean, method)) for method in scale.methods}
 
 
-def _digest(*content: Any) -> str:
-    return hashlib.sha256(json.dumps(content, sort_keys=True).encode()).hexdigest()[:12]
+def _config(scale: Scale, method: str, options: Options, fraction: float = 1.0) -> TrainConfig:
+    """Returns the configuration of a method on a fraction of the training images."""
+    subset: Options = {"fraction": None if fraction == 1 else fraction}
+    if scale.examples_per_class is not None:
+        subset = {"examples_per_class": round(fraction * scale.examples_per_class)}
+    steps = round((scale.base.steps or 0) * fraction**0.5)
+    return override(_with_data(scale.base, **subset), steps=steps, **{**METHODS[method].options, **options})
 
 
+def _with_data(config: TrainConfig, **options: Any) -> TrainConfig:
+    return dataclasses.replace(config, data=dataclasses.replace(config.data, **options))
+
+
+# ---- Scales
+
+_AUGMENT = PRESETS["cifar10"][1].augment
 _DROP = DropConfig(
     places=("stage1", "stage2"),
     cluster_size=49.0,
@@ -364,23 +355,25 @@ _DROP = DropConfig(
 _SMALL = TrainConfig(
     model="resnet8",
     steps=900,
+    evaluate_every_epochs=0,
     drop=_DROP,
-    data=DataConfig(name="cifar10"),
-    augment=dataclasses.replace(PRESETS["cifar10"][1].augment, shift=0),
+    data=DataConfig(name="cifar10", validation_fraction=VALIDATION_FRACTION),
+    augment=dataclasses.replace(_AUGMENT, shift=0),
+    checkpoint=CheckpointConfig(every=1000, keep=1),
 )
-_GPU = dataclasses.replace(
+_GPU = override(
     _SMALL,
     model="resnet50",
-    steps=17_600,  # of 45,000 images, 100 epochs
+    steps=17_600,  # 100 epochs of 45,000 images
     batch_size=256,
     dtype="bfloat16",
-    drop=dataclasses.replace(_DROP, update_every=200),
-    augment=PRESETS["cifar10"][1].augment,
+    update_every=200,
+    augment=_AUGMENT,
 )
 _FOUR = ("none", "block", "grid", "cluster")
 
 SCALES: dict[str, Scale] = {
     "small": Scale("small", _SMALL, _FOUR, (0, 1, 2), (100,), examples_per_class=200, corruption_images=1000),
     "gpu": Scale("gpu", _GPU, tuple(METHODS), (0, 1, 2), (100,)),
-    "paper": Scale("paper", dataclasses.replace(_GPU, steps=52_800), tuple(METHODS), (0, 1, 2, 3, 4), (100, 101, 102)),
+    "paper": Scale("paper", override(_GPU, steps=52_800), tuple(METHODS), (0, 1, 2, 3, 4), (100, 101, 102)),
 }

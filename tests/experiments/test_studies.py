@@ -1,4 +1,4 @@
-"""The laws of a fair comparison."""
+"""Properties of a fair comparison."""
 
 import dataclasses
 from typing import get_args
@@ -6,96 +6,120 @@ from typing import get_args
 import numpy as np
 import pytest
 
-from dropcluster_jax.data import load
-from experiments import report, run, studies, training
-from experiments.studies import CHOICES, METHODS, SCALES, STUDIES
+from dropcluster_jax.data import load, stratified_subset
+from dropcluster_jax.data.config import open_data
+from experiments import studies
+from experiments.studies import METHODS, ON_TEST_SET, SCALES, STUDIES, override
 
-CHOSEN = {method: choices[0] for method, choices in CHOICES.items()}
-TESTED = {"headline", "limited_data", "corruption"}
+CHOSEN = {name: method.candidates[0] for name, method in METHODS.items()}
 
 
 def jobs_of(study, scale="gpu"):
-    return STUDIES[study](SCALES[scale], CHOSEN)
+    return studies.jobs(study, SCALES[scale], CHOSEN)
 
 
-def test_the_command_knows_all_studies_and_methods():
-    assert get_args(run.StudyName) == tuple(STUDIES) and get_args(run.MethodName) == tuple(METHODS)
-    assert set(METHODS) == set(report.NAMES)
+def test_the_command_offers_all_studies_methods_and_scales():
+    assert get_args(studies.StudyName) == tuple(STUDIES)
+    assert get_args(studies.MethodName) == tuple(METHODS)
+    assert get_args(studies.ScaleName) == tuple(SCALES)
 
 
-def test_every_method_has_as_many_choices():
-    assert len({len(choices) for choices in CHOICES.values()}) == 1 and set(CHOICES) == set(METHODS)
-    for scale in SCALES.values():
-        numbers = [sum(job.method == method for job in studies.choices(scale, {})) for method in scale.methods]
-        assert len(set(numbers)) == 1
-
-
-def test_choices_are_made_with_other_seeds_and_never_on_the_test_set():
+def test_every_method_has_the_same_number_of_candidates():
+    assert len({len(method.candidates) for method in METHODS.values()}) == 1
     for name, scale in SCALES.items():
-        assert not set(scale.seeds) & set(scale.choice_seeds) and len(scale.seeds) >= 3
-        for study in STUDIES:
-            assert {job.target for job in jobs_of(study, name)} == {"test" if study in TESTED else "validation"}
+        jobs = jobs_of("choices", name)
+        assert len({sum(job.method == method for job in jobs) for method in scale.methods}) == 1
+
+
+@pytest.mark.parametrize("scale", SCALES)
+def test_choices_use_other_seeds_and_never_the_test_set(scale):
+    assert not set(SCALES[scale].seeds) & set(SCALES[scale].choice_seeds)
+    assert len(SCALES[scale].seeds) >= 3
+    for study in STUDIES:
+        assert {job.target for job in jobs_of(study, scale)} == {"test" if study in ON_TEST_SET else "validation"}
 
 
 @pytest.mark.parametrize("scale", SCALES)
 @pytest.mark.parametrize("study", STUDIES)
-def test_methods_differ_in_what_is_dropped_alone(study, scale):
-    """Same schedule, augmentation, images and seeds; of the baseline the weight decay is what is chosen."""
+def test_methods_differ_only_in_what_they_drop(study, scale):
     jobs = jobs_of(study, scale)
-    for setting in {str(job.setting.get("share")) for job in jobs}:
-        rest = set()
-        for job in jobs:
-            if str(job.setting.get("share")) == setting:
-                config = studies.with_drop(job.config, **SCALES[scale].base.drop.__dict__)
-                rest.add(dataclasses.replace(config, weight_decay=0.0, seed=0, data=studies.seeded(config, 0).data))
-        assert len(rest) == 1
-    assert {job.config.weight_decay for job in jobs if job.method != "none"} <= {SCALES[scale].base.weight_decay}
-    settings = {}
-    for job in jobs:
-        settings.setdefault((job.method, str(job.setting)), []).append(job.config.seed)
-    assert len({tuple(seeds) for seeds in settings.values()}) == 1
-    assert all(job.config.data.seed == job.config.seed for job in jobs)
+    base = SCALES[scale].base
+    for fraction in {str(job.setting.get("fraction")) for job in jobs}:
+        others = {
+            override(job.config, **vars(base.drop), weight_decay=0.0, seed=0, data=base.data)
+            for job in jobs
+            if str(job.setting.get("fraction")) == fraction
+        }
+        assert len(others) == 1
+    assert {job.config.weight_decay for job in jobs if job.method != "none"} <= {base.weight_decay}
 
 
 @pytest.mark.parametrize("study", STUDIES)
-def test_every_run_is_there_once_and_has_its_own_id(study):
+def test_every_setting_has_the_same_seeds(study):
+    seeds = {}
+    for job in jobs_of(study):
+        seeds.setdefault((job.method, str(job.setting)), []).append(job.config.seed)
+        assert job.config.data.seed == job.config.seed
+    assert len({tuple(values) for values in seeds.values()}) == 1
+
+
+@pytest.mark.parametrize("study", STUDIES)
+def test_jobs_have_unique_ids(study):
     jobs = jobs_of(study)
     assert len({job.id for job in jobs}) == len(jobs)
 
 
-def test_how_clusters_came_about_is_told_once_in_the_study_of_clustering():
-    drawn = [job for job in jobs_of("clustering") if job.drawn]
-    assert [job.setting["structure"] for job in drawn] == ["k-means, shared", "k-means, shared, learned once"]
-
-
-def test_where_data_lies_and_how_it_is_read_is_no_part_of_an_id(tmp_path):
+def test_ids_do_not_depend_on_where_and_how_data_is_read(tmp_path):
     job = jobs_of("headline")[0]
-    data = dataclasses.replace(job.config.data, dir=tmp_path, loader="stream")
+    data = dataclasses.replace(job.config.data, dir=tmp_path, loader="grain")
     moved = dataclasses.replace(job, config=dataclasses.replace(job.config, data=data))
     assert moved.id == job.id and moved.config != job.config
 
 
-def test_networks_with_all_images_are_those_of_the_headline():
+def test_headline_jobs_are_those_of_limited_data_with_all_images():
     headline = {job.id for job in jobs_of("headline")}
-    assert {job.id for job in jobs_of("limited_data") if job.setting["share"] == 1} == headline
-    corrupted = [job for job in jobs_of("corruption") if job.setting["share"] == 1]
-    assert {job.model for job in corrupted} == {job.model for job in jobs_of("headline")}
+    assert {job.id for job in jobs_of("limited_data") if job.setting["fraction"] == 1} == headline
+    corrupted = [job for job in jobs_of("corruption") if job.setting["fraction"] == 1]
+    assert {job.trained.id for job in corrupted} == headline
     assert not headline & {job.id for job in corrupted}
 
 
-def test_what_is_held_out_is_a_tenth_of_each_class_and_never_trained_on():
-    digits = load("digits")
-    images = training.divide(digits)
-    whole = {image.tobytes() for image in digits.train.images}
-    trained, held = ({image.tobytes() for image in part.images} for part in (images.train, images.validation))
-    assert not trained & held and trained | held == whole
-    for label in range(10):
-        number = np.sum(digits.train.labels == label)
-        assert np.sum(images.validation.labels == label) == round(0.1 * number)
-    assert images.digest == training.divide(load("digits")).digest
-    assert images.digest != training.divide(load("digits", examples_per_class=20)).digest
+def test_one_structure_is_drawn():
+    drawn = [job.setting["structure"] for job in jobs_of("clustering") if job.drawn]
+    assert drawn == ["k-means, shared", "k-means, shared, learned once"]
 
 
-def test_maps_of_labels_come_back_from_text():
-    labels = np.random.default_rng(0).integers(0, 200, (7, 5))
-    assert np.array_equal(training.decode(training.encode(labels)), labels)
+def test_choices_maximize_the_mean_accuracy():
+    scale = dataclasses.replace(SCALES["small"], choice_seeds=(100, 101))
+    accuracies = {"weight_decay": {5e-4: 0.5, 1e-3: 0.7, 2e-3: 0.6}, "rate": {0.1: 0.6, 0.2: 0.4, 0.3: 0.6}}
+    jobs = studies.jobs("choices", scale, {})
+    by_id = {
+        job.id: accuracies[name][value] + 0.01 * job.config.seed for job in jobs for name, value in job.setting.items()
+    }
+    best = {"weight_decay": 1e-3}, {"rate": 0.1}, {"rate": 0.1}, {"rate": 0.1}
+    assert studies.choose(scale, by_id) == dict(zip(scale.methods, best, strict=True))
+    assert studies.choose(scale, {})["block"] == {"rate": 0.1}
+
+
+@pytest.mark.parametrize("study", ["choices", "limited_data"])
+def test_a_tenth_of_each_class_is_held_out_and_never_trained_on(study):
+    scale = studies.for_dataset(SCALES["small"], "digits")
+    whole = load("digits")
+    held_out = stratified_subset(whole.train.labels, fraction=0.1)
+    for job in studies.jobs(study, scale, CHOSEN):
+        if job.method == "none" and job.config.seed in (0, 100):
+            dataset, _ = open_data(job.config.data, 32)
+            test = whole.test if study == "limited_data" else whole.train.take(held_out)
+            assert np.array_equal(dataset.test.images, test.images)
+            trained = {image.tobytes() for image in dataset.train.images}
+            assert not trained & {image.tobytes() for image in whole.train.images[held_out]}
+            if job.setting.get("fraction", 1) == 1:
+                assert len(dataset.train) == len(whole.train) - len(held_out)
+
+
+def test_imagenet_uses_the_recipe_of_its_preset():
+    scale = studies.for_dataset(SCALES["paper"], "imagenet2012")
+    config = studies.jobs("headline", scale, CHOSEN)[0].config
+    assert config.data.image_size == 224 and config.data.validation_fraction == 0.1
+    assert config.batch_size == 1024 and config.steps == 90 * (1_153_050 // 1024)
+    assert config.warmup_epochs == 5 and config.label_smoothing == 0.1

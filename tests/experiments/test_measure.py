@@ -1,0 +1,171 @@
+"""Jobs are executed by the trainer, and lines contain what was measured."""
+
+import dataclasses
+import io
+import pathlib
+import shutil
+import signal
+
+import numpy as np
+import pytest
+from rich.console import Console
+from tfds_folders import prepare
+
+from dropcluster_jax.clustering import Grid
+from dropcluster_jax.data import load
+from dropcluster_jax.linen import cluster_states
+from dropcluster_jax.runs import AugmentConfig, evaluate_run, load_run
+from dropcluster_jax.runs.trainer import Stopped
+from experiments import measure as measure_module
+from experiments import studies
+from experiments.measure import Measure
+from experiments.results import decode_labels
+from experiments.run import Options, Runner
+from experiments.studies import METHODS, SCALES, Job, override
+
+pytestmark = pytest.mark.xdist_group("experiments.measure")
+
+STEPS = 8
+
+
+def job(method="cluster", target="validation", name="digits", seed=0, **options):
+    scale = studies.for_dataset(SCALES["small"], name)
+    changes = {"places": ("stage1",), "ramp_start": 0.25, "ramp_end": 0.5, "update_every": 3, "probe_size": 64}
+    config = override(
+        scale.base, steps=STEPS, batch_size=32, seed=seed, **METHODS[method].options, **changes, **options
+    )
+    data = dataclasses.replace(config.data, evaluate_on=target, examples_per_class=20)
+    return Job(method, {}, dataclasses.replace(config, data=data))
+
+
+def new_measure(folder, data=None):
+    return Measure(data or job().config.data, folder, Console(file=io.StringIO(), width=200))
+
+
+def without_speed(line):
+    return {name: value for name, value in line.items() if name != "images_per_second"}
+
+
+@pytest.fixture(scope="module")
+def measure(tmp_path_factory):
+    return new_measure(tmp_path_factory.mktemp("networks"))
+
+
+@pytest.fixture(scope="module")
+def line(measure):
+    return measure(job())
+
+
+@pytest.fixture
+def no_training(monkeypatch):
+    def fail(*_, **__):
+        raise AssertionError("trained again")
+
+    monkeypatch.setattr(measure_module.trainer, "execute", fail)
+
+
+def test_a_line_contains_the_evaluation_of_its_network(measure, line):
+    evaluation = evaluate_run(measure.folder(job()))["test"]
+    held_out = sum(round(0.1 * np.sum(load("digits").train.labels == label)) for label in range(10))
+    assert line["count"] == evaluation["count"] == held_out
+    assert line["accuracy"] == evaluation["accuracy"]
+    assert line["loss"] == pytest.approx(evaluation["loss"])
+    assert line["finite"] and 0 < line["train_loss"] < 10 and line["digest"] == measure.digest
+    assert line["clusters"]["stage1"]["num_updates"] == 2
+
+
+def test_finished_jobs_are_not_trained_again(measure, line, no_training):
+    assert measure(job()) == line
+
+
+def test_an_interrupted_job_resumes(line, tmp_path, monkeypatch):
+    measure, execute = new_measure(tmp_path), measure_module.trainer.execute
+    interrupted = job()
+    config = dataclasses.replace(
+        interrupted.config, checkpoint=dataclasses.replace(interrupted.config.checkpoint, every=1)
+    )
+    interrupted = dataclasses.replace(interrupted, config=config)
+    assert interrupted.id == job().id
+
+    def stop_early(run, log, notify):
+        return execute(run, log=lambda entry: signal.raise_signal(signal.SIGTERM), notify=notify)
+
+    monkeypatch.setattr(measure_module.trainer, "execute", stop_early)
+    with pytest.raises(Stopped):
+        measure(interrupted)
+    monkeypatch.setattr(measure_module.trainer, "execute", execute)
+    assert without_speed(measure(interrupted)) == without_speed(line)
+
+
+def test_label_maps_lead_from_the_grid_to_the_final_clusters(measure, line):
+    maps = line["snapshots"]["stage1"]
+    labels = [decode_labels(entry["labels"]) for entry in maps]
+    assert [entry["step"] for entry in maps] == [0, 2, 5]
+    assert np.array_equal(labels[0], Grid(cluster_size=4.0).init((8, 8, 16)).labels[..., 0])
+    states = cluster_states(load_run(measure.folder(job())).variables["clusters"])
+    assert np.array_equal(labels[-1], states["drop_stage1"].labels[..., 0])
+
+
+def test_corrupted_images_are_evaluated_on_the_trained_network(tmp_path, monkeypatch):
+    monkeypatch.setattr(measure_module, "CORRUPTIONS", ("brightness",))
+    measure, trained = new_measure(tmp_path), job(method="none", target="test")
+    clean = measure(trained)
+    assert clean["count"] == len(load("digits").test) and "clusters" not in clean
+    corrupted = dataclasses.replace(trained, corrupted=50)
+    line = measure(corrupted)
+    assert list(line["corruptions"]) == ["brightness"] and line["count"] == 50
+    assert line["accuracy"] == pytest.approx(np.mean(line["corruptions"]["brightness"]["accuracy"]))
+    shutil.rmtree(measure.folder(trained))
+    assert measure(corrupted) == line  # after training again
+
+
+def test_a_nonfinite_loss_counts_as_chance(tmp_path):
+    measure, failing = new_measure(tmp_path), job(method="none", learning_rate=1e30)
+    line = measure(failing)
+    assert line["accuracy"] == 0.1 and not line["finite"] and line["train_loss"] is None
+    corrupted = measure(dataclasses.replace(failing, corrupted=0))
+    assert corrupted["accuracy"] == 0.1 and set(corrupted["corruptions"]["snow"]["accuracy"]) == {0.1}
+
+
+def test_archives_have_the_same_digest_and_line(line, tmp_path):
+    digits = load("digits")
+    arrays = {"train_labels": digits.train.labels, "test_images": digits.test.images, "test_labels": digits.test.labels}
+    np.savez(tmp_path / "digits.npz", train_images=digits.train.images, **arrays)
+    np.savez(tmp_path / "other.npz", train_images=255 - digits.train.images, **arrays)
+    same, other = (
+        new_measure(tmp_path, dataclasses.replace(job().config.data, name=f"npz:{tmp_path / name}.npz"))
+        for name in ("digits", "other")
+    )
+    assert other.digest != same.digest == line["digest"]
+    assert same(job())["count"] == line["count"]
+
+
+def test_encoded_images(tmp_path):
+    """As for ImageNet, images are decoded and cropped each time they are read."""
+    data_dir = pathlib.Path(prepare(tmp_path / "tfds", sizes=[(9, 9, 3)] * 30))
+    config = job().config
+    data = dataclasses.replace(config.data, name="tiny", dir=data_dir, image_size=8, examples_per_class=None)
+    config = override(config, batch_size=8, data=data, augment=AugmentConfig(), probe_size=8, cluster_size=4.0)
+    line = new_measure(tmp_path / "networks", data)(Job("cluster", {}, config))
+    assert line["count"] == 4 and line["finite"] and line["digest"].startswith("labels ")
+
+
+def test_gpu_scale_runs_at_tiny_size(tmp_path):
+    options = Options(
+        scale="gpu",
+        dataset="digits",
+        model="resnet8",
+        steps=2,
+        methods=("cluster",),
+        seeds=1,
+        results=tmp_path / "results",
+        networks=tmp_path / "networks",
+    )
+    measure = new_measure(options.networks)
+    runner = Runner(options, Console(file=io.StringIO()), measure)
+    runner.run("headline")
+    assert [len(runner.lines[study]) for study in ("choices", "headline")] == [3, 1]
+    (line,) = runner.lines["headline"].values()
+    assert line["count"] == len(load("digits").test) and line["config"]["dtype"] == "bfloat16"
+    # Run folders of jobs on held-out images are removed.
+    assert [path.name for path in options.networks.iterdir()] == [line["id"]]
