@@ -1,4 +1,4 @@
-"""Means with 95 % intervals, and differences of runs that share a seed."""
+"""Means with 95 % confidence intervals, and differences paired by seed."""
 
 from collections.abc import Mapping, Sequence
 from typing import Any, NamedTuple
@@ -10,60 +10,55 @@ LEVEL = 0.95
 
 
 class Interval(NamedTuple):
-    """A mean, and where the true one lies with 95 % confidence; without bounds for fewer than two values.
+    """A mean and its confidence interval.
 
     Attributes:
-        mean: of the values.
-        low: the lower bound.
-        high: the upper bound.
-        number: how many values there are.
+        mean: Mean of the values.
+        low: Lower bound, minus infinity for a single value.
+        high: Upper bound, infinity for a single value.
+        num_values: Number of values.
     """
 
     mean: float
     low: float
     high: float
-    number: int
+    num_values: int
+
+    @property
+    def excludes_zero(self) -> bool:
+        """Whether all values in the interval have the same sign."""
+        return self.low > 0 or self.high < 0
 
 
 def interval(values: Sequence[float]) -> Interval:
-    """Student's t interval of the mean.
-
-    Args:
-        values: of independent runs, at least one.
+    """Returns Student's t interval of the mean of independent values.
 
     Raises:
-        ValueError: there is none.
+        ValueError: If there are no values.
 
     References:
         Student, "The Probable Error of a Mean", Biometrika 1908.
 
     Example:
-        >>> [round(number, 2) for number in interval([1.0, 2.0, 3.0])]
+        >>> [round(bound, 2) for bound in interval([1.0, 2.0, 3.0])]
         [2.0, -0.48, 4.48, 3]
     """
     if not values:
-        raise ValueError("values must hold at least one")
-    mean, number = float(np.mean(values)), len(values)
-    if number < 2:
-        return Interval(mean, -np.inf, np.inf, number)
-    half = float(stats.t.ppf((1 + LEVEL) / 2, number - 1) * np.std(values, ddof=1) / number**0.5)
-    return Interval(mean, mean - half, mean + half, number)
+        raise ValueError("values must contain at least one value")
+    mean, count = float(np.mean(values)), len(values)
+    if count < 2:
+        return Interval(mean, -np.inf, np.inf, count)
+    half_width = float(stats.t.ppf((1 + LEVEL) / 2, count - 1) * np.std(values, ddof=1) / count**0.5)
+    return Interval(mean, mean - half_width, mean + half_width, count)
 
 
-def paired(ours: Mapping[Any, float], theirs: Mapping[Any, float]) -> Interval | None:
-    """The mean of the differences of runs with one key, a seed; None where no key is in both.
+def paired_difference(first: Mapping[Any, float], second: Mapping[Any, float]) -> Interval | None:
+    """Returns the interval of the differences between values with the same key; None without common keys.
 
     Example:
-        >>> difference = paired({0: 0.5, 1: 0.6}, {1: 0.5, 2: 0.9})
-        >>> round(difference.mean, 3), difference.number
+        >>> difference = paired_difference({0: 0.5, 1: 0.6}, {1: 0.5, 2: 0.9})
+        >>> round(difference.mean, 3), difference.num_values
         (0.1, 1)
     """
-    common = [key for key in ours if key in theirs]
-    return interval([ours[key] - theirs[key] for key in common]) if common else None
-
-
-def verdict(difference: Interval) -> str:
-    """What a difference says: "better", "worse", or "not told apart"."""
-    if difference.low > 0:
-        return "better"
-    return "worse" if difference.high < 0 else "not told apart"
+    common = [key for key in first if key in second]
+    return interval([first[key] - second[key] for key in common]) if common else None

@@ -1,149 +1,146 @@
+import json
 import re
 
 import numpy as np
 import pytest
-from fake_runs import accuracy, measure, work
+from fake_runs import FakeMeasure, accuracy, work
 from scipy import stats
 
-from experiments import report, results, run, studies
-from experiments.report import Options
+from experiments import report, results, studies
 
 pytestmark = pytest.mark.xdist_group("experiments.report")
 
 STUDIES = ("limited_data", "corruption", "clustering", "placement", "headline", "rate_and_size", "cadence", "warm_up")
+LABELS = {name: method.label for name, method in studies.METHODS.items()}
+MINUS = "\N{MINUS SIGN}"
 
 
-def noisy(group):
-    """As the fakes, with something of each run's own."""
-    found = measure(group)
-    for line, job in zip(found, group, strict=True):
-        line["accuracy"] += np.random.default_rng(int(job.id, 16)).normal(0, 0.003)
-    return found
+def noisy_accuracy(job):
+    return accuracy(job) + np.random.default_rng(int(job.id, 16)).normal(0, 0.003)
 
 
 @pytest.fixture(scope="module")
 def folder(tmp_path_factory):
     folder = tmp_path_factory.mktemp("results")
     for study in STUDIES:
-        work(study, folder, noisy)
+        work(study, folder, FakeMeasure(noisy_accuracy))
     return folder
 
 
-def written(folder, docs, readme=None):
-    report.write(Options(results=folder, docs=docs, readme=readme))
+def write(folder, docs, readme=None):
+    """Writes the report and returns its files."""
+    report.write(folder, docs, readme)
     return {str(path.relative_to(docs)): path.read_bytes() for path in docs.rglob("*") if path.is_file()}
 
 
 @pytest.fixture(scope="module")
 def files(folder, tmp_path_factory):
-    return written(folder, tmp_path_factory.mktemp("docs"))
+    return write(folder, tmp_path_factory.mktemp("docs"))
 
 
-def test_made_again_no_byte_changes_in_whatever_order_runs_ended(folder, files, tmp_path):
+def test_the_report_does_not_depend_on_the_order_of_runs(folder, files, tmp_path):
     shuffled = tmp_path / "shuffled"
     shuffled.mkdir()
     for path in folder.iterdir():
         lines = path.read_text().splitlines(keepends=True)
         np.random.default_rng(0).shuffle(lines)
-        (shuffled / path.name).write_text("".join(lines + lines[:3]))  # merged files may hold a run twice
-    assert written(shuffled, tmp_path / "docs") == files
+        (shuffled / path.name).write_text("".join(lines + lines[:3]))  # merged files may contain duplicates
+    assert write(shuffled, tmp_path / "docs") == files
     assert len([name for name in files if name.endswith(".png")]) == 3
 
 
-def test_every_number_is_that_of_the_runs(folder, files):
+def test_numbers_equal_scipy(folder, files):
     text = files["results.md"].decode()
-    lines = results.read(folder / "limited_data.jsonl")
-    for share in studies.SHARES:
-        by = {
+    lines = sorted(results.read(folder / "limited_data.jsonl"), key=lambda line: line["seed"])
+    for fraction in studies.FRACTIONS:
+        accuracies = {
             method: [
-                line["accuracy"]
-                for line in sorted(lines, key=lambda line: line["seed"])
-                if line["method"] == method and line["setting"]["share"] == share
+                100 * line["accuracy"]
+                for line in lines
+                if line["method"] == method and line["setting"]["fraction"] == fraction
             ]
             for method in ("none", "block", "grid", "cluster")
         }
-        for method, found in by.items():
-            half = stats.ttest_1samp(found, 0).confidence_interval().high - np.mean(found)
-            assert f"| {report.NAMES[method]} |" in text and f"{100 * np.mean(found):.1f} ± {100 * half:.1f}" in text
-        difference = stats.ttest_rel(by["cluster"], by["block"]).confidence_interval()
-        mean = np.mean(by["cluster"]) - np.mean(by["block"])
-        bounds = f"{100 * mean:+.1f} ({100 * difference.low:+.1f} to {100 * difference.high:+.1f})"
-        assert bounds.replace("-", "\N{MINUS SIGN}") in text
+        for method, values in accuracies.items():
+            half_width = stats.ttest_1samp(values, 0).confidence_interval().high - np.mean(values)
+            assert f"| {LABELS[method]} |" in text and f"{np.mean(values):.1f} ± {half_width:.1f}" in text
+        bounds = stats.ttest_rel(accuracies["cluster"], accuracies["block"]).confidence_interval()
+        mean = np.mean(accuracies["cluster"]) - np.mean(accuracies["block"])
+        assert f"{mean:+.1f} ({bounds.low:+.1f} to {bounds.high:+.1f})".replace("-", MINUS) in text
 
 
-def test_claims_say_what_the_intervals_allow(tmp_path):
-    """With the fakes DropCluster is ahead of all; turned round it is behind; where seeds disagree nothing is told."""
-
-    def says(change):
-        def changed(group):
-            found = measure(group)
-            for line, job in zip(found, group, strict=True):
-                line["accuracy"] = change(job, line["accuracy"])
-            return found
-
-        folder = tmp_path / str(len(list(tmp_path.iterdir())))
-        work("limited_data", folder, changed)
-        text = written(folder, tmp_path / f"docs{folder.name}")["results.md"].decode()
-        rows = re.findall(r"^\| (?:DropCluster|learned clusters) do.*\| (\S+) \|$", text, re.M)
-        assert len(rows) == 6  # all images and the mean over shares twice, few images, the grid
-        return set(rows)
-
-    assert says(lambda job, found: found) == {"**supported**"}
-    assert says(lambda job, found: 1 - found) == {"**contradicted**"}
-    assert says(lambda job, found: 0.5 + 0.05 * (-1) ** job.config.seed * (job.method == "cluster")) == {"open"}
+@pytest.mark.parametrize(
+    ("change", "pattern"),
+    [
+        (lambda job: accuracy(job), r"\*\*\+.*\*\*"),
+        (lambda job: 1 - accuracy(job), rf"\*\*{MINUS}.*\*\*"),
+        (lambda job: 0.5 + 0.05 * (-1) ** job.config.seed * (job.method == "cluster"), r"[^*]+"),
+    ],
+    ids=["better", "worse", "inconsistent over seeds"],
+)
+def test_differences_are_bold_if_their_interval_excludes_zero(tmp_path, change, pattern):
+    work("limited_data", tmp_path / "results", FakeMeasure(change))
+    text = write(tmp_path / "results", tmp_path / "docs")["results.md"].decode()
+    row = next(line for line in text.splitlines() if line.startswith(f"| DropCluster {MINUS} DropBlock |"))
+    cells = row.strip("| ").split(" | ")[1:]
+    assert len(cells) == 3  # all images, mean over subset sizes, and 5 % and 10 %
+    assert all(re.fullmatch(pattern, cell) for cell in cells)
 
 
-def test_only_what_was_run_is_told_and_runs_of_another_size_stand_apart(tmp_path):
+def test_runs_of_another_size_have_their_own_section(tmp_path):
     work("headline", tmp_path / "results")
     work("headline", tmp_path / "results", steps=20)
-    text = written(tmp_path / "results", tmp_path / "docs")["results.md"].decode()
-    assert text.count("\n## ResNet-8 on cifar10") == 2 and "20 steps of 64" in text and "900 steps of 64" in text
+    text = write(tmp_path / "results", tmp_path / "docs")["results.md"].decode()
+    assert text.count("\n## ResNet-8 on CIFAR-10") == 2 and "20 steps of 64" in text and "900 steps of 64" in text
     assert text.count("### Headline") == 2 and "### Limited data" not in text
 
 
-def test_readme_quotes_between_its_marks_alone(folder, tmp_path):
+def test_two_results_for_the_same_run(tmp_path):
+    work("headline", tmp_path)
+    path = tmp_path / "headline.jsonl"
+    line = json.loads(path.read_text().splitlines()[0])
+    results.append(path, {**line, "id": "another"})
+    with pytest.raises(ValueError, match="two results for the same run"):
+        write(tmp_path, tmp_path / "docs")
+
+
+def test_the_readme_is_changed_only_between_the_marks(folder, tmp_path):
     readme = tmp_path / "README.md"
-    before = "# A title\n<!-- made by python -m experiments.report -->\nold\n<!-- end -->\nrest\n"
-    readme.write_text(before)
-    written(folder, tmp_path / "docs", readme)
+    readme.write_text("# A title\n<!-- made by python -m experiments.report -->\nprevious\n<!-- end -->\nafter\n")
+    write(folder, tmp_path / "docs", readme)
     text = readme.read_text()
-    assert text.startswith("# A title\n<!-- made by") and text.endswith("<!-- end -->\nrest\n") and "old" not in text
-    assert "| DropCluster does better than DropBlock, all images |" in text
-    written(folder, tmp_path / "docs", readme)
+    assert (
+        text.startswith("# A title\n<!-- made by") and text.endswith("<!-- end -->\nafter\n") and "previous" not in text
+    )
+    assert len(re.findall(rf"^\| DropCluster {MINUS} .*\|$", text, re.MULTILINE)) == 3
+    write(folder, tmp_path / "docs", readme)
     assert readme.read_text() == text
     readme.write_text("# A title\n")
-    with pytest.raises(ValueError, match="must hold"):
-        written(folder, tmp_path / "docs", readme)
+    with pytest.raises(ValueError, match="must contain"):
+        write(folder, tmp_path / "docs", readme)
 
 
-def test_without_results_there_is_no_report(tmp_path):
-    with pytest.raises(ValueError, match="holds no result"):
-        report.write(Options(results=tmp_path, docs=tmp_path, readme=None))
+def test_no_results(tmp_path):
+    with pytest.raises(ValueError, match="contains no results"):
+        write(tmp_path, tmp_path)
 
 
 def test_failed_runs_are_counted(tmp_path):
-    def failing(group):
-        return [{**line, "finite": job.config.seed != 0} for line, job in zip(measure(group), group, strict=True)]
+    class Failing(FakeMeasure):
+        def __call__(self, job):
+            return {**super().__call__(job), "finite": job.config.seed != 0}
 
-    work("headline", tmp_path / "results", failing)
-    text = written(tmp_path / "results", tmp_path / "docs")["results.md"].decode()
-    assert re.search(r"^\| headline \| 12 \| 4 \|", text, re.M)
-    everyone = [accuracy(job) for job in studies.headline(studies.SCALES["small"], _chosen(tmp_path / "results"))]
-    assert f"| no drop layer | {100 * np.mean(everyone[:3]):.1f} ±" in text
-
-
-def _chosen(folder):
-    return run.choose(studies.SCALES["small"], {line["id"]: line for line in results.read(folder / "choices.jsonl")})
+    work("headline", tmp_path / "results", Failing())
+    text = write(tmp_path / "results", tmp_path / "docs")["results.md"].decode()
+    assert re.search(r"^\| headline \| 12 \| 4 \|", text, re.MULTILINE)
 
 
-def test_what_the_repository_shows_is_made_from_its_results(tmp_path):
-    """docs/results.md and what README quotes are the report of the files that are committed."""
+def test_the_committed_report_is_up_to_date(tmp_path):
     root = results.FOLDER.parents[1]
     readme = tmp_path / "README.md"
     readme.write_text((root / "README.md").read_text())
-    made = written(results.FOLDER, tmp_path / "docs", readme)
-    assert made["results.md"].decode() == (root / "docs" / "results.md").read_text()
+    files = write(results.FOLDER, tmp_path / "docs", readme)
+    assert files["results.md"].decode() == (root / "docs" / "results.md").read_text()
     assert readme.read_text() == (root / "README.md").read_text()
-    assert {name for name in made if name.startswith("figures")} == {
-        f"figures/{path.name}" for path in (root / "docs" / "figures").iterdir() if path.is_file()
-    }
+    figures = {f"figures/{path.name}" for path in (root / "docs" / "figures").iterdir() if path.is_file()}
+    assert {name for name in files if name.startswith("figures")} == figures
