@@ -1,20 +1,15 @@
-"""Which units are dropped now: pure functions of a key, activations and a rate, and the masks on their own.
+"""Dropout methods as pure functions of a PRNG key, activations, and a rate.
 
-All speak alike: `drop(key, x, rate, ...)` drops and rescales, `drop_mask(key, x, rate, ...)` gives the mask, True =
-kept, broadcastable to `x`. What the clusters of `drop_cluster` are is the business of `dropcluster_jax.clustering`.
+Each method is a pair of functions. `drop(key, x, rate, ...)` drops units and rescales the ones it keeps.
+`drop_mask(key, x, rate, ...)` returns only the mask: True where a unit is kept, broadcastable to `x`.
 """
 
 from dropcluster_jax.masking.cutout import cutout, cutout_mask
 from dropcluster_jax.masking.drop_block import drop_block, drop_block_mask
 from dropcluster_jax.masking.drop_cluster import drop_cluster, drop_cluster_mask
-from dropcluster_jax.masking.dropout import (
-    drop_path,
-    drop_path_mask,
-    dropout,
-    dropout_mask,
-    spatial_dropout,
-    spatial_dropout_mask,
-)
+from dropcluster_jax.masking.drop_path import drop_path, drop_path_mask
+from dropcluster_jax.masking.dropout import dropout, dropout_mask
+from dropcluster_jax.masking.spatial_dropout import spatial_dropout, spatial_dropout_mask
 
 __all__ = [
     "cutout",

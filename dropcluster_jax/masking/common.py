@@ -1,4 +1,4 @@
-"""What all masks share: the checks of their arguments, and the rescaling of what is left."""
+"""Argument checks and rescaling, shared by all masks."""
 
 import math
 from typing import Literal, get_args
@@ -13,66 +13,65 @@ Rescale = Literal["kept", "rate", "batch", "none"]
 
 
 def check_rate(rate: Rate) -> None:
-    """Refuse a rate that is no probability; a traced one cannot be looked at.
+    """Checks that `rate` is a probability. The value of a tracer is not checked.
 
     Raises:
-        TypeError: `rate` is no real number.
-        ValueError: `rate` is no scalar in [0, 1].
+        TypeError: If `rate` is not a number.
+        ValueError: If `rate` is not a scalar in [0, 1].
     """
     if not isinstance(rate, Tracer) and not jnp.issubdtype(np.asarray(rate).dtype, np.number):
-        raise TypeError(f"rate, the probability of being dropped, must be a number, got {rate!r}")
+        raise TypeError(f"rate must be a number in [0, 1], got {rate!r}")
     if jnp.shape(rate) != ():
-        raise ValueError(f"rate must be a scalar, got the shape {jnp.shape(rate)}")
+        raise ValueError(f"rate must be a scalar, got shape {jnp.shape(rate)}")
     if not isinstance(rate, Tracer) and not 0 <= np.asarray(rate) <= 1:
-        raise ValueError(f"rate, the probability of being dropped, must be in [0, 1], got {rate}")
+        raise ValueError(f"rate must be in [0, 1], got {rate}")
 
 
-def check_rescale(rescale: Rescale) -> None:
-    """Refuse an unknown way to rescale.
-
-    Raises:
-        ValueError: `rescale` is none of "kept", "rate", "batch" and "none".
-    """
-    if rescale not in get_args(Rescale):
-        raise ValueError(f"rescale must be one of {', '.join(map(repr, get_args(Rescale)))}, got {rescale!r}")
-
-
-def check_units(x: Array, least_ndim: int = 3) -> None:
-    """Refuse what are no activations.
+def check_input(x: Array, min_ndim: int = 3) -> None:
+    """Checks that `x` is a floating-point array with at least `min_ndim` dimensions.
 
     Raises:
-        TypeError: `x` is not of a floating-point type.
-        ValueError: `x` lacks dimensions: `(batch, *spatial, channels)` is wanted where `least_ndim` is 3.
+        TypeError: If `x` is not floating-point.
+        ValueError: If `x` has too few dimensions.
     """
     if not jnp.issubdtype(x.dtype, jnp.floating):
-        raise TypeError(f"x must be of a floating-point type, got {x.dtype}")
-    if x.ndim < least_ndim:
-        wanted = {1: "(batch, ...)", 2: "(batch, ..., channels)", 3: "(batch, *spatial, channels)"}[least_ndim]
-        raise ValueError(f"x must have the shape {wanted}, got {x.shape}")
+        raise TypeError(f"x must have a floating-point dtype, got {x.dtype}")
+    if x.ndim < min_ndim:
+        layout = {1: "(batch, ...)", 2: "(batch, ..., channels)", 3: "(batch, *spatial, channels)"}[min_ndim]
+        raise ValueError(f"x must have shape {layout}, got {x.shape}")
 
 
 def rescale_factor(kept: Int[Array, " batch"], units: int | Int[Array, ""], rate: Rate, rescale: Rescale) -> Array:
-    """The factor for what is left, from how many units each example keeps.
+    """Returns the factor for kept units. It is 0 if nothing is kept.
 
-    `"kept"`: `units / kept` for each example, under which a constant map keeps its sum; 0 where nothing was kept.
-    `"batch"`: the same with the units kept of all examples. `"rate"`: `1 / (1 - rate)`, under which each unit keeps its
-    expectation; 0 where the rate is 1. `"none"`: 1.
+    Args:
+        kept: Number of units kept in each example.
+        units: Number of units of an example.
+        rate: Dropout rate.
+        rescale: `"kept"` is `units / kept` per example, so that a constant input keeps its sum. `"batch"` is the same
+            ratio over the batch. `"rate"` is `1 / (1 - rate)`, so that each unit keeps its expectation. `"none"` is 1.
 
     Returns:
-        float32, `(batch,)` or a scalar.
+        float32 array of shape `(batch,)` for `"kept"`, else a scalar.
+
+    Raises:
+        ValueError: If `rescale` is unknown.
     """
-    check_rescale(rescale)
+    if rescale not in get_args(Rescale):
+        raise ValueError(f"rescale must be one of {', '.join(map(repr, get_args(Rescale)))}, got {rescale!r}")
     if rescale == "none":
         return jnp.ones(())
     if rescale == "rate":
-        whole, left = 1.0, 1.0 - jnp.clip(jnp.asarray(rate, jnp.float32), 0.0, 1.0)  # as the draw has it
+        total, remaining = 1.0, 1.0 - jnp.clip(jnp.asarray(rate, jnp.float32), 0.0, 1.0)
+    elif rescale == "kept":
+        total, remaining = units, kept
     else:
-        whole, left = units, (kept if rescale == "kept" else jnp.mean(kept.astype(jnp.float32)))
-    return jnp.where(left > 0, whole / jnp.where(left > 0, left, 1).astype(jnp.float32), 0.0)
+        total, remaining = units, jnp.mean(kept.astype(jnp.float32))
+    return jnp.where(remaining > 0, total / jnp.where(remaining > 0, remaining, 1).astype(jnp.float32), 0.0)
 
 
 def mask_rescale_factor(mask: Bool[Array, "batch ..."], rate: Rate, rescale: Rescale) -> Float[Array, "..."]:
-    """The factor for what is left, broadcastable to `x`, where the units kept must be counted in the mask."""
+    """Returns `rescale_factor` for a mask, broadcastable to the input."""
     axes = tuple(range(1, mask.ndim))
     scale = rescale_factor(jnp.sum(mask, axis=axes, dtype=jnp.int32), math.prod(mask.shape[1:]), rate, rescale)
     return jnp.expand_dims(scale, axes) if scale.ndim else scale
@@ -81,11 +80,10 @@ def mask_rescale_factor(mask: Bool[Array, "batch ..."], rate: Rate, rescale: Res
 def apply_mask(
     x: Float[Array, "batch ..."], mask: Bool[Array, "..."], scale: Float[Array, "..."]
 ) -> Float[Array, "batch ..."]:
-    """`x * scale` where kept, 0 elsewhere, in the type of `x`.
+    """Returns `x * scale` where `mask` is True and 0 elsewhere, in the dtype of `x`.
 
-    The product is made in at least float32: the factor itself, rounded to bfloat16, would shift every mean. A factor
-    of 1 is not multiplied by, as a product may flush the smallest numbers to 0.
+    Multiplies in at least float32, because a factor rounded to bfloat16 would shift the mean. Where the factor is 1,
+    `x` is copied, because a multiplication may flush denormals to 0.
     """
-    precise = jnp.promote_types(x.dtype, jnp.float32)
-    scaled = jnp.where(scale == 1, x, (x.astype(precise) * scale).astype(x.dtype))
-    return jnp.where(mask, scaled, jnp.zeros((), x.dtype))
+    product = x.astype(jnp.promote_types(x.dtype, jnp.float32)) * scale
+    return jnp.where(mask, jnp.where(scale == 1, x, product.astype(x.dtype)), jnp.zeros((), x.dtype))

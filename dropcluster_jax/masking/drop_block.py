@@ -11,14 +11,7 @@ import numpy as np
 from jaxtyping import Array, Bool, Float
 
 from dropcluster_jax.masking.bernoulli import bernoulli_keep
-from dropcluster_jax.masking.common import (
-    Rate,
-    Rescale,
-    apply_mask,
-    check_rate,
-    check_units,
-    mask_rescale_factor,
-)
+from dropcluster_jax.masking.common import Rate, Rescale, apply_mask, check_input, check_rate, mask_rescale_factor
 
 Seeding = Literal["exact", "paper"]
 
@@ -34,36 +27,36 @@ def drop_block(
     seeding: Seeding = "exact",
     rescale: Rescale = "kept",
 ) -> Float[Array, "batch *spatial channels"]:
-    """Drop blocks of `block_size` positions along each spatial dimension, so that a share `rate` is dropped.
+    """Drops blocks of positions that cover a fraction `rate` of the map in expectation.
 
-    Each block lies whole inside the map. Blocks are seeded independently, with the probability under which their
-    union covers a share `rate` of the units in expectation.
+    Each location where a block fits into the map is a seed with the same probability, independently of the others.
+    The blocks of all seeds are dropped.
 
     Args:
-        key: a PRNG key.
-        x: activations `(batch, *spatial, channels)`, with any number of spatial dimensions.
-        rate: the share of units that is dropped in expectation, in [0, 1]; may be traced.
-        block_size: the side of a block in positions, from 1, which is dropout of positions, to the map's shortest.
-        per_channel: whether each channel draws blocks of its own; else all share one mask.
-        per_example: whether each example draws for itself; else all share one mask.
-        seeding: `"exact"` uses the exact relation between the probability of a seed and the share dropped; `"paper"`
-            the paper's formula, `rate / block_size^d * positions / (places for a block)` in d dimensions, which
-            neglects that blocks overlap and so drops less: 0.25 instead of 0.3 for blocks of 7 on 32 x 32.
-        rescale: `"kept"` multiplies what is left by units / units kept, per example: a constant map keeps its sum
-            exactly; `"batch"` by the same over all examples, so that one example's mask changes another's output, as
-            in most implementations; `"rate"` by `1 / (1 - rate)`; `"none"` not at all.
+        key: PRNG key.
+        x: Activations `(batch, *spatial, channels)`, with any number of spatial dimensions.
+        rate: Expected fraction of dropped units, in [0, 1]. May be traced.
+        block_size: Side of a block in positions, from 1 to the shortest side of the map.
+        per_channel: Whether channels have separate masks.
+        per_example: Whether examples have separate masks.
+        seeding: How the probability of a seed follows from `rate`. `"exact"` accounts for overlaps. `"paper"` is the
+            paper's formula, `rate / block_size^d * positions / locations` in d dimensions, which neglects them and
+            drops less, e.g. 0.25 instead of 0.3 for blocks of 7 on 32 x 32.
+        rescale: Factor for kept units. `"kept"` is units / kept units per example, so that a constant input keeps its
+            sum. `"batch"` is the same ratio over the batch, as in most implementations. `"rate"` is `1 / (1 - rate)`.
+            `"none"` is 1.
 
     Returns:
-        An array like `x`; zeros where all is dropped, never NaN.
+        Array of the shape and dtype of `x`. An example whose units are all dropped is 0.
 
     Raises:
-        TypeError: `x` is not of a floating-point type, `block_size` no integer, or `rate` no number.
-        ValueError: `x` has no spatial dimension, a block that does not fit the map, `rate` is no scalar in [0, 1], an
-            unknown `seeding` or `rescale`.
+        TypeError: If `x` is not floating-point, `rate` is not a number, or `block_size` is not an integer.
+        ValueError: If `rate` is not a scalar in [0, 1], the block does not fit the map, `seeding` or `rescale` is
+            unknown, or `x` has no spatial dimension.
 
     References:
         Ghiasi, Lin, Le, "DropBlock: A regularization method for convolutional networks", NeurIPS 2018,
-        arXiv:1810.12890, algorithm 1; of `seeding="paper"` equation 1.
+        arXiv:1810.12890. `seeding="paper"` is equation 1.
 
     Example:
         >>> y = drop_block(jax.random.key(0), jnp.ones((1, 8, 8, 2)), 0.3, block_size=3)
@@ -86,71 +79,64 @@ def drop_block_mask(
     per_example: bool = True,
     seeding: Seeding = "exact",
 ) -> Bool[Array, "examples *spatial maps"]:
-    """The mask of `drop_block`; see there.
-
-    Args:
-        key: a PRNG key.
-        x: activations `(batch, *spatial, channels)`; only their shape and type matter.
-        rate: the share of units that is dropped in expectation, in [0, 1]; may be traced.
-        block_size: the side of a block in positions, from 1 to the map's shortest.
-        per_channel: whether each channel draws blocks of its own; else all share one mask.
-        per_example: whether each example draws for itself; else all share one mask.
-        seeding: `"exact"`, or `"paper"`, which drops less than `rate`.
+    """Returns the mask of `drop_block`. See `drop_block`.
 
     Returns:
-        bool, True = kept, `(batch or 1, *spatial, channels or 1)`.
+        Bool array `(batch or 1, *spatial, channels or 1)`, True where a unit is kept.
 
     Raises:
-        TypeError: `x` is not of a floating-point type, `block_size` no integer, or `rate` no number.
-        ValueError: `x` has no spatial dimension, a block that does not fit the map, `rate` is no scalar in [0, 1], or
-            an unknown `seeding`.
-
-    Example:
-        >>> mask = drop_block_mask(jax.random.key(1), jnp.ones((1, 4, 6, 3)), 0.3, block_size=2)
-        >>> mask[0, ..., 0].astype(int).tolist()  # blocks of 2 x 2, some side by side
-        [[0, 0, 1, 1, 0, 0], [0, 0, 1, 1, 0, 0], [1, 1, 0, 0, 0, 0], [1, 1, 0, 0, 0, 0]]
-        >>> round(float(drop_block_mask(jax.random.key(0), jnp.ones((512, 14, 14, 1)), 0.3, block_size=5).mean()), 2)
-        0.7
+        TypeError: If `block_size` is not an integer.
+        ValueError: If the block does not fit the map, or `seeding` is unknown.
     """
-    check_units(x)
+    check_input(x)
     check_rate(rate)
     batch, *spatial, channels = x.shape
     if isinstance(block_size, bool) or not isinstance(block_size, (int, np.integer)):
         raise TypeError(f"block_size must be an integer, got {block_size!r}")
     if not 1 <= block_size <= min(spatial):
-        raise ValueError(f"block_size must be from 1 to {min(spatial)} for the map {tuple(spatial)}, got {block_size}")
+        raise ValueError(
+            f"block_size must be in [1, {min(spatial)}] for a map of shape {tuple(spatial)}, got {block_size}"
+        )
     if seeding not in get_args(Seeding):
         raise ValueError(f"seeding must be one of {', '.join(map(repr, get_args(Seeding)))}, got {seeding!r}")
 
     rate = jnp.asarray(rate, jnp.float32)
-    starts = [length - block_size + 1 for length in spatial]  # where a block may start and stay inside
+    locations = [length - block_size + 1 for length in spatial]
     if seeding == "exact":
         probability = jnp.interp(rate, *_seed_probabilities(tuple(spatial), int(block_size)))
     else:
-        probability = rate * math.prod(spatial) / (block_size ** len(spatial) * math.prod(starts))
-    seeds = ~bernoulli_keep(key, probability, (batch if per_example else 1, *starts, channels if per_channel else 1))
-    for axis in range(1, x.ndim - 1):  # a block is the product of its sides: one dimension after the other
-        window, padding = [1] * x.ndim, [(0, 0)] * x.ndim
+        probability = rate * math.prod(spatial) / (block_size ** len(spatial) * math.prod(locations))
+    seeds = ~bernoulli_keep(key, probability, (batch if per_example else 1, *locations, channels if per_channel else 1))
+    return ~_expand_seeds(seeds, block_size)
+
+
+def _expand_seeds(
+    seeds: Bool[Array, "examples *locations maps"], block_size: int
+) -> Bool[Array, "examples *spatial maps"]:
+    """Expands each seed to a block, one dimension after the other, as a block is the product of its sides."""
+    for axis in range(1, seeds.ndim - 1):
+        window, padding = [1] * seeds.ndim, [(0, 0)] * seeds.ndim
         window[axis], padding[axis] = block_size, (block_size - 1, block_size - 1)
-        seeds = jax.lax.reduce_window(seeds, False, jax.lax.bitwise_or, tuple(window), (1,) * x.ndim, padding)
-    return ~seeds
+        strides = (1,) * seeds.ndim
+        seeds = jax.lax.reduce_window(seeds, False, jax.lax.bitwise_or, tuple(window), strides, padding)
+    return seeds
 
 
 @functools.cache
 def _seed_probabilities(spatial: tuple[int, ...], block_size: int) -> tuple[np.ndarray, np.ndarray]:
-    """A table from the dropped share to the probability of a seed, exact at its nodes.
+    """Tabulates the probability p of a seed against the expected fraction of dropped positions.
 
-    A position that n blocks can cover stays with probability `(1 - p)^n`; the share dropped is the mean of
-    `1 - (1 - p)^n` over positions, which grows with p from 0 to 1.
+    A position that n blocks can cover is kept with probability `(1 - p)^n`, so the dropped fraction is the mean of
+    `1 - (1 - p)^n` over positions.
     """
-    blocks = []  # along each dimension: how many blocks can cover a position
+    counts_per_axis = []
     for length in spatial:
-        at = np.arange(length)
-        blocks.append(np.minimum(at, length - block_size) - np.maximum(at - block_size + 1, 0) + 1)
-    counts = [np.unique(along, return_counts=True) for along in blocks]
-    covers = np.array([math.prod(n) for n in itertools.product(*(values for values, _ in counts))])
-    weights = np.array([math.prod(n) for n in itertools.product(*(times for _, times in counts))], float)
-    # Densest where the rate is small, so that the relative error of the share is small everywhere.
-    probabilities = np.concatenate([[0.0], np.geomspace(1e-7, 1.0, 1023)])
-    kept = np.exp(np.log1p(-probabilities[:-1, None]) * covers) @ (weights / weights.sum())
-    return np.append(1.0 - kept, 1.0).astype(np.float32), probabilities.astype(np.float32)
+        position = np.arange(length)
+        blocks = np.minimum(position, length - block_size) - np.maximum(position - block_size + 1, 0) + 1
+        counts_per_axis.append(np.unique(blocks, return_counts=True))
+    products = [itertools.product(*arrays) for arrays in zip(*counts_per_axis, strict=True)]
+    n, weights = (np.array([math.prod(factors) for factors in product]) for product in products)
+    # Densest at low rates, for a uniform relative error of the dropped fraction.
+    p = np.concatenate([[0.0], np.geomspace(1e-7, 1.0, 1023)])
+    kept = np.exp(np.log1p(-p[:-1, None]) * n) @ (weights / weights.sum())
+    return np.append(1.0 - kept, 1.0).astype(np.float32), p.astype(np.float32)

@@ -9,22 +9,22 @@ import dropcluster_jax as dc
 @pytest.mark.parametrize("rate", [0.05, 0.3, 0.6])
 @pytest.mark.parametrize("spatial", [(11,), (8, 8), (5, 12), (3, 4, 5)])
 @pytest.mark.parametrize("per_channel", [False, True])
-def test_what_is_dropped_is_one_box_of_the_maps_proportions(spatial, rate, per_channel):
+def test_one_box_with_the_proportions_of_the_map_is_dropped(spatial, rate, per_channel):
     x = jnp.ones((200, *spatial, 2))
     mask = np.asarray(dc.cutout_mask(jax.random.key(0), x, rate, per_channel=per_channel))
     assert mask.shape == (200, *spatial, 2 if per_channel else 1)
-    places = set()
+    starts = set()
     for dropped in np.moveaxis(~mask, -1, 1).reshape(-1, *spatial):
-        at = np.argwhere(dropped)
-        if len(at):
-            lengths = at.max(0) - at.min(0) + 1
-            assert len(at) == lengths.prod()  # it is a box
-            assert (np.abs(lengths - np.array(spatial) * rate ** (1 / len(spatial))) < 1).all()
-            places.add(tuple(at.min(0)))
-    assert len(places) > 3
+        positions = np.argwhere(dropped)
+        if len(positions):
+            sides = positions.max(0) - positions.min(0) + 1
+            assert len(positions) == sides.prod()  # a box
+            assert (np.abs(sides - np.array(spatial) * rate ** (1 / len(spatial))) < 1).all()
+            starts.add(tuple(positions.min(0)))
+    assert len(starts) > 3
 
 
-def test_every_place_is_equally_likely():
+def test_locations_are_uniform():
     mask = dc.cutout_mask(jax.random.key(0), jnp.ones((20_000, 8, 1)), 0.5)
-    starts = np.argmin(np.asarray(mask)[..., 0], axis=1)  # boxes of 4 begin at 0 to 4
+    starts = np.argmin(np.asarray(mask)[..., 0], axis=1)  # boxes of 4 start at 0 to 4
     assert np.abs(np.bincount(starts, minlength=5) / 20_000 - 0.2).max() < 0.015

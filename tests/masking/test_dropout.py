@@ -13,32 +13,31 @@ KEY, RATE = jax.random.key(6), 0.3
     ("spatial", "per_channel", "per_example"),
     [((), True, True), ((5,), True, False), ((4, 6), False, True), ((4, 6), True, True), ((2, 3, 4), False, False)],
 )
-def test_dropout_equals_plain_numpy(spatial, per_channel, per_example):
+def test_dropout_matches_numpy(spatial, per_channel, per_example):
     x = jax.random.normal(KEY, (7, *spatial, 3))
-    draws = bernoulli_keep(KEY, RATE, (7 if per_example else 1, *spatial, 3 if per_channel else 1))
-    expected = np.where(draws, np.asarray(x) / np.float32(1 - RATE), 0)
+    mask = bernoulli_keep(KEY, RATE, (7 if per_example else 1, *spatial, 3 if per_channel else 1))
+    expected = np.where(mask, np.asarray(x) / np.float32(1 - RATE), 0)
     y = dc.dropout(KEY, x, RATE, per_channel=per_channel, per_example=per_example)
     np.testing.assert_allclose(y, expected, rtol=1e-6)
 
 
 @pytest.mark.parametrize("spatial", [(5,), (4, 6), (2, 3, 4)])
-def test_spatial_dropout_equals_plain_numpy(spatial):
+def test_spatial_dropout_matches_numpy(spatial):
     x = jax.random.normal(KEY, (7, *spatial, 3))
-    draws = np.asarray(bernoulli_keep(KEY, RATE, (7, 3))).reshape(7, *(1,) * len(spatial), 3)
-    np.testing.assert_allclose(
-        dc.spatial_dropout(KEY, x, RATE), np.where(draws, x / np.float32(1 - RATE), 0), rtol=1e-6
-    )
+    mask = np.asarray(bernoulli_keep(KEY, RATE, (7, 3))).reshape(7, *(1,) * len(spatial), 3)
+    expected = np.where(mask, x / np.float32(1 - RATE), 0)
+    np.testing.assert_allclose(dc.spatial_dropout(KEY, x, RATE), expected, rtol=1e-6)
 
 
 @pytest.mark.parametrize("shape", [(9,), (9, 4), (9, 4, 5, 3)])
-def test_drop_path_equals_plain_numpy(shape):
+def test_drop_path_matches_numpy(shape):
     x = jax.random.normal(KEY, shape)
-    draws = np.asarray(bernoulli_keep(KEY, RATE, (9,))).reshape(9, *(1,) * (len(shape) - 1))
-    np.testing.assert_allclose(dc.drop_path(KEY, x, RATE), np.where(draws, x / np.float32(1 - RATE), 0), rtol=1e-6)
-    assert (dc.drop_path(KEY, x, RATE, rescale="kept") == np.where(draws, x, 0)).all()
+    mask = np.asarray(bernoulli_keep(KEY, RATE, (9,))).reshape(9, *(1,) * (len(shape) - 1))
+    np.testing.assert_allclose(dc.drop_path(KEY, x, RATE), np.where(mask, x / np.float32(1 - RATE), 0), rtol=1e-6)
+    assert (dc.drop_path(KEY, x, RATE, rescale="kept") == np.where(mask, x, 0)).all()
 
 
 @pytest.mark.bad_input
-def test_there_must_be_channels_that_share():
-    with pytest.raises(ValueError, match=r"x must have the shape \(batch, \.\.\.\, channels\), got \(5,\)"):
+def test_shared_channels_without_a_channel_dimension_raise():
+    with pytest.raises(ValueError, match=r"x must have shape \(batch, \.\.\.\, channels\), got \(5,\)"):
         dc.dropout(KEY, jnp.ones(5), 0.1, per_channel=False)

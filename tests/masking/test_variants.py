@@ -1,4 +1,4 @@
-"""Gradients, and several devices, with and without `jit`; for `vmap` see `testing.assert_pure`."""
+"""Gradients and sharded batches, with and without `jit`. For `vmap`, see `testing.assert_pure`."""
 
 import chex
 import jax
@@ -25,17 +25,17 @@ DROPS = (
 class Variants(chex.TestCase):
     @chex.variants(with_jit=True, without_jit=True)
     @parameterized.named_parameters(*DROPS)
-    def test_gradients_are_the_mask_times_the_scale(self, drop):
+    def test_gradient_is_the_mask_times_the_factor(self, drop):
         key, x = jax.random.key(0), jax.random.normal(jax.random.key(1), (4, 6, 6, 3))
         gradient = self.variant(jax.grad(lambda x: jnp.sum(drop(key, x, 0.3))))(x)
         np.testing.assert_allclose(gradient, drop(key, jnp.ones_like(x), 0.3), rtol=1e-6)
 
     @parameterized.named_parameters(*DROPS)
-    def test_a_sharded_batch_gives_the_mask_of_one_device(self, drop):
+    def test_masks_do_not_depend_on_sharding(self, drop):
         key, x = jax.random.key(0), jax.random.normal(jax.random.key(1), (16, 6, 6, 3))
         mesh = jax.make_mesh((8,), ("batch",), axis_types=(jax.sharding.AxisType.Auto,))
         sharding = jax.sharding.NamedSharding(mesh, jax.sharding.PartitionSpec("batch"))
-        split = jax.jit(drop)(key, jax.device_put(x, sharding), 0.3)
-        one = jax.jit(drop)(key, x, 0.3)
-        self.assertTrue(((split == 0) == (one == 0)).all())
-        np.testing.assert_allclose(split, one, rtol=1e-6)
+        sharded = jax.jit(drop)(key, jax.device_put(x, sharding), 0.3)
+        expected = jax.jit(drop)(key, x, 0.3)
+        self.assertTrue(((sharded == 0) == (expected == 0)).all())
+        np.testing.assert_allclose(sharded, expected, rtol=1e-6)
