@@ -1,4 +1,4 @@
-"""Laws of the NNX layers: they add state and keys to the pure functions, and nothing else."""
+"""The NNX layers add state and PRNG keys to the pure functions, and nothing else."""
 
 import jax
 import jax.numpy as jnp
@@ -15,7 +15,7 @@ SHAPE = (16, 4, 4, 3)
 KEY = jax.random.key(11)
 CLUSTERER = dc.KMeans(num_clusters=5)
 
-# How each layer is made here, for NNX and for Linen, and the function that it is made of.
+# Options of each layer, for NNX and Linen, and pure function.
 LAYERS = {
     "Dropout": ({}, dc.dropout),
     "SpatialDropout": ({}, dc.spatial_dropout),
@@ -31,18 +31,16 @@ def activations(seed=0):
     return jax.random.normal(jax.random.key(seed), SHAPE)
 
 
-def make(kind, **more):
-    own, _ = LAYERS[kind]
+def make(kind, **arguments):
+    options, _ = LAYERS[kind]
     if kind == "DropCluster":
-        layer = layers.DropCluster(CLUSTERER, SHAPE[1:], **own, **more)
+        layer = layers.DropCluster(CLUSTERER, SHAPE[1:], **options, **arguments)
         layer.update_clusters(activations(9))
         return layer
-    return getattr(layers, kind)(**own, **more)
+    return getattr(layers, kind)(**options, **arguments)
 
 
 class Net(nnx.Module):
-    """A network as users write them."""
-
     def __init__(self, rngs, kind="DropCluster"):
         self.conv = nnx.Conv(3, 3, (3, 3), rngs=rngs)
         self.norm = nnx.BatchNorm(3, rngs=rngs)
@@ -57,55 +55,57 @@ class Net(nnx.Module):
 
 
 @every_layer
-def test_nnx_linen_and_the_pure_function_give_the_same_numbers(kind):
-    own, pure = LAYERS[kind]
+def test_nnx_linen_and_the_pure_function_agree(kind):
+    options, pure = LAYERS[kind]
     layer, x = make(kind, rate=0.4), activations(1)
     clusterer, state, variables = (), {}, {}
     if kind == "DropCluster":
         clusterer, state, variables = (CLUSTERER,), {"state": layer.clusters}, {"clusters": layer.clusters._asdict()}
-    ours = layer(x, rng=KEY)
-    theirs = getattr(linen, kind)(*clusterer, rate=0.4, deterministic=False, **own).apply(variables, x, rng=KEY)
-    assert (ours == theirs).all() and (ours == pure(KEY, x, 0.4, **own, **state)).all() and (ours == 0).any()
+    linen_layer = getattr(linen, kind)(*clusterer, rate=0.4, deterministic=False, **options)
+    y = layer(x, rngs=KEY)
+    assert (y == linen_layer.apply(variables, x, rng=KEY)).all()
+    assert (y == pure(KEY, x, 0.4, **options, **state)).all()
+    assert (y == 0).any()
 
 
-def test_an_update_is_exactly_the_clusterers():
+def test_updates_match_the_clusterer():
     layer = layers.DropCluster(CLUSTERER, SHAPE[1:])
     grid, x = CLUSTERER.init(SHAPE[1:]), activations(3)
-    assert all((ours == theirs).all() for ours, theirs in zip(layer.clusters, grid, strict=True))
-    layer(x, rate=0.3, rng=KEY)
-    assert layer.num_updates[...] == 0  # a call never learns
+    assert all((a == b).all() for a, b in zip(layer.clusters, grid, strict=True))
+    layer(x, rate=0.3, rngs=KEY)
+    assert layer.num_updates[...] == 0  # a call does not update
     layer.update_clusters(x)
     assert all((a == b).all() for a, b in zip(layer.clusters, CLUSTERER.update(grid, x), strict=True))
 
 
 @every_layer
-def test_evaluation_is_the_identity_and_needs_no_key(kind):
+def test_deterministic_layers_are_the_identity_without_a_key(kind):
     x, layer = activations(), make(kind, rate=0.5)
     assert (layer(x, deterministic=True) == x).all()
     layer.eval()
     assert (layer(x) == x).all()
-    assert (layer(jnp.ones((2, 9, 9, 3))) == 1).all()  # of any resolution
+    assert (layer(jnp.ones((2, 9, 9, 3))) == 1).all()  # any resolution
     layer.train()
-    assert (layer(x, rng=KEY) != x).any()
+    assert (layer(x, rngs=KEY) != x).any()
     assert (nnx.view(layer, deterministic=True)(x) == x).all() and not layer.deterministic
     assert (nnx.view(layer, rate=0.0)(x) == x).all()
     assert (make(kind)(x, rate=0.0) == x).all()
 
 
 @every_layer
-def test_each_call_draws_anew_from_its_own_stream(kind):
+def test_calls_draw_different_masks_from_the_stream(kind):
     first, second = (make(kind, rate=0.5, rngs=nnx.Rngs(0)) for _ in range(2))
     x = activations()
-    ys = [first(x) for _ in range(4)]
-    assert all((y == second(x)).all() for y in ys)
-    assert len(np.unique(np.stack(ys), axis=0)) > 1
+    outputs = [first(x) for _ in range(4)]
+    assert all((y == second(x)).all() for y in outputs)
+    assert len(np.unique(np.stack(outputs), axis=0)) > 1
     assert (first(x, rngs=nnx.Rngs(dropout=5)) == first(x, rngs=nnx.Rngs(dropout=5))).all()
     assert (first(x, rngs=nnx.Rngs(dropout=5)) == first(x, rngs=nnx.Rngs(dropout=5).dropout)).all()
 
 
 @every_layer
-def test_under_nnx_jit_with_a_traced_rate(kind):
-    net, plain = Net(nnx.Rngs(0), kind), Net(nnx.Rngs(0), kind)
+def test_nnx_jit_with_a_traced_rate(kind):
+    net, eager_net = Net(nnx.Rngs(0), kind), Net(nnx.Rngs(0), kind)
     x, traces = activations(), []
 
     @nnx.jit
@@ -114,12 +114,12 @@ def test_under_nnx_jit_with_a_traced_rate(kind):
         return net(x, rate)
 
     for rate in (0.0, 0.2, 0.7):
-        expected = plain(x, jnp.float32(rate))
+        expected = eager_net(x, jnp.float32(rate))
         np.testing.assert_allclose(run(net, x, jnp.float32(rate)), expected, rtol=1e-4, atol=1e-5)
     assert len(traces) == 1
 
 
-def test_a_step_of_training_changes_parameters_and_an_update_the_clusters_alone():
+def test_training_changes_parameters_and_updates_change_clusters():
     net, x = Net(nnx.Rngs(0)), activations()
 
     @nnx.jit
@@ -132,39 +132,39 @@ def test_a_step_of_training_changes_parameters_and_an_update_the_clusters_alone(
     def update(net, x):
         net(x, 0.0, update_clusters=True)
 
-    def copies(kind):
+    def snapshot(kind):
         return jax.tree.map(np.array, nnx.to_pure_dict(nnx.state(net, kind)))
 
-    def same(a, b):
+    def equal(a, b):
         return all(jax.tree.leaves(jax.tree.map(lambda a, b: bool((a == b).all()), a, b)))
 
-    params, clusters = copies(nnx.Param), copies(ClusterVariable)
+    params, clusters = snapshot(nnx.Param), snapshot(ClusterVariable)
     train(net, x, 0.2)
-    assert not same(params, copies(nnx.Param)) and same(clusters, copies(ClusterVariable))
-    params = copies(nnx.Param)
+    assert not equal(params, snapshot(nnx.Param)) and equal(clusters, snapshot(ClusterVariable))
+    params = snapshot(nnx.Param)
     net.eval()
     update(net, x)
-    assert same(params, copies(nnx.Param)) and not same(clusters, copies(ClusterVariable))
+    assert equal(params, snapshot(nnx.Param)) and not equal(clusters, snapshot(ClusterVariable))
     assert net.drop.num_updates[...] == 2
 
 
 @every_layer
 def test_split_and_merge(kind):
     net, x = Net(nnx.Rngs(0), kind), activations()
-    graph, clusters, rest = nnx.split(net, ClusterVariable, ...)
+    graph, clusters, state = nnx.split(net, ClusterVariable, ...)
     assert len(jax.tree.leaves(clusters)) == (5 if kind == "DropCluster" else 0)
-    again = nnx.merge(graph, clusters, rest)
+    merged = nnx.merge(graph, clusters, state)
 
     @jax.jit
-    def pure(clusters, rest, rate):
-        net = nnx.merge(graph, clusters, rest)
+    def pure(clusters, state, rate):
+        net = nnx.merge(graph, clusters, state)
         return net(x, rate), nnx.state(net)
 
-    y, _ = pure(clusters, rest, 0.3)
-    np.testing.assert_allclose(y, again(x, 0.3), rtol=1e-4, atol=1e-5)
+    y, _ = pure(clusters, state, 0.3)
+    np.testing.assert_allclose(y, merged(x, 0.3), rtol=1e-4, atol=1e-5)
 
 
-def test_under_nnx_scan_each_layer_has_clusters_and_masks_of_its_own():
+def test_nnx_scan_keeps_separate_clusters_and_masks():
     @nnx.split_rngs(splits=4)
     @nnx.vmap(in_axes=(0,), out_axes=0)
     def stack(rngs):
@@ -184,7 +184,7 @@ def test_under_nnx_scan_each_layer_has_clusters_and_masks_of_its_own():
     assert len(np.unique(np.asarray(ys), axis=0)) == 4
 
 
-def test_remat_draws_the_same_mask_again():
+def test_remat_recomputes_the_same_masks():
     net, x = Net(nnx.Rngs(0)), activations()
 
     def loss(net, x):
@@ -196,45 +196,46 @@ def test_remat_draws_the_same_mask_again():
 
 
 @every_layer
-def test_a_key_serves_as_rngs_of_a_call_and_a_rate_is_no_leaf(kind):
-    layer, x = make(kind, rate=jnp.float32(0.5)), activations()
-    assert (layer(x, rngs=KEY) == layer(x, rng=KEY)).all()
-    assert "rate" not in nnx.to_pure_dict(nnx.state(layer))
+def test_the_rate_is_not_part_of_the_state(kind):
+    layer = make(kind, rate=jnp.float32(0.5))
+    assert isinstance(layer.rate, float) and "rate" not in nnx.to_pure_dict(nnx.state(layer))
 
 
-def test_clusters_can_be_resampled_to_another_resolution():
+def test_set_clusters_to_another_resolution():
     layer = make("DropCluster", rate=0.5)
     layer.set_clusters(dc.resize_clusters(layer.clusters, (8, 6)))
-    assert layer(jnp.ones((2, 8, 6, 3)), rng=KEY).shape == (2, 8, 6, 3) and layer.labels.shape == (8, 6, 1)
+    assert layer(jnp.ones((2, 8, 6, 3)), rngs=KEY).shape == (2, 8, 6, 3) and layer.labels.shape == (8, 6, 1)
 
 
 @every_layer
 @pytest.mark.bad_input
-def test_what_is_missing_or_wrong_is_said(kind):
+def test_invalid_arguments_raise(kind):
     x = activations()
-    with pytest.raises(ValueError, match=rf"{kind} has no rngs to draw from: give rngs=nnx.Rngs\(...\) at construct"):
+    with pytest.raises(ValueError, match=rf"{kind} needs a PRNG key. Pass rngs=nnx.Rngs\(...\) to the constructor"):
         make(kind, rate=0.5)(x)
-    with pytest.raises(TypeError, match=r"rngs must be nnx\.Rngs, an nnx.RngStream or a key, got 0"):
+    with pytest.raises(TypeError, match=r"rngs must be nnx\.Rngs, nnx\.RngStream, or a PRNG key, got 0"):
         make(kind, rate=0.5)(x, rngs=0)
-    with pytest.raises(TypeError, match=r"rngs must be nnx\.Rngs, an nnx.RngStream or None, got 0"):
+    with pytest.raises(TypeError, match=r"rngs must be nnx\.Rngs, nnx\.RngStream, or None, got 0"):
         make(kind, rngs=0)
-    with pytest.raises(ValueError, match="rate is given neither at construction nor at call"):
-        make(kind)(x, rng=KEY)
-    with pytest.raises(ValueError, match="deterministic is given neither at construction nor at call"):
-        make(kind, rate=0.5, deterministic=None)(x, rng=KEY)
-    with pytest.raises(ValueError, match=r"rate.* must be in \[0, 1\], got 1.5"):
+    with pytest.raises(ValueError, match="rate must be passed to the constructor or at call time"):
+        make(kind)(x, rngs=KEY)
+    with pytest.raises(TypeError, match="rate must be a Python number in the constructor"):
+        jax.eval_shape(lambda rate: make(kind, rate=rate), 0.5)
+    with pytest.raises(ValueError, match="deterministic must be passed to the constructor or at call time"):
+        make(kind, rate=0.5, deterministic=None)(x, rngs=KEY)
+    with pytest.raises(ValueError, match=r"rate must be in \[0, 1\], got 1.5"):
         make(kind, rate=1.5)
-    with pytest.raises(ValueError, match=r"rate.* must be in \[0, 1\], got -1"):
-        make(kind)(x, rate=-1, rng=KEY)
-    with pytest.raises(TypeError, match="x must be of a floating-point type, got int32"):
-        make(kind, rate=0.5)(jnp.ones(SHAPE, jnp.int32), rng=KEY)
+    with pytest.raises(ValueError, match=r"rate must be in \[0, 1\], got -1"):
+        make(kind)(x, rate=-1, rngs=KEY)
+    with pytest.raises(TypeError, match="x must have a floating-point dtype, got int32"):
+        make(kind, rate=0.5)(jnp.ones(SHAPE, jnp.int32), rngs=KEY)
 
 
 @pytest.mark.bad_input
-def test_clusters_of_another_shape_and_what_is_no_clusterer_are_refused():
+def test_invalid_clusterers_and_clusters_raise():
     with pytest.raises(ValueError, match=r"\(2, 8, 8, 3\).*\(4, 4\).*dropcluster_jax.resize_clusters"):
-        make("DropCluster", rate=0.5)(jnp.ones((2, 8, 8, 3)), rng=KEY)
-    with pytest.raises(TypeError, match=r"clusterer must be one, such as KMeans\(num_clusters=16\), got 16"):
+        make("DropCluster", rate=0.5)(jnp.ones((2, 8, 8, 3)), rngs=KEY)
+    with pytest.raises(TypeError, match=r"clusterer must be a clusterer such as KMeans\(num_clusters=16\), got 16"):
         layers.DropCluster(16, (4, 4, 3))
-    with pytest.raises(TypeError, match="clusterer must be one"):
+    with pytest.raises(TypeError, match="clusterer must be a clusterer"):
         layers.DropCluster(dc.KMeans, (4, 4, 3))
