@@ -1,7 +1,8 @@
-"""Structured dropout whose structure is learned.
+"""Structured dropout with learned clusters.
 
-Here: the two lower floors, clustering and masking, and `mc_predict`, which need JAX alone. The layers are in
-`dropcluster_jax.linen`, networks in `dropcluster_jax.models`, training in `dropcluster_jax.training`.
+This module exports the clusterers, the dropout functions, and `mc_predict`, which need only JAX. Layers are in
+`dropcluster_jax.linen` and `dropcluster_jax.nnx`, networks in `dropcluster_jax.models`, and training steps in
+`dropcluster_jax.training`.
 """
 
 from dropcluster_jax.clustering import Clusterer, ClusterState, Grid, KMeans, ReNA, resize_clusters

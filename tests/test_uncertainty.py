@@ -29,7 +29,7 @@ def net():
     return functools.partial(model.apply, train=False, deterministic=False), model.init(jax.random.key(2), X)
 
 
-def by_hand(net, samples):
+def numpy_prediction(net, samples):
     apply, variables = net
     logits = np.stack([apply(variables, X, rngs={"dropout": key}) for key in jax.random.split(KEY, samples)])
     p = np.exp(logits - logits.max(-1, keepdims=True)).astype(np.float64)
@@ -40,44 +40,45 @@ def by_hand(net, samples):
 
 
 @pytest.mark.parametrize("chunk", [4, 100])
-def test_it_equals_the_masks_one_by_one_in_numpy(net, chunk):
-    for ours, theirs in zip(dc.mc_predict(*net, X, KEY, 10, chunk=chunk), by_hand(net, 10), strict=True):
-        np.testing.assert_allclose(ours, theirs, rtol=1e-3, atol=1e-6)
+def test_prediction_matches_numpy(net, chunk):
+    prediction = dc.mc_predict(*net, X, KEY, 10, chunk=chunk)
+    for actual, expected in zip(prediction, numpy_prediction(net, 10), strict=True):
+        np.testing.assert_allclose(actual, expected, rtol=1e-3, atol=1e-6)
 
 
-def test_information_lies_between_nothing_and_the_entropy(net):
+def test_results_are_in_range(net):
     mean, variance, entropy, information = dc.mc_predict(*net, X, KEY, 50, chunk=10)
     np.testing.assert_allclose(mean.sum(-1), 1.0, rtol=1e-5)
     assert (variance > 0).any() and (information > 1e-3).all() and (information <= entropy + 1e-6).all()
     assert (entropy <= np.log(4) + 1e-6).all()
 
 
-def test_without_masks_there_is_nothing_to_disagree_on(net):
+def test_without_dropout_masks_agree(net):
     apply, variables = net
-    calm = functools.partial(apply.func, train=False, deterministic=True)
-    mean, variance, entropy, information = dc.mc_predict(calm, variables, X, KEY, 5, chunk=2)
-    np.testing.assert_allclose(mean, jax.nn.softmax(calm(variables, X)), rtol=1e-5)
+    deterministic = functools.partial(apply.func, train=False, deterministic=True)
+    mean, variance, entropy, information = dc.mc_predict(deterministic, variables, X, KEY, 5, chunk=2)
+    np.testing.assert_allclose(mean, jax.nn.softmax(deterministic(variables, X)), rtol=1e-5)
     assert (variance < 1e-10).all() and (information < 1e-5).all() and (entropy > 0).all()
 
 
-def test_probabilities_of_zero_give_numbers():
+def test_probabilities_of_0_give_finite_results():
     prediction = dc.mc_predict(lambda variables, x, rngs: x, {}, jnp.array([[0.0, -jnp.inf], [200.0, -200.0]]), KEY, 3)
-    assert all(jnp.isfinite(each).all() for each in prediction) and (prediction.entropy == 0).all()
+    assert all(jnp.isfinite(array).all() for array in prediction) and (prediction.entropy == 0).all()
 
 
-def test_what_has_diverged_is_not_reported_as_sure():
+def test_nan_is_propagated():
     prediction = dc.mc_predict(lambda variables, x, rngs: x, {}, jnp.array([[jnp.nan, 1.0]]), KEY, 3)
-    assert all(jnp.isnan(each).all() for each in prediction)
+    assert all(jnp.isnan(array).all() for array in prediction)
 
 
-def test_a_batch_norm_that_would_learn_is_refused(net):
+def test_training_batch_norm_raises(net):
     apply, variables = net
-    learning = functools.partial(apply.func, train=True, deterministic=False)
+    training = functools.partial(apply.func, train=True, deterministic=False)
     with pytest.raises(flax.errors.ModifyScopeVariableError):
-        dc.mc_predict(learning, variables, X, KEY, 2)
+        dc.mc_predict(training, variables, X, KEY, 2)
 
 
-def test_it_is_compiled_once_and_its_memory_does_not_grow_with_the_samples(net):
+def test_compiles_once_and_memory_does_not_grow_with_samples(net):
     from dropcluster_jax.uncertainty import _mc_predict
 
     inner, variables = net
@@ -88,10 +89,10 @@ def test_it_is_compiled_once_and_its_memory_does_not_grow_with_the_samples(net):
         return inner(*arguments, **keywords)
 
     dc.mc_predict(apply, variables, X, jax.random.key(0), 9, chunk=3)
-    once = len(traces)
+    first_traces = len(traces)
     for seed in range(3):
         dc.mc_predict(apply, variables, X, jax.random.key(seed), 9, chunk=3)
-    assert len(traces) == once
+    assert len(traces) == first_traces
 
     def temporaries(samples, chunk):
         compiled = _mc_predict.lower(apply, samples, chunk, variables, X, KEY).compile()
@@ -103,6 +104,6 @@ def test_it_is_compiled_once_and_its_memory_does_not_grow_with_the_samples(net):
 
 @pytest.mark.bad_input
 @pytest.mark.parametrize(("samples", "chunk", "name"), [(0, 1, "samples"), (3, 0, "chunk")])
-def test_numbers_below_one_are_refused(net, samples, chunk, name):
+def test_samples_and_chunk_must_be_positive(net, samples, chunk, name):
     with pytest.raises(ValueError, match=f"{name} must be at least 1, got 0"):
         dc.mc_predict(*net, X, KEY, samples, chunk=chunk)
