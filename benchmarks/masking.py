@@ -1,13 +1,16 @@
-"""What each drop costs, forward and forward with backward, beside Flax's dropout and a plain DropBlock: one run.
+"""Measures all dropout methods, forward and forward plus backward, against Flax's dropout and a common DropBlock.
 
     python benchmarks/masking.py
     python benchmarks/masking.py --shapes 16 --dtypes float32 --keys threefry2x32
 
-Forward and backward gives what a layer inside a network gives, its output and the gradient to its input. The contenders
-take turns, so that what slows the machine slows all; medians. `identity` multiplies by 2, in both directions: what
-it costs only to read and write. `temporaries` is what XLA's compiled program holds beside its arguments and results.
-The plain DropBlocks stand here, frozen, as people write them: a max-pool over seeds drawn by the paper's formula.
-On Linux, glibc is told to keep freed memory: else a CPU spends most of its time on pages that are new.
+Times are medians over repeats in which all methods run in turn, so that background load affects all of them. `backward`
+returns the output and the gradient of the input, as a layer inside a network does. `identity` multiplies by 2 and
+measures memory bandwidth. `temporaries` is the memory that the compiled program needs besides arguments and results.
+
+The plain DropBlock is the usual implementation, a max-pool over seeds drawn by the paper's formula.
+
+On Linux, the script restarts itself with glibc configured to keep freed memory, because page faults would otherwise
+dominate the times on CPU.
 """
 
 import argparse
@@ -26,7 +29,7 @@ import jax.numpy as jnp
 
 import dropcluster_jax as dc
 
-# (batch, height, width, channels) and numbers of clusters
+# Shapes (batch, height, width, channels) and numbers of clusters, by the side of the map.
 SHAPES = {
     "32": ((64, 32, 32, 64), (16,)),
     "16": ((64, 16, 16, 256), (16,)),
@@ -41,103 +44,114 @@ Drop = Callable[[jax.Array, jax.Array], jax.Array]
 
 
 def plain_drop_block(key: jax.Array, x: jax.Array, per_channel: bool = False) -> jax.Array:
-    """DropBlock as it is usually written."""
+    """Drops blocks as most implementations do."""
     batch, height, width, channels = x.shape
-    starts = (height - BLOCK + 1, width - BLOCK + 1)
-    gamma = RATE / BLOCK**2 * height * width / (starts[0] * starts[1])
-    seeds = jax.random.bernoulli(key, gamma, (batch, *starts, channels if per_channel else 1)).astype(x.dtype)
+    locations = (height - BLOCK + 1, width - BLOCK + 1)
+    gamma = RATE / BLOCK**2 * height * width / (locations[0] * locations[1])
+    seeds = jax.random.bernoulli(key, gamma, (batch, *locations, channels if per_channel else 1)).astype(x.dtype)
     pad = (BLOCK - 1, BLOCK - 1)
     mask = 1 - nn.max_pool(seeds, (BLOCK, BLOCK), padding=(pad, pad))
     return x * mask * (mask.size / jnp.sum(mask, dtype=jnp.float32)).astype(x.dtype)
 
 
-def members(shape: tuple[int, ...], clusters: tuple[int, ...]) -> dict[str, Drop]:
-    """Every contender as a function of a key and activations."""
-    half = functools.partial
+def flax_dropout(key: jax.Array, x: jax.Array) -> jax.Array:
+    """Drops units with Flax's own layer."""
+    return nn.Dropout(RATE, deterministic=False).apply({}, x, rngs={"dropout": key})
 
-    def of_flax(key: jax.Array, x: jax.Array) -> jax.Array:
-        return nn.Dropout(RATE, deterministic=False).apply({}, x, rngs={"dropout": key})
 
-    def learned(num_clusters: int, per_channel: bool) -> dc.ClusterState:
-        """Labels without order, as after learning."""
-        state = dc.Grid(num_clusters=num_clusters, per_channel=per_channel).init(shape[1:])
-        return state._replace(labels=jax.random.permutation(jax.random.key(0), state.labels, axis=1, independent=True))
+def shuffled_grid(shape: tuple[int, ...], num_clusters: int, per_channel: bool) -> dc.ClusterState:
+    """Returns clusters of equal size without spatial order, similar to learned ones."""
+    state = dc.Grid(num_clusters=num_clusters, per_channel=per_channel).init(shape)
+    return state._replace(labels=jax.random.permutation(jax.random.key(0), state.labels, axis=1, independent=True))
 
-    who: dict[str, Drop] = {
+
+def make_methods(shape: tuple[int, ...], cluster_counts: tuple[int, ...]) -> dict[str, Drop]:
+    """Returns all methods by name."""
+    partial = functools.partial
+    methods: dict[str, Drop] = {
         IDENTITY: lambda key, x: 2 * x,
-        FLAX: of_flax,
+        FLAX: flax_dropout,
         PLAIN: plain_drop_block,
-        PLAIN_PER_CHANNEL: half(plain_drop_block, per_channel=True),
-        "dropout": half(dc.dropout, rate=RATE),
-        "spatial_dropout": half(dc.spatial_dropout, rate=RATE),
-        "drop_path": half(dc.drop_path, rate=RATE),
-        "cutout": half(dc.cutout, rate=RATE),
-        "drop_block": half(dc.drop_block, rate=RATE, block_size=BLOCK),
-        "drop_block, per channel": half(dc.drop_block, rate=RATE, block_size=BLOCK, per_channel=True),
+        PLAIN_PER_CHANNEL: partial(plain_drop_block, per_channel=True),
+        "dropout": partial(dc.dropout, rate=RATE),
+        "spatial_dropout": partial(dc.spatial_dropout, rate=RATE),
+        "drop_path": partial(dc.drop_path, rate=RATE),
+        "cutout": partial(dc.cutout, rate=RATE),
+        "drop_block": partial(dc.drop_block, rate=RATE, block_size=BLOCK),
+        "drop_block, per channel": partial(dc.drop_block, rate=RATE, block_size=BLOCK, per_channel=True),
     }
-    for number in clusters:
-        who[f"drop_cluster, K={number}"] = half(dc.drop_cluster, rate=RATE, state=learned(number, False))
-        who[f"drop_cluster, per channel, K={number}"] = half(dc.drop_cluster, rate=RATE, state=learned(number, True))
-    return who
+    for k in cluster_counts:
+        shared, separate = (shuffled_grid(shape[1:], k, per_channel) for per_channel in (False, True))
+        methods[f"drop_cluster, K={k}"] = partial(dc.drop_cluster, rate=RATE, state=shared)
+        methods[f"drop_cluster, per channel, K={k}"] = partial(dc.drop_cluster, rate=RATE, state=separate)
+    return methods
 
 
-def with_gradient(drop: Drop) -> Callable[[jax.Array, jax.Array, jax.Array], tuple[jax.Array, jax.Array]]:
-    """The output, and the gradient to the input from one to the output."""
+def with_backward(drop: Drop) -> Callable[[jax.Array, jax.Array, jax.Array], tuple[jax.Array, jax.Array]]:
+    """Returns a function to the output and the gradient of the input."""
 
-    def both(key: jax.Array, x: jax.Array, gradient: jax.Array) -> tuple[jax.Array, jax.Array]:
-        y, pull = jax.vjp(functools.partial(drop, key), x)
-        return y, pull(gradient)[0]
+    def forward_and_backward(key: jax.Array, x: jax.Array, gradient: jax.Array) -> tuple[jax.Array, jax.Array]:
+        y, vjp = jax.vjp(functools.partial(drop, key), x)
+        return y, vjp(gradient)[0]
 
-    return both
+    return forward_and_backward
 
 
-def table(shape: tuple[int, ...], clusters: tuple[int, ...], dtype: str, impl: str, turns: int) -> None:
-    """Measure and print."""
+def elapsed_ms(function: Callable[..., object], *args: jax.Array) -> float:
+    """Returns the time of one call in milliseconds."""
+    start = time.perf_counter()
+    jax.block_until_ready(function(*args))
+    return 1e3 * (time.perf_counter() - start)
+
+
+def measure(shape: tuple[int, ...], cluster_counts: tuple[int, ...], dtype: str, impl: str, repeats: int) -> None:
+    """Prints the table of one configuration."""
     x = jax.random.normal(jax.random.key(1), shape, jnp.dtype(dtype))
     key = jax.random.key(2, impl=impl)
-    who = members(shape, clusters)
-    forward = {name: jax.jit(drop).lower(key, x).compile() for name, drop in who.items()}
-    both = {name: jax.jit(with_gradient(drop)).lower(key, x, x).compile() for name, drop in who.items()}
-    times: dict[str, tuple[list[float], list[float]]] = {name: ([], []) for name in who}
-    for turn in range(turns + 1):
-        for name in who:
-            for call, into in ((lambda f=forward[name]: f(key, x), 0), (lambda f=both[name]: f(key, x, x), 1)):
-                begin = time.perf_counter()
-                jax.block_until_ready(call())
-                if turn:  # the first warms up
-                    times[name][into].append(1e3 * (time.perf_counter() - begin))
+    methods = make_methods(shape, cluster_counts)
+    forward = {name: jax.jit(drop).lower(key, x).compile() for name, drop in methods.items()}
+    backward = {name: jax.jit(with_backward(drop)).lower(key, x, x).compile() for name, drop in methods.items()}
+    times: dict[str, list[tuple[float, float]]] = {name: [] for name in methods}
+    for _ in range(repeats + 1):
+        for name in methods:
+            times[name].append((elapsed_ms(forward[name], key, x), elapsed_ms(backward[name], key, x, x)))
 
-    middle = {name: tuple(map(statistics.median, pair)) for name, pair in times.items()}
+    # The first repeat warms up.
+    medians = {
+        name: [statistics.median(column) for column in zip(*rows[1:], strict=True)] for name, rows in times.items()
+    }
     print(f"\n{shape}, {dtype}, {impl}, rate {RATE}, blocks of {BLOCK}; ms")
     print(f"{'':34}{'forward':>9}{'/identity':>10}{'+backward':>10}{'/identity':>10}{'temporaries':>14}")
-    for name, (one, two) in middle.items():
-        size = both[name].memory_analysis().temp_size_in_bytes / 2**20
-        ratios = one / middle[IDENTITY][0], two / middle[IDENTITY][1]
-        print(f"{name:34}{one:9.2f}{ratios[0]:10.2f}{two:10.2f}{ratios[1]:10.2f}{size:10.1f} MiB")
-    for name in who:
+    for name, (forward_ms, backward_ms) in medians.items():
+        forward_ratio, backward_ratio = forward_ms / medians[IDENTITY][0], backward_ms / medians[IDENTITY][1]
+        temporaries = backward[name].memory_analysis().temp_size_in_bytes / 2**20
+        print(
+            f"{name:34}{forward_ms:9.2f}{forward_ratio:10.2f}{backward_ms:10.2f}{backward_ratio:10.2f}"
+            f"{temporaries:10.1f} MiB"
+        )
+    for name in methods:
         if name.startswith("drop_cluster"):
-            against = [f"{middle[name][1] / middle[other][1]:.2f} of {other}" for other in (PLAIN, FLAX)]
-            print(f"forward and backward, {name}: {', '.join(against)}")
-    ratio = middle["drop_block, per channel"][1] / middle[PLAIN_PER_CHANNEL][1]
+            ratios = [f"{medians[name][1] / medians[other][1]:.2f} of {other}" for other in (PLAIN, FLAX)]
+            print(f"forward and backward, {name}: {', '.join(ratios)}")
+    ratio = medians["drop_block, per channel"][1] / medians[PLAIN_PER_CHANNEL][1]
     print(f"forward and backward, drop_block, per channel: {ratio:.2f} of {PLAIN_PER_CHANNEL}", flush=True)
 
 
 def main() -> None:
-    """Print the tables."""
+    """Prints a table for each shape, dtype, and key implementation."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--shapes", nargs="+", choices=SHAPES, default=list(SHAPES), help="sides of the maps")
     parser.add_argument("--dtypes", nargs="+", default=["float32", "bfloat16"])
-    parser.add_argument("--keys", nargs="+", default=["threefry2x32", "rbg"])
-    parser.add_argument("--turns", type=int, default=15, help="a fifth of them at the largest shape")
+    parser.add_argument("--keys", nargs="+", default=["threefry2x32", "rbg"], help="PRNG implementations")
+    parser.add_argument("--repeats", type=int, default=15, help="repeats; one fifth of them for the largest shape")
     options = parser.parse_args()
-    device = jax.devices()[0].device_kind
-    names = ", ".join(f"{name} {version(name)}" for name in ("jax", "flax"))
-    print(f"{platform.machine()}, {os.cpu_count()} CPU cores, {device}; {names}")
+    versions = ", ".join(f"{name} {version(name)}" for name in ("jax", "flax"))
+    print(f"{platform.machine()}, {os.cpu_count()} CPU cores, {jax.devices()[0].device_kind}; {versions}")
     for name in options.shapes:
         for dtype in options.dtypes:
             for impl in options.keys:
-                turns = options.turns if name != "112" else max(1, options.turns // 5)
-                table(*SHAPES[name], dtype, impl, turns)
+                repeats = options.repeats if name != "112" else max(1, options.repeats // 5)
+                measure(*SHAPES[name], dtype, impl, repeats)
 
 
 if __name__ == "__main__":
