@@ -27,18 +27,8 @@ from dropcluster_jax.training.steps import TrainState
 FORMAT = 2  # incremented whenever the contents of checkpoints change
 _QUARANTINE = "damaged"
 
-# What Orbax, TensorStore and JSON raise for damaged or unwritable files.
-_ORBAX_ERRORS = (
-    ArithmeticError,
-    AssertionError,
-    AttributeError,
-    EOFError,
-    LookupError,
-    OSError,
-    RuntimeError,
-    TypeError,
-    ValueError,
-)
+# For damaged or unwritable files Orbax raises, among others, plain `Exception`s ("Encountered error while reading array").
+_OrbaxError = Exception
 
 
 class Restored(NamedTuple):
@@ -210,7 +200,7 @@ class Checkpointer:
                     tree = reader.restore(path, orbax.args.Composite(state=item))["state"]
             except CheckpointVersionError:
                 raise
-            except _ORBAX_ERRORS as error:
+            except _OrbaxError as error:
                 reason = _first_line(error)
             if reason:
                 gc.collect()
@@ -272,13 +262,13 @@ class Checkpointer:
         with _silence_orbax():
             try:
                 write()
-            except _ORBAX_ERRORS as error:
+            except _OrbaxError as error:
                 reason = _first_line(error)
             if not reason:
                 return
             step, self._saving, manager, self._manager = self._saving, None, self._manager, None
             if manager is not None:
-                with contextlib.suppress(*_ORBAX_ERRORS):  # the same failure again
+                with contextlib.suppress(_OrbaxError):  # the same failure again
                     manager.close()
             del manager
             gc.collect()

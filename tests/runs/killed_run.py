@@ -12,7 +12,7 @@ import threading
 
 from dropcluster_jax.cli import main
 from dropcluster_jax.runs.checkpoints import Checkpointer
-from dropcluster_jax.training.data_parallel import DataParallel
+from dropcluster_jax.training import loop
 
 
 def arrange(when: str, after: int, delay: float, signal: int) -> None:
@@ -24,29 +24,29 @@ def arrange(when: str, after: int, delay: float, signal: int) -> None:
             armed.set()
             threading.Timer(delay, os.kill, (os.getpid(), signal)).start()
 
-    save, compile_steps = Checkpointer.save, DataParallel.compile
+    save, compile_steps = Checkpointer.save, loop._compile
 
     def save_and_strike(self, state, *arguments, **options):
         if when == "save" and int(state.step) > after:
             strike()
         return save(self, state, *arguments, **options)
 
-    def compile_and_strike(self, steps):
-        compiled = compile_steps(self, steps)
+    def compile_and_strike(steps, parallel):
+        train, update_clusters, evaluate = compile_steps(steps, parallel)
 
-        def train(state, batch):
+        def train_and_strike(state, batch):
             if when == "step" and int(state.step) >= after:
                 strike()
-            return compiled.train(state, batch)
+            return train(state, batch)
 
-        def update_clusters(state, batch):
+        def update_and_strike(state, batch):
             if when == "clusters" and int(state.step) >= after:
                 strike()
-            return compiled.update_clusters(state, batch)
+            return update_clusters(state, batch)
 
-        return compiled._replace(train=train, update_clusters=update_clusters)
+        return train_and_strike, update_and_strike, evaluate
 
-    Checkpointer.save, DataParallel.compile = save_and_strike, compile_and_strike  # pyright: ignore
+    Checkpointer.save, loop._compile = save_and_strike, compile_and_strike  # pyright: ignore
 
 
 if __name__ == "__main__":
