@@ -27,7 +27,7 @@ from dropcluster_jax.training.steps import TrainState
 FORMAT = 2  # incremented whenever the contents of checkpoints change
 _QUARANTINE = "damaged"
 
-# For damaged or unwritable files Orbax raises, among others, plain `Exception`s ("Encountered error while reading array").
+# For damaged or unwritable files Orbax raises plain `Exception`s, e.g. "Encountered error while reading array index".
 _OrbaxError = Exception
 
 
