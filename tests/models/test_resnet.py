@@ -1,4 +1,5 @@
 import math
+from typing import get_args
 
 import flax.linen as nn
 import jax
@@ -8,18 +9,19 @@ import pytest
 import dropcluster_jax as dc
 from dropcluster_jax import models
 from dropcluster_jax.linen import DropBlock, DropCluster, Dropout, SpatialDropout
+from dropcluster_jax.models.resnet import BottleneckBlock
 
 KMEANS = dc.KMeans(cluster_size=4)
 
-# With 1000 classes: the torchvision documentation. The small ones with 10: He et al. 2016, table 6 (0.27, 0.46, 0.66,
-# 0.85 million), to the parameter as counted in https://github.com/akamaster/pytorch_resnet_cifar10.
-PARAMETERS = {
+# ImageNet: the torchvision documentation. CIFAR: He et al. 2016, table 6 (0.27, 0.46, 0.66, 0.85 million), exact counts
+# in https://github.com/akamaster/pytorch_resnet_cifar10.
+NUM_PARAMETERS = {
     "resnet18": 11_689_512,
     "resnet34": 21_797_672,
     "resnet50": 25_557_032,
     "resnet101": 44_549_160,
     "resnet152": 60_192_808,
-    "resnet8": 75_290,  # ResNet-20 less two blocks in each stage, of 4,672, 18,560 and 73,984
+    "resnet8": 75_290,  # ResNet-20 without two blocks per stage, of 4,672, 18,560 and 73,984 parameters
     "resnet20": 269_722,
     "resnet32": 464_154,
     "resnet44": 658_586,
@@ -27,91 +29,85 @@ PARAMETERS = {
 }
 
 
-def shapes_of(model, shape=(2, 32, 32, 3), **arguments):
-    return jax.eval_shape(lambda key: model.init(key, jnp.ones(shape), **arguments), jax.random.key(0))
+def abstract_variables(model, shape=(2, 32, 32, 3)):
+    return jax.eval_shape(lambda key: model.init(key, jnp.ones(shape)), jax.random.key(0))
+
+
+def apply(model, variables, x, **arguments):
+    key = jax.random.key(3)
+    return jax.jit(lambda v, x: model.apply(v, x, rngs={"dropout": key}, mutable=["batch_stats"], **arguments)[0])(
+        variables, x
+    )
 
 
 @pytest.fixture(scope="module")
 def small():
-    """ResNet-20 with a drop layer at every place, on 8x8 images."""
+    """ResNet-20 with a drop layer at every place, its variables, and 8x8 images."""
     drop = {place: DropCluster(KMEANS) for place in ("stem", "stage1", "stage2", "stage3")}
     model = models.resnet20(drop=drop)
     x = jax.random.normal(jax.random.key(1), (4, 8, 8, 3))
     return model, jax.jit(model.init)(jax.random.key(0), x), x
 
 
-def test_blocks_that_are_computed_again_give_the_same_gradients():
-    model = models.resnet8(drop={"stage1": DropCluster(KMEANS)})
-    x = jax.random.normal(jax.random.key(1), (4, 8, 8, 3))
-    variables = jax.jit(model.init)(jax.random.key(0), x)
-    again = model.clone(remat=True)
-    assert jax.tree.structure(again.init(jax.random.key(0), x)) == jax.tree.structure(variables)
-
-    def gradients(model):
-        def loss(params):
-            logits, _ = model.apply(
-                {**variables, "params": params},
-                x,
-                train=True,
-                rate=0.2,
-                rngs={"dropout": jax.random.key(2)},
-                mutable=["batch_stats"],
-            )
-            return jnp.sum(logits**2)
-
-        return jax.jit(jax.grad(loss))(variables["params"])
-
-    for one, other in zip(*(jax.tree.leaves(gradients(each)) for each in (model, again)), strict=True):
-        assert jnp.allclose(one, other, rtol=1e-4, atol=1e-5)
+# Architecture
 
 
-@pytest.mark.parametrize("name", PARAMETERS)
-def test_parameters_are_as_many_as_published(name):
-    variables = shapes_of(models.MODELS[name]())
-    assert sum(math.prod(leaf.shape) for leaf in jax.tree.leaves(variables["params"])) == PARAMETERS[name]
+@pytest.mark.parametrize("name", NUM_PARAMETERS)
+def test_parameter_counts_match_published_and_documented_ones(name):
+    variables = abstract_variables(models.MODELS[name]())
+    number = sum(math.prod(leaf.shape) for leaf in jax.tree.leaves(variables["params"]))
+    assert number == NUM_PARAMETERS[name]
+    assert any(f"`{name}`" in line and f"{number:,}" in line for line in models.__doc__.splitlines())
 
 
-def test_the_table_of_models_is_complete():
-    assert set(models.MODELS) == set(PARAMETERS)
+def test_models_are_listed_by_name():
+    assert set(models.MODELS) == set(get_args(models.ModelName)) == set(NUM_PARAMETERS)
+    assert all(models.MODELS[name] is getattr(models, name) for name in models.MODELS)
+
+
+def test_models_take_the_number_of_classes_first_and_keyword_options():
+    model = models.resnet50(100, stem="cifar", dtype=jnp.bfloat16)
+    assert model == models.resnet50(num_classes=100, stem="cifar", dtype=jnp.bfloat16)
+    assert (model.num_classes, model.stem, model.width) == (100, "cifar", 64)
+    model = models.resnet20(100)
+    assert (model.num_classes, model.stem, model.shortcut, model.width) == (100, "cifar", "identity", 16)
 
 
 @pytest.mark.parametrize(
     ("stem", "sides"),
     [("imagenet", {"stem": 112, "stage1": 56, "stage4": 7}), ("cifar", {"stem": 224, "stage4": 28})],
 )
-def test_maps_have_the_sizes_of_the_paper(stem, sides):
+def test_resolutions_match_the_paper(stem, sides):
     model = models.resnet50(stem=stem, drop={place: DropCluster(KMEANS) for place in sides})
-    clusters = shapes_of(model, (1, 224, 224, 3))["clusters"]
+    clusters = abstract_variables(model, (1, 224, 224, 3))["clusters"]
     for place, side in sides.items():
         assert clusters[f"drop_{place}"]["labels"].shape == (side, side, 1)
 
 
-def test_the_last_norm_of_each_block_starts_at_zero_so_that_blocks_start_as_shortcuts(small):
+def test_last_norm_of_each_block_starts_at_zero(small):
     _, variables, _ = small
     scales = {
-        f"{block}/{name}": leaf["scale"]
+        f"{block}/{name}": layer["scale"]
         for block, layers in variables["params"].items()
-        for name, leaf in layers.items()
+        for name, layer in layers.items()
         if name.startswith("norm")
     }
     assert len(scales) == 18
     for name, scale in scales.items():
         assert (scale == (0 if name.endswith("norm2") else 1)).all()
-    bottleneck = models.ResNet((1,), models.resnet.BottleneckBlock, 10, width=4).init(
-        jax.random.key(0), jnp.ones((1, 8, 8, 3))
-    )
-    assert not bottleneck["params"]["stage1_block1"]["norm3"]["scale"].any()
+    bottleneck = models.ResNet((1,), BottleneckBlock, 10, width=4)
+    variables = bottleneck.init(jax.random.key(0), jnp.ones((1, 8, 8, 3)))
+    assert not variables["params"]["stage1_block1"]["norm3"]["scale"].any()
 
 
-def test_bfloat16_computes_in_bfloat16_and_keeps_float32():
+def test_bfloat16_activations_keep_float32_parameters_and_logits():
     model = models.resnet20(dtype=jnp.bfloat16, drop={"stage1": DropCluster(KMEANS)})
     x = jnp.ones((2, 8, 8, 3), jnp.bfloat16)
     variables = jax.jit(model.init)(jax.random.key(0), x)
-    assert {leaf.dtype for leaf in jax.tree.leaves((variables["params"], variables["batch_stats"]))} == {
-        jnp.dtype("float32")
-    }
+    leaves = jax.tree.leaves((variables["params"], variables["batch_stats"]))
+    assert {leaf.dtype for leaf in leaves} == {jnp.dtype("float32")}
 
-    def apply(variables, x):
+    def capture(variables, x):
         return model.apply(
             variables,
             x,
@@ -122,69 +118,30 @@ def test_bfloat16_computes_in_bfloat16_and_keeps_float32():
             capture_intermediates=lambda module, name: isinstance(module, DropCluster) and name == "__call__",
         )
 
-    logits, changed = jax.eval_shape(apply, variables, x)
+    logits, updates = jax.eval_shape(capture, variables, x)
     assert logits.dtype == jnp.float32
-    assert {leaf.dtype for leaf in jax.tree.leaves(changed["intermediates"])} == {jnp.dtype(jnp.bfloat16)}
+    assert {leaf.dtype for leaf in jax.tree.leaves(updates["intermediates"])} == {jnp.dtype(jnp.bfloat16)}
 
 
-def apply(model, variables, x, **arguments):
-    key = jax.random.key(3)
-    return jax.jit(lambda v, x: model.apply(v, x, rngs={"dropout": key}, mutable=["batch_stats"], **arguments)[0])(
-        variables, x
-    )
+def test_remat_keeps_variables_and_gradients():
+    model = models.resnet8(drop={"stage1": DropCluster(KMEANS)})
+    x = jax.random.normal(jax.random.key(1), (4, 8, 8, 3))
+    variables = jax.jit(model.init)(jax.random.key(0), x)
+    remat_model = model.clone(remat=True)
+    assert jax.tree.structure(remat_model.init(jax.random.key(0), x)) == jax.tree.structure(variables)
+
+    def gradients(model):
+        def loss(params):
+            return jnp.sum(apply(model, {**variables, "params": params}, x, train=True, rate=0.2) ** 2)
+
+        return jax.jit(jax.grad(loss))(variables["params"])
+
+    leaves, remat_leaves = (jax.tree.leaves(gradients(model)) for model in (model, remat_model))
+    for leaf, remat_leaf in zip(leaves, remat_leaves, strict=True):
+        assert jnp.allclose(leaf, remat_leaf, rtol=1e-4, atol=1e-5)
 
 
-def test_nothing_is_dropped_in_evaluation_unless_asked_for(small):
-    model, variables, x = small
-    plain = apply(models.resnet20(), {name: variables[name] for name in ("params", "batch_stats")}, x)
-    assert (apply(model, variables, x, rate=0.5) == plain).all()
-    assert (apply(model, variables, x, rate=0.5, deterministic=False) != plain).any()
-
-
-def test_in_training_it_drops_unless_asked_not_to(small):
-    model, variables, x = small
-    plain = apply(model, variables, x, train=True, rate=0.0)
-    assert (apply(model, variables, x, train=True, rate=0.5, deterministic=True) == plain).all()
-    assert (apply(model, variables, x, train=True, rate=0.5) != plain).any()
-
-
-def test_each_place_may_have_a_rate_of_its_own(small):
-    _, variables, x = small
-    stem_alone = models.resnet20(drop={"stem": DropCluster(KMEANS, rate=1.0), "stage1": DropCluster(KMEANS)})
-    clusters = {place: variables["clusters"][place] for place in ("drop_stem", "drop_stage1")}
-    zeros = apply(stem_alone, {**variables, "clusters": clusters}, jnp.zeros_like(x), train=True, rate=0.0)
-    dropped = apply(stem_alone, {**variables, "clusters": clusters}, x, train=True, rate=0.0)
-    assert jnp.allclose(dropped, zeros, atol=1e-6)  # all of the stem's output is dropped, and nothing after it
-    by_place = models.resnet20(drop={"stem": DropCluster(KMEANS), "stage1": DropCluster(KMEANS)})
-    rates = {"stem": 1.0, "stage1": 0.0}
-    assert (apply(by_place, {**variables, "clusters": clusters}, x, train=True, rate=rates) == dropped).all()
-
-
-@pytest.mark.parametrize("layer", [Dropout(), SpatialDropout(), DropBlock(block_size=3), nn.Dropout(0.5)])
-def test_any_drop_layer_may_stand_at_a_place(layer, small):
-    _, variables, x = small
-    variables = {name: variables[name] for name in ("params", "batch_stats")}
-    model = models.resnet20(drop={"stage1": layer})
-    assert (
-        apply(model, variables, x, train=True, rate=0.5) != apply(model, variables, x, train=True, deterministic=True)
-    ).any()
-
-
-def test_an_update_gives_every_layer_its_own_clusters(small):
-    model, variables, x = small
-    # The last norms start at 0: give every block something of its own to say.
-    params = jax.tree.map(lambda leaf: jnp.where(leaf == 0, 0.3, leaf), variables["params"])
-    _, changed = jax.jit(
-        lambda v, x: model.apply(v, x, update_clusters=True, mutable=["clusters"]),
-    )({**variables, "params": params}, x)
-    for place, before in variables["clusters"].items():
-        after = changed["clusters"][place]
-        assert after["num_updates"] == 1 and after["num_skipped"] == 0
-        if place != "drop_stage3":  # one cluster of 2x2 positions
-            assert (after["labels"] != before["labels"]).any()
-
-
-def test_equal_networks_are_equal_and_do_not_recompile():
+def test_equal_models_do_not_recompile():
     traces = []
 
     def init(model, key):
@@ -197,13 +154,103 @@ def test_equal_networks_are_equal_and_do_not_recompile():
     assert len(traces) == 1
 
 
+# Drop layers
+
+
+def test_evaluation_drops_nothing_by_default(small):
+    model, variables, x = small
+    plain = apply(models.resnet20(), {name: variables[name] for name in ("params", "batch_stats")}, x)
+    assert (apply(model, variables, x, rate=0.5) == plain).all()
+    assert (apply(model, variables, x, rate=0.5, deterministic=False) != plain).any()
+
+
+def test_training_drops_by_default(small):
+    model, variables, x = small
+    plain = apply(model, variables, x, train=True, rate=0.0)
+    assert (apply(model, variables, x, train=True, rate=0.5, deterministic=True) == plain).all()
+    assert (apply(model, variables, x, train=True, rate=0.5) != plain).any()
+
+
+def test_rates_can_differ_between_places(small):
+    _, variables, x = small
+    variables = {**variables, "clusters": {name: variables["clusters"][name] for name in ("drop_stem", "drop_stage1")}}
+    own_rate = models.resnet20(drop={"stem": DropCluster(KMEANS, rate=1.0), "stage1": DropCluster(KMEANS)})
+    zeros = apply(own_rate, variables, jnp.zeros_like(x), train=True, rate=0.0)
+    dropped = apply(own_rate, variables, x, train=True, rate=0.0)
+    assert jnp.allclose(dropped, zeros, atol=1e-6)  # the stem's output is dropped completely
+    rates_by_place = models.resnet20(drop={"stem": DropCluster(KMEANS), "stage1": DropCluster(KMEANS)})
+    rates = {"stem": 1.0, "stage1": 0.0}
+    assert (apply(rates_by_place, variables, x, train=True, rate=rates) == dropped).all()
+
+
+@pytest.mark.parametrize("layer", [Dropout(), SpatialDropout(), DropBlock(block_size=3), nn.Dropout(0.5)])
+def test_other_drop_layers(layer, small):
+    _, variables, x = small
+    variables = {name: variables[name] for name in ("params", "batch_stats")}
+    model = models.resnet20(drop={"stage1": layer})
+    plain = apply(model, variables, x, train=True, deterministic=True)
+    assert (apply(model, variables, x, train=True, rate=0.5) != plain).any()
+
+
+def test_updates_change_the_clusters_of_every_layer(small):
+    model, variables, x = small
+    # Blocks return their input at initialization; nonzero scales make the layers' inputs differ.
+    params = jax.tree.map(lambda leaf: jnp.where(leaf == 0, 0.3, leaf), variables["params"])
+    _, updates = jax.jit(lambda v, x: model.apply(v, x, update_clusters=True, mutable=["clusters"]))(
+        {**variables, "params": params}, x
+    )
+    for name, before in variables["clusters"].items():
+        after = updates["clusters"][name]
+        assert after["num_updates"] == 1 and after["num_skipped"] == 0
+        if name != "drop_stage3":  # a single cluster of 2x2 positions
+            assert (after["labels"] != before["labels"]).any()
+
+
+def test_drop_layers_are_named_by_place_in_order():
+    drop = {"stage2": DropCluster(KMEANS, name="other"), "stem": Dropout(), "stage1": DropCluster(KMEANS)}
+    model = models.resnet20(drop=drop)
+    assert list(model.drop_layer_names.items()) == [
+        ("stem", "drop_stem"),
+        ("stage1", "drop_stage1"),
+        ("stage2", "drop_stage2"),
+    ]
+    assert {place: layer.name for place, layer in model.drop.items()} == model.drop_layer_names
+    assert set(abstract_variables(model)["clusters"]) == {"drop_stage1", "drop_stage2"}
+
+
+def test_one_layer_for_two_places_has_separate_clusters():
+    model = models.resnet20(drop=dict.fromkeys(("stage1", "stage2"), DropCluster(KMEANS)))
+    clusters = abstract_variables(model)["clusters"]
+    assert clusters["drop_stage1"]["labels"].shape == (32, 32, 1)
+    assert clusters["drop_stage2"]["labels"].shape == (16, 16, 1)
+
+
+def test_drop_layers_keep_their_names_in_flax_transformations(small):
+    model, variables, x = small
+    rematerialized = nn.remat(models.resnet.CifarResNet)(model.stage_sizes, model.block, drop=model.drop)
+    assert (apply(rematerialized, variables, x) == apply(model, variables, x)).all()
+    bound = model.bind(variables)
+    assert (bound(x) == model.apply(variables, x)).all()
+    assert model.clone() == model and model.bind(variables).unbind()[0] == model
+
+
+# Invalid arguments
+
+
 @pytest.mark.bad_input
-def test_an_unknown_place_is_refused():
-    with pytest.raises(ValueError, match="unknown place 'stage4'; places are stem, stage1, stage2, stage3"):
+def test_unknown_places_raise():
+    with pytest.raises(ValueError, match="places in drop must be among stem, stage1, stage2, stage3, got 'stage4'"):
         models.resnet20(drop={"stage4": Dropout()})
 
 
 @pytest.mark.bad_input
-def test_an_unknown_stem_is_refused():
+def test_unknown_stems_raise():
     with pytest.raises(ValueError, match="stem must be 'imagenet' or 'cifar', got 'svhn'"):
         models.resnet50(stem="svhn")
+
+
+@pytest.mark.bad_input
+@pytest.mark.parametrize("name", ["resnet20", "resnet50"])
+def test_unknown_options_raise(name):
+    with pytest.raises(TypeError, match="unexpected keyword argument 'depth'"):
+        models.MODELS[name](depth=3)
