@@ -1,10 +1,6 @@
-"""The pure steps on many devices: `jit` over a mesh, `shard_map` or `pmap`. Three ways, one face.
-
-The state is the same under all three, replicated and not stacked, so one may go on where another stopped.
-"""
+"""Data parallelism with `jit` over a mesh, `shard_map` or `pmap`."""
 
 import dataclasses
-import functools
 from collections.abc import Callable
 from typing import Any, Literal, get_args
 
@@ -17,30 +13,33 @@ from dropcluster_jax.training.steps import Batch, Metrics, Steps, TrainState
 
 Strategy = Literal["jit", "shard_map", "pmap"]
 
-_AXIS = "batch"
+
+def _mesh_of_all_devices() -> Mesh:
+    return jax.make_mesh((jax.device_count(),), ("batch",), axis_types=(AxisType.Auto,))
 
 
 @dataclasses.dataclass(frozen=True)
 class DataParallel:
-    """How steps run on many devices: the batch is divided over them, each holds the parameters.
+    """Runs steps on several devices, with sharded batches and replicated parameters.
 
-    Under `"jit"` XLA divides the work: a step is the step of one device on the whole batch, up to rounding, with
-    BatchNorm over the whole batch. Under `"shard_map"` and `"pmap"` each replica takes its part of the batch, draws
-    masks of its own, and BatchNorm averages over it alone, or over all if the network has the axis's name. Make the
-    steps, and `DropCluster` layers, with `axis_name`; `"shard_map"` says where a layer lacks it, `"pmap"` does not.
+    With `"jit"`, XLA partitions the computation: a step equals the step of one device on the whole batch up to
+    rounding, including BatchNorm. With `"shard_map"` and `"pmap"`, each replica draws separate masks for its part of
+    the batch, and BatchNorm normalizes over that part unless it has the axis name. Create the steps and the
+    `DropCluster` layers with `axis_name`; `"shard_map"` raises an error if a layer lacks it, `"pmap"` does not. States
+    have the same layout with all strategies, so a run can switch between them.
 
     Attributes:
         strategy: `"jit"`, `"shard_map"` or `"pmap"`.
-        mesh: the devices, along one axis; None is all of them, those of other processes too.
-        shard_optimizer: whether each device holds a part of the optimizer's state only; under `"jit"`.
+        mesh: Mesh with one automatic axis. Defaults to all devices of all processes.
+        shard_optimizer: Whether to shard the optimizer state instead of replicating it. Requires `"jit"`.
 
     Raises:
-        ValueError: an unknown way; a mesh of several axes, or one that is not automatic; `shard_optimizer` with
-            another way; `"pmap"` with devices of several processes.
+        ValueError: If `strategy` is unknown, `mesh` has several axes or one that is not automatic, `shard_optimizer` is
+            set with another strategy than `"jit"`, or `"pmap"` is used with devices of several processes.
 
     References:
         Rajbhandari et al., "ZeRO: Memory Optimizations Toward Training Trillion Parameter Models", SC 2020,
-        arXiv:1910.02054: dividing the optimizer's state is its first stage.
+        arXiv:1910.02054, stage 1 (sharded optimizer states).
 
     Example:
         >>> import flax.linen as nn
@@ -61,161 +60,169 @@ class DataParallel:
         True
         >>> state = steps.init(jax.random.key(0), batch)
         >>> state, metrics = steps.train(state, batch)
-        >>> int(state.step), float(steps.evaluate(state, batch)["count"])  # of all devices together
+        >>> int(state.step), float(steps.evaluate(state, batch)["count"])  # summed over devices
         (1, 8.0)
     """
 
     strategy: Strategy = "jit"
-    mesh: Mesh = None  # pyright: ignore[reportAssignmentType] - is set below
+    mesh: Mesh = dataclasses.field(default_factory=_mesh_of_all_devices)
     shard_optimizer: bool = False
+    _compiled: dict[Steps, Steps] = dataclasses.field(default_factory=dict, init=False, repr=False, compare=False)
 
     def __post_init__(self) -> None:
         if self.strategy not in get_args(Strategy):
             raise ValueError(f"strategy must be one of {', '.join(get_args(Strategy))}, got {self.strategy!r}")
-        if self.mesh is None:
-            mesh = jax.make_mesh((jax.device_count(),), (_AXIS,), axis_types=(AxisType.Auto,))
-            object.__setattr__(self, "mesh", mesh)
         if len(self.mesh.axis_names) != 1:
-            raise ValueError(f"mesh must have one axis, over which the batch is divided, got {self.mesh.axis_names}")
+            raise ValueError(f"mesh must have one axis, got {self.mesh.axis_names}")
         check_automatic(self.mesh)
         if self.shard_optimizer and self.strategy != "jit":
-            raise ValueError(f"shard_optimizer needs strategy 'jit', got {self.strategy!r}")
+            raise ValueError(f"shard_optimizer requires strategy 'jit', got {self.strategy!r}")
         if self.strategy == "pmap" and len({device.process_index for device in self.mesh.devices.flat}) > 1:
             raise ValueError(
-                "strategy 'pmap' is for the devices of one process; 'shard_map' takes the same steps on all"
+                "strategy 'pmap' supports the devices of one process only; use 'shard_map', which takes the same steps"
             )
 
     @property
     def axis_name(self) -> str | None:
-        """What `make_steps`, `DropCluster` and BatchNorm take as `axis_name`: None under `"jit"`."""
+        """Axis name for `make_steps`, `DropCluster` and BatchNorm: None with `"jit"`."""
         return None if self.strategy == "jit" else self.mesh.axis_names[0]
 
     @property
     def batch_sharding(self) -> NamedSharding:
-        """Divides arrays over the devices along their first axis."""
+        """Sharding of batches: along the first axis."""
         return NamedSharding(self.mesh, PartitionSpec(self.mesh.axis_names[0]))
 
     @property
     def replicated(self) -> NamedSharding:
-        """Gives each device the whole of an array."""
+        """Sharding of arrays that each device holds completely."""
         return NamedSharding(self.mesh, PartitionSpec())
 
     def shard_batch(self, batch: Batch) -> Batch:
-        """A batch from the host (of several processes: each one's part of it) on the devices.
+        """Moves a host batch to the devices.
 
         Args:
-            batch: arrays `(batch, ...)`, where `batch` is a multiple of the devices.
+            batch: Arrays with the batch as the first axis. With multiple processes, the part of this process.
 
         Returns:
-            The same as JAX arrays, divided along their first axis; of several processes, of all their parts together.
+            Arrays sharded by `batch_sharding`.
 
         Raises:
-            ValueError: it is not.
+            ValueError: If the number of devices does not divide the batch size.
         """
         return shard_batch(dict(batch), self.batch_sharding)
 
-    @functools.lru_cache(maxsize=4)  # noqa: B019 - so that a run traces and compiles its steps once
     def compile(self, steps: Steps) -> Steps:
-        """The steps, compiled, for states and batches on these devices; the same object for the same steps.
+        """Compiles steps for the devices.
+
+        Compiled steps are cached: calling this again with the same steps is cheap and returns the same object.
 
         Args:
-            steps: made with this `axis_name`.
+            steps: Steps of `make_steps`, made with this `axis_name`.
 
         Returns:
-            Steps that take batches as `shard_batch` gives them, and states as their `init` does. `train` gives the buffers of
-            its state away.
+            Compiled steps, which take batches sharded by `batch_sharding`. `train` donates the buffers of its state.
 
         Raises:
-            ValueError: the steps were made with another `axis_name`: their replicas would not know of each other.
+            ValueError: If the steps were made with another `axis_name`.
         """
         if steps.axis_name != self.axis_name:
             raise ValueError(
                 f"steps must be made with axis_name={self.axis_name!r} for strategy {self.strategy!r}, "
                 f"got {steps.axis_name!r}"
             )
+        if steps not in self._compiled:
+            self._compiled[steps] = self._compile(steps)
+        return self._compiled[steps]
 
+    def _compile(self, steps: Steps) -> Steps:
         def init(key: Array, batch: Batch) -> TrainState:
-            return self._divided(steps.init(key, batch))
+            return self._constrain_opt_state(steps.init(key, batch))
 
         def train(state: TrainState, batch: Batch) -> tuple[TrainState, Metrics]:
             state, metrics = steps.train(state, batch)
-            return self._divided(state), metrics
+            return self._constrain_opt_state(state), metrics
 
-        def clusters(state: TrainState, batch: Batch) -> PyTree:
+        def update_clusters(state: TrainState, batch: Batch) -> PyTree:
             return steps.update_clusters(state, batch).clusters
 
-        learn = self._compiled(clusters, self.replicated)
-
-        def update_clusters(state: TrainState, batch: Batch) -> TrainState:
-            return state._replace(clusters=learn(state, batch))  # all else stays where it is
+        compiled_update = self._jit(update_clusters, out_shardings=self.replicated)
 
         return Steps(
-            jax.jit(init, out_shardings=self._state_sharding()),
-            self._compiled(train, (self._state_sharding(), self.replicated), donate=True),
-            update_clusters,
-            self._compiled(steps.evaluate, self.replicated),
-            steps.axis_name,
+            init=jax.jit(init, out_shardings=self._state_sharding()),
+            train=self._jit(train, out_shardings=(self._state_sharding(), self.replicated), donate_argnums=0),
+            # Returns only the clusters from the compiled function, so that no other array is copied.
+            update_clusters=lambda state, batch: state._replace(clusters=compiled_update(state, batch)),
+            evaluate=self._jit(steps.evaluate, out_shardings=self.replicated),
+            axis_name=steps.axis_name,
         )
 
-    def _compiled(self, function: Callable[..., Any], outputs: Any, donate: bool = False) -> Callable[..., Any]:
-        """A function of a state and a batch, with outputs so placed, this way."""
-        given_away = 0 if donate else ()
+    def _jit(
+        self, function: Callable[..., Any], out_shardings: Any, donate_argnums: int | tuple[int, ...] = ()
+    ) -> Callable[..., Any]:
+        """Compiles a function of a replicated state and a sharded batch with the strategy."""
         if self.strategy == "pmap":
             mapped = jax.pmap(
                 function,
                 axis_name=self.axis_name,
                 in_axes=(None, 0),
-                out_axes=None,  # pyright: ignore[reportArgumentType]
-                donate_argnums=given_away,
+                out_axes=None,
+                donate_argnums=donate_argnums,
                 devices=list(self.mesh.devices.flat),
             )
             split = jax.jit(lambda batch: jax.tree.map(lambda x: x.reshape(self.mesh.size, -1, *x.shape[1:]), batch))
             return lambda state, batch: mapped(state, split(batch))
-        batches = self.batch_sharding
         if self.strategy == "shard_map":
-            everywhere = PartitionSpec()
             function = jax.shard_map(
-                function, mesh=self.mesh, in_specs=(everywhere, batches.spec), out_specs=everywhere
+                function,
+                mesh=self.mesh,
+                in_specs=(self.replicated.spec, self.batch_sharding.spec),
+                out_specs=self.replicated.spec,
             )
-        return jax.jit(function, in_shardings=(None, batches), out_shardings=outputs, donate_argnums=given_away)
-
-    def abstract_state(self, steps: Steps, key: Array, batch: Batch) -> TrainState:
-        """The state that `init` would give, without its arrays; such as `Checkpointer.restore` takes.
-
-        Args:
-            steps: made with this `axis_name`.
-            key: a PRNG key; only its type matters.
-            batch: arrays or shapes; only their shapes and types matter.
-
-        Returns:
-            A state of `jax.ShapeDtypeStruct`s with where each array would lie.
-        """
-        state = jax.eval_shape(steps.init, key, batch)
-        placed = jax.tree.map(lambda leaf: self._struct(leaf, self.replicated), state)
-        if not self.shard_optimizer:
-            return placed
-        return placed._replace(
-            opt_state=jax.tree.map(lambda leaf: self._struct(leaf, self._part(leaf.shape)), state.opt_state)
+        return jax.jit(
+            function,
+            in_shardings=(None, self.batch_sharding),
+            out_shardings=out_shardings,
+            donate_argnums=donate_argnums,
         )
 
-    def _struct(self, leaf: Any, sharding: NamedSharding) -> jax.ShapeDtypeStruct:
-        return jax.ShapeDtypeStruct(leaf.shape, leaf.dtype, sharding=sharding)
+    def abstract_state(self, steps: Steps, key: Array, batch: Batch) -> TrainState:
+        """Returns the shapes, dtypes and shardings of a state, e.g. to restore a checkpoint into.
+
+        Args:
+            steps: Steps of `make_steps`, made with this `axis_name`.
+            key: PRNG key. Only its type is used.
+            batch: Arrays or `jax.ShapeDtypeStruct`s. Only shapes and dtypes are used.
+
+        Returns:
+            A state of `jax.ShapeDtypeStruct`s.
+        """
+        state = jax.eval_shape(steps.init, key, batch)
+        abstract = jax.tree.map(lambda leaf: _with_sharding(leaf, self.replicated), state)
+        if not self.shard_optimizer:
+            return abstract
+        opt_state = jax.tree.map(lambda leaf: _with_sharding(leaf, self._shard(leaf.shape)), state.opt_state)
+        return abstract._replace(opt_state=opt_state)
 
     def _state_sharding(self) -> Any:
+        """Returns the output sharding of a state. A sharded optimizer state has constraints instead."""
         shardings: dict[str, Any] = dict.fromkeys(TrainState._fields, self.replicated)
         return TrainState(**{**shardings, "opt_state": None} if self.shard_optimizer else shardings)
 
-    def _divided(self, state: TrainState) -> TrainState:
-        """With the optimizer's state divided over the devices."""
+    def _constrain_opt_state(self, state: TrainState) -> TrainState:
+        """Shards the optimizer state, if requested."""
         if not self.shard_optimizer:
             return state
-        divided = jax.tree.map(
-            lambda leaf: jax.lax.with_sharding_constraint(leaf, self._part(leaf.shape)), state.opt_state
+        opt_state = jax.tree.map(
+            lambda leaf: jax.lax.with_sharding_constraint(leaf, self._shard(leaf.shape)), state.opt_state
         )
-        return state._replace(opt_state=divided)
+        return state._replace(opt_state=opt_state)
 
-    def _part(self, shape: tuple[int, ...]) -> NamedSharding:
-        """Divides an array along the first axis that can be."""
+    def _shard(self, shape: tuple[int, ...]) -> NamedSharding:
+        """Returns a sharding along the first axis that the number of devices divides; replicated if there is none."""
         axis = next((i for i, length in enumerate(shape) if length and length % self.mesh.size == 0), None)
         spec = PartitionSpec() if axis is None else PartitionSpec(*[None] * axis, self.mesh.axis_names[0])
         return NamedSharding(self.mesh, spec)
+
+
+def _with_sharding(leaf: Any, sharding: NamedSharding) -> jax.ShapeDtypeStruct:
+    return jax.ShapeDtypeStruct(leaf.shape, leaf.dtype, sharding=sharding)

@@ -1,15 +1,14 @@
-"""The training loop: reads top to bottom as the story of a run. What it tells goes to a `log` function."""
+"""The training loop."""
 
+import dataclasses
 import pathlib
 import time
 from collections.abc import Callable, Iterable
 from typing import Any, Protocol
 
 import jax
-import numpy as np
 
-from dropcluster_jax.clustering import ClusterState, adjusted_rand_index
-from dropcluster_jax.linen import cluster_states
+from dropcluster_jax.training.cluster_metrics import cluster_metrics
 from dropcluster_jax.training.data_parallel import DataParallel
 from dropcluster_jax.training.schedules import StepPredicate, every
 from dropcluster_jax.training.steps import Batch, Steps, TrainState
@@ -17,27 +16,23 @@ from dropcluster_jax.training.steps import Batch, Steps, TrainState
 LogEntry = dict[str, Any]
 
 _NEVER = every(0)
-_agreement = jax.jit(adjusted_rand_index)
-_TRACED = range(5, 10)  # steps of a run that the profiler looks at: after compilation
+_PROFILED_STEPS = range(5, 10)  # counted from the first step of a call, after compilation
 
 
 class NonFiniteError(FloatingPointError):
-    """The loss or a gradient was not finite at a step, once more than is allowed.
+    """Raised if more steps are non-finite than allowed.
 
     Example:
-        >>> try:
-        ...     raise NonFiniteError("the loss was not finite at step 3")
-        ... except FloatingPointError as error:  # as NumPy's own
-        ...     print(error)
-        the loss was not finite at step 3
+        >>> issubclass(NonFiniteError, FloatingPointError)
+        True
     """
 
 
 class Save(Protocol):
-    """Writes a checkpoint."""
+    """Saves a checkpoint."""
 
     def __call__(self, state: TrainState, *, accuracy: float | None, nonfinite_steps: int) -> None:
-        """`accuracy` is that of an evaluation of this very state, if there was one."""
+        """Saves `state`, with its test accuracy if it was evaluated and the number of non-finite steps so far."""
         ...
 
 
@@ -50,56 +45,57 @@ def fit(
     probe: Callable[[int], Batch] | None = None,
     update_clusters_when: StepPredicate = _NEVER,
     test: Callable[[], Iterable[Batch]] | None = None,
-    evaluate_every: int = 0,
-    log_every: int = 10,
-    log: Callable[[LogEntry], None] = lambda record: None,
+    evaluate_every: int | None = None,
+    log_every: int | None = 10,
+    log: Callable[[LogEntry], None] = lambda entry: None,
     on_clusters: Callable[[TrainState], None] = lambda state: None,
     parallel: DataParallel | None = None,
     save: Save | None = None,
-    save_every: int = 0,
+    save_every: int | None = None,
     stop: Callable[[int], bool] = lambda step: False,
     max_nonfinite_steps: int = 0,
     nonfinite_steps: int = 0,
     profile: pathlib.Path | None = None,
 ) -> TrainState:
-    """Train until step `num_steps`.
+    """Trains a network.
 
-    From a state and batches as they were at any step, the rest of the run is what it would have been.
+    Intervals are in steps; None or 0 disables them.
 
     Args:
-        steps: the pure steps; compiled here.
-        state: the state to start from; its buffers are given away.
-        batches: training batches, at least as many as steps are left.
-        num_steps: the number of the last step.
-        probe: the probe batch of the n-th update of the clusters, n = 0, 1, ...; None takes the training batch.
-        update_clusters_when: says before which steps the clusters are updated, such as `every(200, start=1000)`; never, if
-            not given.
-        test: gives the test batches anew for each evaluation.
-        evaluate_every: evaluate after every so many steps, and after the last; 0 is never.
-        log_every: report training metrics, and look whether they are finite, every so many steps.
-        log: called with each record, a dict with `"event"` and `"step"`:
-            `"train"` has `loss`, `accuracy`, `rate` and `images_per_second` (None where compilation counts in);
-            `"clusters"` has `layers`, for each the `explained_variance`, the `adjusted_rand_index` with the labels before (the
-            adjusted Rand index), `num_updates` and `num_skipped`; `"test"` has `loss`, `accuracy`, of 100 classes or more
-            `accuracy_top5`, and `count`; `"bad"`, a step whose loss or gradients were not finite, has `nonfinite_steps`, how
-            many there were so far.
-        on_clusters: called with the state after each update of its clusters. Its arrays are given away to the next step:
-            copy what is to stay, by `jax.device_get`.
-        parallel: the devices, and how the steps run on them; None is the default device. State and batches lie there.
-        save: called with the state after each evaluation, when stopped, and after the last step; never with a state
-            that came after a step that was not finite, unless steps made with `skip_nonfinite` left it as it was.
-        save_every: `save` is also called after every so many steps; 0 is never.
-        stop: asked after each step, with its number, whether to save and return.
-        max_nonfinite_steps: so many steps may be not finite; for steps made with `skip_nonfinite`.
-        nonfinite_steps: how many there were before.
-        profile: a folder into which JAX's profiler writes what happened in five steps.
+        steps: Steps of `make_steps`, not compiled.
+        state: State to start from, of any step. Its buffers are donated.
+        batches: Training batches; with `parallel`, sharded by `batch_sharding`.
+        num_steps: Step number after which training ends.
+        probe: Returns the probe batch of a cluster update, given its index counted from step 0. Defaults to the
+            training batch.
+        update_clusters_when: Predicate of the steps before which clusters are updated, e.g. `every(200, start=1000)`.
+            Defaults to never.
+        test: Returns the test batches. Called for each evaluation.
+        evaluate_every: Interval of evaluations. Also evaluates after the last step, unless disabled.
+        log_every: Interval of log entries and of checks for non-finite steps. The first and the last step are always
+            logged.
+        log: Called with each log entry, a dict with `event` and `step`. `"train"` entries have `loss`, `accuracy`,
+            `rate` and `images_per_second` (None if not known yet). `"clusters"` entries have `layers`, a dict from
+            layer names to `explained_variance`, `adjusted_rand_index` (with the previous labels), `num_updates` and
+            `num_skipped`. `"test"` entries have the results of `evaluate`. `"nonfinite"` entries, one for each
+            non-finite step, have `nonfinite_steps`, their number so far.
+        on_clusters: Called with the state after each cluster update. The next step donates its buffers; copy arrays
+            to keep, e.g. with `jax.device_get`.
+        parallel: Devices and parallelization strategy. Defaults to `jax.jit` on the default device.
+        save: Called with the state after each evaluation, after the last step and when stopped. Never called with a
+            state that depends on a non-finite step, unless `steps` were made with `skip_nonfinite=True`.
+        save_every: Interval of further calls of `save`.
+        stop: Predicate of the step number, called after each step. If true, the loop saves and returns.
+        max_nonfinite_steps: Number of non-finite steps tolerated. Requires steps made with `skip_nonfinite=True`.
+        nonfinite_steps: Number of non-finite steps before this call, e.g. from a checkpoint.
+        profile: Folder for a trace of five steps by `jax.profiler`.
 
     Returns:
-        The last state.
+        State after the last step.
 
     Raises:
-        ValueError: the batches ended before the last step.
-        NonFiniteError: one step more than `max_nonfinite_steps` was not finite.
+        ValueError: If `batches` ends before `num_steps`.
+        NonFiniteError: If more than `max_nonfinite_steps` steps were non-finite.
 
     Example:
         >>> import flax.linen as nn
@@ -112,82 +108,62 @@ def fit(
         ...         return nn.Dense(2)(x.reshape(len(x), -1))
         >>> steps = make_steps(Linear(), optax.sgd(1.0))
         >>> batch = {"image": jnp.array([1.0, -1.0]).reshape(2, 1, 1, 1), "label": jnp.array([0, 1])}
-        >>> state, records = steps.init(jax.random.key(0), batch), []
+        >>> state, entries = steps.init(jax.random.key(0), batch), []
         >>> state = fit(
-        ...     steps, state, [batch] * 9, num_steps=9, test=lambda: [batch], evaluate_every=9, log=records.append
+        ...     steps, state, [batch] * 9, num_steps=9, test=lambda: [batch], evaluate_every=9, log=entries.append
         ... )
-        >>> int(state.step), [(record["event"], record["step"]) for record in records], records[-1]["accuracy"]
+        >>> int(state.step), [(entry["event"], entry["step"]) for entry in entries], entries[-1]["accuracy"]
         (9, [('train', 1), ('train', 9), ('test', 9)], 1.0)
     """
-    train, update_clusters, evaluate_step = _compiled(steps, parallel)
+    train, update_clusters, evaluate_step = _compile(steps, parallel)
     iterator = iter(batches)
-    first = step = int(jax.device_get(state.step))
-    updates = sum(map(update_clusters_when, range(first)))
-    images, since = 0, None
-    unchecked: list[tuple[int, Any]] = []
-
-    def check() -> None:
-        """Were the steps since the last look finite?"""
-        nonlocal nonfinite_steps
-        for number, finite in jax.device_get(unchecked):
-            if not finite:
-                nonfinite_steps += 1
-                log({"event": "bad", "step": number, "nonfinite_steps": nonfinite_steps})
-                if nonfinite_steps > max_nonfinite_steps:
-                    raise NonFiniteError(_advice(number, max_nonfinite_steps))
-        unchecked.clear()
-
-    def save_now(accuracy: float | None = None) -> None:
-        check()
-        if save is not None:
-            save(state, accuracy=accuracy, nonfinite_steps=nonfinite_steps)
+    first_step = step = int(jax.device_get(state.step))
+    num_updates = sum(map(update_clusters_when, range(first_step)))
+    nonfinite = _NonFiniteSteps(nonfinite_steps, max_nonfinite_steps, log)
+    throughput = _Throughput()
+    profiler = _Profiler(profile, first_step, num_steps)
 
     while step < num_steps:
         batch = next(iterator, None)
         if batch is None:
-            raise ValueError(f"batches ended after step {step}, num_steps is {num_steps}")
+            raise ValueError(f"batches must last until step {num_steps}, but ended after step {step}")
 
-        # Clusters first: the rate's first step above 0 finds them learned.
+        # Update clusters first, so that they are learned before the first step with a positive rate.
         if update_clusters_when(step):
-            before = state.clusters
-            state = update_clusters(state, batch if probe is None else probe(updates))
-            updates += 1
-            log({"event": "clusters", "step": step, "layers": _describe(before, state.clusters)})
+            previous = state.clusters
+            state = update_clusters(state, batch if probe is None else probe(num_updates))
+            num_updates += 1
+            log({"event": "clusters", "step": step, "layers": cluster_metrics(previous, state.clusters)})
             on_clusters(state)
 
-        if profile is not None and step == min(first + _TRACED.start, num_steps - 1):
-            jax.block_until_ready(state)
-            jax.profiler.start_trace(str(profile))
+        profiler.before_step(step, state)
         state, metrics = train(state, batch)
-        finite = metrics.pop("finite")
         step += 1
-        images += len(batch["label"])
-        unchecked.append((step, finite))
-        if profile is not None and step == min(first + _TRACED.stop, num_steps):
-            jax.block_until_ready(state)
-            jax.profiler.stop_trace()
+        profiler.after_step(step, state)
+        nonfinite.add(step, metrics.pop("finite"))
+        throughput.add(len(batch["label"]))
 
-        if step % log_every == 0 or step in (1, num_steps):
-            metrics = jax.tree.map(float, jax.device_get(metrics))  # waits for the step
-            check()
-            now = time.perf_counter()
-            speed = None if since is None or not images else images / (now - since)
-            log({"event": "train", "step": step, **metrics, "images_per_second": speed})
-            images, since = 0, now
-        elif step == first + 1:
+        if _is_due(step, log_every) or step in (1, num_steps):
+            scalars = jax.tree.map(float, jax.device_get(metrics))  # waits for the step
+            nonfinite.check()
+            log({"event": "train", "step": step, **scalars, "images_per_second": throughput.restart()})
+        elif step == first_step + 1:
             jax.block_until_ready(metrics)
-            images, since = 0, time.perf_counter()  # compilation does not count as training
+            throughput.restart()  # excludes compilation
 
         accuracy = None
-        if test is not None and evaluate_every and (step % evaluate_every == 0 or step == num_steps):
-            check()
+        if test is not None and evaluate_every and (_is_due(step, evaluate_every) or step == num_steps):
+            nonfinite.check()
             results = evaluate(evaluate_step, state, test())
             accuracy = results["accuracy"]
             log({"event": "test", "step": step, **results})
+
         stopped = stop(step)
-        if accuracy is not None or stopped or step == num_steps or (save_every and step % save_every == 0):
-            save_now(accuracy)
-            images, since = 0, time.perf_counter()  # nor do evaluation and saving
+        if accuracy is not None or stopped or step == num_steps or _is_due(step, save_every):
+            nonfinite.check()
+            if save is not None:
+                save(state, accuracy=accuracy, nonfinite_steps=nonfinite.count)
+            throughput.restart()  # excludes evaluation and saving
         if stopped:
             break
     return state
@@ -196,76 +172,117 @@ def fit(
 def evaluate(
     evaluate_step: Callable[[TrainState, Batch], dict[str, Any]], state: TrainState, batches: Iterable[Batch]
 ) -> dict[str, float]:
-    """The mean `loss` and `accuracy` (and `accuracy_top5`) over all examples of the batches, and their `count`.
+    """Evaluates a network on all examples of `batches`.
 
     Args:
-        evaluate_step: `Steps.evaluate`, compiled.
-        state: the network.
-        batches: may carry `"weight"`, `(batch,)`, 0 for examples that only fill a batch.
+        evaluate_step: Compiled `Steps.evaluate`.
+        state: State with the network's variables.
+        batches: Test batches. An optional `"weight"`, `(batch,)`, weights the examples; 0 marks padding.
 
     Returns:
-        `loss`, `accuracy`, of 100 classes or more `accuracy_top5`, and `count`; accuracies are in [0, 1].
+        The means `loss`, `accuracy` (in [0, 1]) and, for 100 or more classes, `accuracy_top5`, and `count`.
 
     Raises:
-        ValueError: there is no example.
+        ValueError: If `batches` contains no example with a positive weight.
 
     Example:
-        >>> def always_0(state, batch):  # in the place of a compiled `Steps.evaluate`
+        >>> import numpy as np
+        >>> def predict_class_0(state, batch):  # instead of a compiled Steps.evaluate
         ...     weight = batch["weight"]
         ...     return {"loss": 0.5 * weight.sum(), "correct": weight @ (batch["label"] == 0), "count": weight.sum()}
         >>> batches = [
         ...     {"label": np.array([0, 1]), "weight": np.array([1.0, 1.0])},
         ...     {"label": np.array([0, 0]), "weight": np.array([2.0, 0.0])},
         ... ]
-        >>> evaluate(always_0, None, batches)
+        >>> evaluate(predict_class_0, None, batches)
         {'accuracy': 0.75, 'loss': 0.5, 'count': 4.0}
     """
     sums = None
     for batch in batches:
-        one = evaluate_step(state, batch)
-        sums = one if sums is None else jax.tree.map(lambda a, b: a + b, sums, one)
+        batch_sums = evaluate_step(state, batch)
+        sums = batch_sums if sums is None else jax.tree.map(lambda a, b: a + b, sums, batch_sums)
     totals: dict[str, float] = {} if sums is None else jax.tree.map(float, jax.device_get(sums))
     count = totals.pop("count", 0)
     if not count:
-        raise ValueError("batches hold no example to evaluate")
+        raise ValueError("batches must contain at least one example with a positive weight")
     names = {"loss": "loss", "correct": "accuracy", "correct_top5": "accuracy_top5"}
     return {**{names[name]: total / count for name, total in totals.items()}, "count": count}
 
 
-def _compiled(steps: Steps, parallel: DataParallel | None) -> tuple[Callable[..., Any], ...]:
+def _compile(steps: Steps, parallel: DataParallel | None) -> tuple[Callable[..., Any], ...]:
     if parallel is None:
         return jax.jit(steps.train, donate_argnums=0), jax.jit(steps.update_clusters), jax.jit(steps.evaluate)
     compiled = parallel.compile(steps)
     return compiled.train, compiled.update_clusters, compiled.evaluate
 
 
-def _advice(step: int, allowed: int) -> str:
-    more = f", once more than the {allowed} steps that may be skipped" if allowed else ""
-    return (
-        f"the loss or a gradient was not finite at step {step}{more}: try a lower learning rate, a longer warm-up, "
-        "gradient clipping, or float32 in place of bfloat16; a few bad batches may be skipped by max_nonfinite_steps"
-    )
+def _is_due(step: int, interval: int | None) -> bool:
+    return bool(interval) and step % interval == 0
 
 
-def mean_adjusted_rand_index(state: ClusterState, other: ClusterState) -> float:
-    """The adjusted Rand index of two states of a layer, the mean over channels and over layers that scan stacked."""
-    groups, groups_other = (
-        np.moveaxis(np.reshape(each.labels, (-1, *each.labels.shape[np.ndim(each.num_updates) :])), 0, -1)
-        for each in (state, other)
-    )
-    flat, flat_other = (np.reshape(each, (-1, each.shape[-2] * each.shape[-1])) for each in (groups, groups_other))
-    return float(np.mean(jax.device_get(_agreement(*jax.device_put((flat, flat_other))))))
+@dataclasses.dataclass
+class _NonFiniteSteps:
+    """Counts and logs non-finite steps. Raises `NonFiniteError` if there are more than `allowed`."""
+
+    count: int
+    allowed: int
+    log: Callable[[LogEntry], None]
+    _unchecked: list[tuple[int, jax.Array]] = dataclasses.field(default_factory=list)
+
+    def add(self, step: int, finite: jax.Array) -> None:
+        """Records a step without waiting for its result."""
+        self._unchecked.append((step, finite))
+
+    def check(self) -> None:
+        """Waits for the steps since the last check."""
+        for step, finite in jax.device_get(self._unchecked):
+            if not finite:
+                self.count += 1
+                self.log({"event": "nonfinite", "step": step, "nonfinite_steps": self.count})
+                if self.count > self.allowed:
+                    raise NonFiniteError(self._message(step))
+        self._unchecked.clear()
+
+    def _message(self, step: int) -> str:
+        skipped = f", after {self.allowed} skipped steps" if self.allowed else ""
+        return (
+            f"the loss or a gradient was not finite at step {step}{skipped}: try a lower learning rate, a longer "
+            "warm-up, gradient clipping, or float32 instead of bfloat16; max_nonfinite_steps tolerates rare "
+            "non-finite steps"
+        )
 
 
-def _describe(before: Any, after: Any) -> dict[str, dict[str, float]]:
-    """What an update did to each layer's clusters."""
-    old, new = cluster_states(jax.device_get(before)), cluster_states(jax.device_get(after))
-    return {
-        layer: {
-            "explained_variance": float(np.mean(state.explained_variance)),
-            "adjusted_rand_index": mean_adjusted_rand_index(state, old[layer]),
-            "num_updates": int(np.max(state.num_updates)),
-            "num_skipped": int(np.max(state.num_skipped)),
-        }
-        for layer, state in new.items()
-    }
+class _Throughput:
+    """Measures images per second."""
+
+    def __init__(self) -> None:
+        self._num_images, self._start = 0, None
+
+    def add(self, num_images: int) -> None:
+        self._num_images += num_images
+
+    def restart(self) -> float | None:
+        """Returns images per second since the last restart, or None if there was none."""
+        now = time.perf_counter()
+        images_per_second = None if self._start is None else self._num_images / (now - self._start)
+        self._num_images, self._start = 0, now
+        return images_per_second
+
+
+class _Profiler:
+    """Traces a few steps with `jax.profiler`, if there is a folder for the trace."""
+
+    def __init__(self, folder: pathlib.Path | None, first_step: int, num_steps: int) -> None:
+        self._folder = folder
+        self._start = min(first_step + _PROFILED_STEPS.start, num_steps - 1)
+        self._stop = min(first_step + _PROFILED_STEPS.stop, num_steps)
+
+    def before_step(self, step: int, state: TrainState) -> None:
+        if self._folder is not None and step == self._start:
+            jax.block_until_ready(state)
+            jax.profiler.start_trace(str(self._folder))
+
+    def after_step(self, step: int, state: TrainState) -> None:
+        if self._folder is not None and step == self._stop:
+            jax.block_until_ready(state)
+            jax.profiler.stop_trace()

@@ -1,5 +1,6 @@
-"""The pure steps of a training: initialize, train, update the clusters, evaluate. No loop, no device, no file."""
+"""Pure functions that initialize, train and evaluate a network and update its clusters."""
 
+import dataclasses
 import inspect
 from collections.abc import Callable, Mapping
 from typing import Any, NamedTuple
@@ -8,33 +9,39 @@ import flax.linen as nn
 import jax
 import jax.numpy as jnp
 import optax
-from jaxtyping import Array, Float, Int, PyTree
+from jaxtyping import Array, Bool, Float, Int, PyTree
 
 from dropcluster_jax.masking.common import Rate, check_rate
 
-Batch = Mapping[str, Any]  # arrays of JAX or NumPy
+Batch = Mapping[str, Any]  # JAX or NumPy arrays
 Metrics = dict[str, Any]
 Rates = Rate | Mapping[str, Rate]
+Labels = Int[Array, " batch"] | Float[Array, "batch classes"]
 
-_TOP5_FROM = 100  # classes; with fewer the five best say little
+_MIN_CLASSES_FOR_TOP5 = 100
 
 
 class TrainState(NamedTuple):
-    """All that changes while a network trains: a pytree.
+    """Everything that changes during training, as one pytree.
 
     Attributes:
-        params: the parameters.
-        batch_stats: the running statistics of BatchNorm; empty without.
-        clusters: the clusters of every `DropCluster`; empty without. Only `Steps.update_clusters` changes them.
-        opt_state: the optimizer's state.
-        key: a PRNG key that is never consumed: each step folds in its number.
-        step: int32 scalar, training steps so far.
-        ema: moving averages of `params` and `batch_stats`, a dict of the two; empty without.
+        params: Parameters.
+        batch_stats: Running statistics of BatchNorm, or an empty dict.
+        clusters: Clusters of the `DropCluster` layers, or an empty dict. Only `Steps.update_clusters` changes them.
+        opt_state: Optimizer state.
+        key: PRNG key. Never changes; each step folds in its step number.
+        step: Number of training steps so far, an int32 scalar.
+        ema: Exponential moving averages, a dict with `params` and `batch_stats`, or an empty tuple.
 
     Example:
-        >>> weights, smoothed = {"w": jnp.array(3.0)}, {"w": jnp.array(2.5)}
         >>> state = TrainState(
-        ...     weights, {}, {}, (), jax.random.key(0), jnp.array(7), ema={"params": smoothed, "batch_stats": {}}
+        ...     params={"w": jnp.array(3.0)},
+        ...     batch_stats={},
+        ...     clusters={},
+        ...     opt_state=(),
+        ...     key=jax.random.key(0),
+        ...     step=jnp.array(7),
+        ...     ema={"params": {"w": jnp.array(2.5)}, "batch_stats": {}},
         ... )
         >>> float(state.variables()["params"]["w"]), float(state.variables(ema=True)["params"]["w"])
         (3.0, 2.5)
@@ -49,36 +56,34 @@ class TrainState(NamedTuple):
     ema: PyTree = ()
 
     def variables(self, ema: bool = False) -> dict[str, PyTree]:
-        """What the network's `apply` takes.
+        """Returns the variables for `model.apply`, without empty collections.
 
         Args:
-            ema: whether the averages, if there are any, stand in for what they are of.
-
-        Returns:
-            Those of `params`, `batch_stats` and `clusters` that are not empty, by these names.
+            ema: Whether to use the moving averages, if the state has any.
         """
-        named = {"params": self.params, "batch_stats": self.batch_stats, "clusters": self.clusters}
+        collections = {"params": self.params, "batch_stats": self.batch_stats, "clusters": self.clusters}
         if ema and self.ema:
-            named |= self.ema
-        return {name: value for name, value in named.items() if value}
+            collections |= self.ema
+        return {name: collection for name, collection in collections.items() if collection}
 
 
 class Steps(NamedTuple):
-    """Four pure functions; compile them with `jax.jit`, on a sharded batch if wanted, `shard_map` or `pmap`.
+    """The pure functions of a training run; see `make_steps`.
 
-    A batch is a mapping: `"image"`, `(batch, *spatial, channels)`, and `"label"`, integers `(batch,)`.
+    Compile them with `jax.jit`, `jax.shard_map` or `jax.pmap`, or with `DataParallel`. A batch is a mapping with
+    `"image"`, `(batch, *spatial, channels)`, and `"label"`, integers `(batch,)`.
 
     Attributes:
         init: `(key, batch) -> TrainState`.
-        train: `(state, batch) -> (state, metrics)`, one optimizer step; metrics are scalars, the means `loss` and
-            `accuracy` in [0, 1], `rate`, and `finite`: whether loss, gradients, statistics and new parameters are.
-            Leaves the clusters as they are.
-        update_clusters: `(state, batch) -> state`, one update of the clusters on the batch as probe batch, in evaluation mode.
-            Leaves all else as it is.
-        evaluate: `(state, batch) -> metrics`, the sums `loss` and `correct`, of 100 classes or more also
-            `correct_top5`, and `count`, by the averages if the state has any. An optional `"weight"`, `(batch,)`,
-            weighs examples: 0 for those that only fill a batch.
-        axis_name: the mapped axis that they were made for; None without.
+        train: `(state, batch) -> (state, metrics)`, one optimizer step that leaves the clusters unchanged. The metrics
+            are scalars: the means `loss` and `accuracy` (in [0, 1]), `rate`, and `finite`, whether loss, gradients,
+            statistics and new parameters are finite.
+        update_clusters: `(state, batch) -> state`, one update of the clusters with the batch as probe batch and the
+            network in evaluation mode. Leaves everything else unchanged.
+        evaluate: `(state, batch) -> metrics`, sums over the examples: `loss`, `correct`, `count`, and `correct_top5`
+            for 100 or more classes. Uses the moving averages if the state has any. An optional `"weight"`, `(batch,)`,
+            in the batch weights the examples; 0 marks padding.
+        axis_name: Mapped axis the functions were made for, if any.
 
     Example:
         >>> class Linear(nn.Module):
@@ -90,7 +95,8 @@ class Steps(NamedTuple):
         >>> state, train = steps.init(jax.random.key(0), batch), jax.jit(steps.train)
         >>> for _ in range(9):
         ...     state, metrics = train(state, batch)
-        >>> sums = steps.evaluate(state, {**batch, "weight": jnp.array([1.0, 0.0])})  # the second only fills the batch
+        >>> padded = {**batch, "weight": jnp.array([1.0, 0.0])}  # ignore the second example
+        >>> sums = steps.evaluate(state, padded)
         >>> int(state.step), float(sums["correct"]), float(sums["count"]), float(sums["loss"]) < 0.1
         (9, 1.0, 1.0, True)
     """
@@ -102,23 +108,21 @@ class Steps(NamedTuple):
     axis_name: str | None = None
 
 
-def softmax_cross_entropy(
-    logits: Float[Array, "batch classes"], labels: Int[Array, " batch"] | Float[Array, "batch classes"]
-) -> Float[Array, " batch"]:
-    """The cross-entropy of each example, in nats; see `optax.softmax_cross_entropy`.
+def softmax_cross_entropy(logits: Float[Array, "batch classes"], labels: Labels) -> Float[Array, " batch"]:
+    """Returns the cross-entropy of each example, in nats.
 
     Args:
-        logits: `(batch, classes)`.
-        labels: integers `(batch,)` from 0 to below the classes, or probabilities `(batch, classes)`, as `mixup` gives.
+        logits: Logits, `(batch, classes)`.
+        labels: Class indices, `(batch,)`, or probabilities, `(batch, classes)`.
 
     Returns:
-        `(batch,)`, at least 0.
+        Losses, `(batch,)`.
 
     Example:
-        >>> round(float(softmax_cross_entropy(jnp.zeros((1, 4)), jnp.array([2]))[0]), 4)
-        1.3863
-        >>> round(float(softmax_cross_entropy(jnp.zeros((1, 4)), jnp.array([[0, 0.5, 0.5, 0]]))[0]), 4)
-        1.3863
+        >>> logits = jnp.zeros((1, 4))
+        >>> losses = softmax_cross_entropy(logits, jnp.array([2]))
+        >>> bool(jnp.allclose(losses, jnp.log(4))), bool(losses == softmax_cross_entropy(logits, jnp.eye(4)[2:3]))
+        (True, True)
     """
     if labels.ndim == 2:
         return optax.softmax_cross_entropy(logits, labels)
@@ -140,46 +144,45 @@ def make_steps(
     skip_nonfinite: bool = False,
     axis_name: str | None = None,
 ) -> Steps:
-    """The pure steps that train `model` with `tx`.
+    """Returns pure functions that train `model` with `tx`.
 
     Args:
-        model: called as `model.apply(variables, images, train=, rate=, update_clusters=)`, as the networks of
-            `dropcluster_jax.models` are; `update_clusters` only if it has clusters.
-        tx: an Optax transformation, called as `update(grads, state, params)`.
-        rate: the rate of the drop layers: a number, or a schedule of the step number; or a mapping of places to
-            numbers, or a schedule that gives one.
-        loss: `(logits, labels) -> (batch,)`.
-        augment: `(key, images) -> images`, in training only.
-        preprocess: `images -> images`, always, after `augment`; normalization, say.
-        mix: `(key, images, labels) -> (images, labels)`, in training only, after `preprocess`; `mixup`, say. It may
-            make probabilities `(batch, classes)` of the labels, which `loss` then takes.
-        label_smoothing: in training only, so much of each label, in [0, 1), is spread evenly over all classes.
-        grad_accum_steps: a step goes over its batch in so many parts, one after the other, and takes the mean of their
-            gradients: so much less memory for activations. BatchNorm sees each part alone. Divides the batch (of
-            each replica).
-        ema_decay: keep moving averages `a <- d a + (1 - d) p` of parameters and BatchNorm statistics after each step,
-            where d is the smaller of this and `(1 + step) / (10 + step)`, and evaluate by them; 0 keeps none.
-        skip_nonfinite: leave all but the step number as it was where loss, gradients, statistics or new
-            parameters are not finite.
-        axis_name: the mapped axis over which the batch is split under `shard_map` or `pmap`: gradients, statistics
-            and metrics are averaged over it, and each replica draws masks of its own. Give the same name to the
-            `DropCluster` layers, and to BatchNorm where its batch statistics are to be averaged too. None under `jit`,
-            also on a sharded batch.
+        model: Network that is called as `model.apply(variables, images, train=, rate=)`, with `update_clusters=` too
+            if it has clusters, like those of `dropcluster_jax.models`.
+        tx: Optax gradient transformation.
+        rate: Rate of the drop layers, in [0, 1]: a scalar, a mapping from places to scalars, or a schedule of the step
+            number that returns either.
+        loss: `(logits, labels) -> losses`, with losses of shape `(batch,)`.
+        augment: `(key, images) -> images`, applied in training only.
+        preprocess: `images -> images`, e.g. normalization. Applied in training (after `augment`) and evaluation.
+        mix: `(key, images, labels) -> (images, labels)`, e.g. mixup. Applied in training only, after `preprocess`. May
+            return labels as probabilities, `(batch, classes)`, if `loss` accepts them.
+        label_smoothing: Probability mass of each training label to spread over all classes, in [0, 1).
+        grad_accum_steps: Number of parts into which `train` splits a batch (of each replica). Gradients are averaged
+            over the parts, which are processed in sequence, so activations take less memory. BatchNorm normalizes each
+            part separately.
+        ema_decay: Decay of the moving averages of parameters and BatchNorm statistics, in [0, 1). The decay of a step
+            is at most `(1 + step) / (10 + step)`. 0 disables averaging.
+        skip_nonfinite: Whether a training step with non-finite loss, gradients, statistics or new parameters changes
+            nothing but the step number.
+        axis_name: Mapped axis over which the batch is split under `shard_map` or `pmap`. Gradients, statistics and
+            metrics are averaged over it, and each replica draws separate masks. Pass the same name to `DropCluster`
+            layers, and to BatchNorm to average its batch statistics. None under `jit`, also with a sharded batch.
 
     Returns:
-        The steps; equal states and batches give equal results.
+        The steps. Their results depend on their arguments only.
 
     Raises:
-        TypeError: `rate` is neither a number nor callable, nor a mapping to numbers; the model takes no `train` or
-            `rate`.
-        ValueError: `rate` is a number outside [0, 1], `label_smoothing` or `ema_decay` one outside [0, 1), `grad_accum_steps`
-            less than 1; when initializing, a batch without image or label, or a model with variables of a collection
-            other than `params`, `batch_stats` and `clusters`; when training, `grad_accum_steps` does not divide the batch.
+        TypeError: If `rate` is neither scalars nor a schedule, or the model's call does not take `train` and `rate`.
+        ValueError: If `rate`, `label_smoothing`, `grad_accum_steps` or `ema_decay` is out of range. `init` raises it
+            for batches without image or label and for models with variables in other collections, and `train` if
+            `grad_accum_steps` does not divide the batch size.
 
     References:
         Szegedy et al., "Rethinking the Inception Architecture for Computer Vision", CVPR 2016, arXiv:1512.00567,
-        section 7: smoothing.
-        Polyak, Juditsky, "Acceleration of Stochastic Approximation by Averaging", SIAM J. Control Optim. 30(4), 1992.
+        section 7 (label smoothing).
+        Polyak and Juditsky, "Acceleration of Stochastic Approximation by Averaging", SIAM J. Control Optim. 30(4),
+        1992.
 
     Example:
         >>> from dropcluster_jax import KMeans
@@ -187,7 +190,8 @@ def make_steps(
         >>> class Net(nn.Module):
         ...     @nn.compact
         ...     def __call__(self, x, train=False, rate=0.0, update_clusters=False):
-        ...         x = DropCluster(KMeans(cluster_size=4))(nn.Conv(8, (3, 3))(x), rate, not train, update_clusters)
+        ...         drop = DropCluster(KMeans(cluster_size=4), name="drop")
+        ...         x = drop(nn.Conv(8, (3, 3))(x), rate, not train, update_clusters)
         ...         return nn.Dense(10)(x.mean((1, 2)))
         >>> steps = make_steps(Net(), optax.sgd(0.1), rate=optax.linear_schedule(0.0, 0.1, 2))
         >>> batch = {"image": jnp.ones((8, 8, 8, 1)), "label": jnp.zeros(8, jnp.int32)}
@@ -195,174 +199,220 @@ def make_steps(
         >>> state, train = jax.jit(steps.update_clusters)(state, batch), jax.jit(steps.train)
         >>> for _ in range(3):
         ...     state, metrics = train(state, batch)
-        ...     print(int(state.step), round(float(metrics["rate"]), 3), int(state.clusters["DropCluster_0"]["num_updates"]))
+        ...     print(int(state.step), round(float(metrics["rate"]), 3), int(state.clusters["drop"]["num_updates"]))
         1 0.0 1
         2 0.05 1
         3 0.1 1
     """
     if not callable(rate):
-        for number in rate.values() if isinstance(rate, Mapping) else [rate]:
-            check_rate(number)
+        for scalar in rate.values() if isinstance(rate, Mapping) else [rate]:
+            check_rate(scalar)
     for name, value in (("label_smoothing", label_smoothing), ("ema_decay", ema_decay)):
         if not 0 <= value < 1:
-            raise ValueError(f"{name} must be at least 0 and below 1, got {value}")
+            raise ValueError(f"{name} must be in [0, 1), got {value}")
     if grad_accum_steps < 1:
         raise ValueError(f"grad_accum_steps must be at least 1, got {grad_accum_steps}")
-    takes = inspect.signature(model.__call__).parameters
-    missing = [name for name in ("train", "rate") if name not in takes]
-    if missing and not any(each.kind is each.VAR_KEYWORD for each in takes.values()):
+    parameters = inspect.signature(model.__call__).parameters
+    missing = [name for name in ("train", "rate") if name not in parameters]
+    if missing and not any(parameter.kind is parameter.VAR_KEYWORD for parameter in parameters.values()):
         raise TypeError(
-            f"model must take train= and rate= at its call, and update_clusters= if it has clusters; "
-            f"{type(model).__name__} does not take {' and '.join(missing)}"
+            "model must accept the keyword arguments train and rate, and update_clusters if it has clusters; "
+            f"{type(model).__name__} does not accept {' and '.join(missing)}"
         )
+    functions = _StepFunctions(
+        model=model,
+        tx=tx,
+        rate=rate if callable(rate) else lambda step: rate,
+        loss=loss,
+        augment=augment or (lambda key, images: images),
+        preprocess=preprocess or (lambda images: images),
+        mix=mix or (lambda key, images, labels: (images, labels)),
+        label_smoothing=label_smoothing,
+        grad_accum_steps=grad_accum_steps,
+        ema_decay=ema_decay,
+        skip_nonfinite=skip_nonfinite,
+        axis_name=axis_name,
+    )
+    return Steps(functions.init, functions.train, functions.update_clusters, functions.evaluate, axis_name)
 
-    def prepare(images: Array) -> Array:
-        return images if preprocess is None else preprocess(images)
 
-    def over_replicas(reduce: Callable[..., PyTree], tree: PyTree) -> PyTree:
-        return tree if axis_name is None else reduce(tree, axis_name)
+@dataclasses.dataclass(frozen=True, eq=False)
+class _StepFunctions:
+    """Implements `Steps`.
 
-    def init(key: Array, batch: Batch) -> TrainState:
+    Fields are the arguments of `make_steps`, with a constant schedule for a constant rate and identities for `augment`,
+    `preprocess` and `mix` if not given.
+    """
+
+    model: nn.Module
+    tx: optax.GradientTransformation
+    rate: Callable[[Array], Rates]
+    loss: Callable[[Array, Array], Array]
+    augment: Callable[[Array, Array], Array]
+    preprocess: Callable[[Array], Array]
+    mix: Callable[[Array, Array, Array], tuple[Array, Array]]
+    label_smoothing: float
+    grad_accum_steps: int
+    ema_decay: float
+    skip_nonfinite: bool
+    axis_name: str | None
+
+    def init(self, key: Array, batch: Batch) -> TrainState:
         if not isinstance(batch, Mapping) or not {"image", "label"} <= set(batch):
             got = sorted(batch) if isinstance(batch, Mapping) else type(batch).__name__
-            raise ValueError(f"batch must be a dict with 'image' and 'label', got {got}")
+            raise ValueError(f"batch must be a mapping with 'image' and 'label', got {got}")
         init_key, key = jax.random.split(key)
-        variables = dict(model.init(init_key, prepare(batch["image"]), train=False))
+        variables = dict(self.model.init(init_key, self.preprocess(batch["image"]), train=False))
         params = variables.pop("params")
         batch_stats, clusters = variables.pop("batch_stats", {}), variables.pop("clusters", {})
         if variables:
             raise ValueError(
-                f"model has variables of the collection {next(iter(variables))!r}; "
-                "steps keep 'params', 'batch_stats' and 'clusters' only"
+                "model must have variables in the collections 'params', 'batch_stats' and 'clusters' only, "
+                f"got {next(iter(variables))!r}"
             )
-        averages = jax.tree.map(jnp.copy, {"params": params, "batch_stats": batch_stats}) if ema_decay else ()
-        return TrainState(params, batch_stats, clusters, tx.init(params), key, jnp.zeros((), jnp.int32), averages)
+        ema = jax.tree.map(jnp.copy, {"params": params, "batch_stats": batch_stats}) if self.ema_decay else ()
+        return TrainState(
+            params=params,
+            batch_stats=batch_stats,
+            clusters=clusters,
+            opt_state=self.tx.init(params),
+            key=key,
+            step=jnp.zeros((), jnp.int32),
+            ema=ema,
+        )
 
-    def gradients(
-        params: PyTree, batch_stats: PyTree, state: TrainState, batch: Batch, key: Array, rate_now: Rates
+    def train(self, state: TrainState, batch: Batch) -> tuple[TrainState, Metrics]:
+        rate = self.rate(state.step)
+        grads, batch_stats, (loss, accuracy) = self._accumulate_gradients(state, batch, self._step_key(state), rate)
+        if self.axis_name is not None:
+            grads, batch_stats, loss, accuracy = jax.lax.pmean((grads, batch_stats, loss, accuracy), self.axis_name)
+        new_state = self._apply_gradients(state, grads, batch_stats)
+        finite = _all_finite((loss, grads, batch_stats, new_state.params))
+        new_state = self._update_ema(new_state)
+        if self.skip_nonfinite:
+            new_state = jax.tree.map(lambda new, old: jnp.where(finite, new, old), new_state, state)
+        metrics = {"loss": loss, "accuracy": accuracy, "rate": jax.tree.map(jnp.float32, rate), "finite": finite}
+        return new_state._replace(step=state.step + 1), metrics
+
+    def update_clusters(self, state: TrainState, batch: Batch) -> TrainState:
+        if not state.clusters:
+            return state
+        images = self.preprocess(batch["image"])
+        _, updates = self.model.apply(
+            state.variables(), images, train=False, update_clusters=True, mutable=["clusters"]
+        )
+        return state._replace(clusters=updates["clusters"])
+
+    def evaluate(self, state: TrainState, batch: Batch) -> Metrics:
+        logits: Any = self.model.apply(state.variables(ema=True), self.preprocess(batch["image"]), train=False)
+        labels, weight = batch["label"], batch.get("weight", jnp.ones(len(logits)))
+        sums = {
+            "loss": jnp.sum(weight * self.loss(logits, labels)),
+            "correct": jnp.sum(weight * _correct(logits, labels)),
+            "count": jnp.sum(weight),
+        }
+        if logits.shape[-1] >= _MIN_CLASSES_FOR_TOP5:
+            sums["correct_top5"] = jnp.sum(weight * _correct_top5(logits, labels))
+        return sums if self.axis_name is None else jax.lax.psum(sums, self.axis_name)
+
+    def _step_key(self, state: TrainState) -> Array:
+        """Returns a key that differs between steps and between replicas."""
+        key = jax.random.fold_in(state.key, state.step)
+        return key if self.axis_name is None else jax.random.fold_in(key, jax.lax.axis_index(self.axis_name))
+
+    def _accumulate_gradients(
+        self, state: TrainState, batch: Batch, key: Array, rate: Rates
     ) -> tuple[PyTree, PyTree, tuple[Array, Array]]:
-        """Of one part of a batch: the gradients, the new statistics, and the means `loss` and `accuracy`."""
+        """Returns the replica's gradients, batch statistics, and mean loss and accuracy over all parts of a batch."""
+        # Under shard_map, the gradients of replicated parameters are summed over the axis, and those of varying ones
+        # are not, as under pmap: https://jax.readthedocs.io/en/latest/jep/17111-shmap-transpose.html
+        params, batch_stats = self._varying((state.params, state.batch_stats))
+        if self.grad_accum_steps == 1:
+            return self._loss_and_grads(params, batch_stats, state.clusters, batch, key, rate)
+
+        def add_part(carry: tuple[PyTree, PyTree], part: tuple[Array, Batch]) -> tuple[tuple[PyTree, PyTree], None]:
+            sums, batch_stats = carry
+            index, batch = part
+            part_key = jax.random.fold_in(key, index)
+            grads, batch_stats, means = self._loss_and_grads(params, batch_stats, state.clusters, batch, part_key, rate)
+            return (jax.tree.map(jnp.add, sums, (grads, means)), batch_stats), None
+
+        zeros = (jax.tree.map(jnp.zeros_like, params), self._varying((jnp.zeros(()), jnp.zeros(()))))
+        parts = (jnp.arange(self.grad_accum_steps), _split_batch(batch, self.grad_accum_steps))
+        (sums, batch_stats), _ = jax.lax.scan(add_part, (zeros, batch_stats), parts)
+        grads, means = jax.tree.map(lambda total: total / self.grad_accum_steps, sums)
+        return grads, batch_stats, means
+
+    def _loss_and_grads(
+        self, params: PyTree, batch_stats: PyTree, clusters: PyTree, batch: Batch, key: Array, rate: Rates
+    ) -> tuple[PyTree, PyTree, tuple[Array, Array]]:
+        """Returns gradients, batch statistics, and the mean loss and accuracy."""
         augment_key, mix_key, drop_key = jax.random.split(key, 3)
-        images = batch["image"] if augment is None else augment(augment_key, batch["image"])
-        images, labels = prepare(images), batch["label"]
-        if mix is not None:
-            images, labels = mix(mix_key, images, labels)
+        images = self.preprocess(self.augment(augment_key, batch["image"]))
+        images, labels = self.mix(mix_key, images, batch["label"])
 
         def objective(params: PyTree) -> tuple[Array, tuple[Array, PyTree]]:
-            logits, changed = model.apply(
-                {**state.variables(), "params": params, **({"batch_stats": batch_stats} if batch_stats else {})},
+            collections = {"params": params, "batch_stats": batch_stats, "clusters": clusters}
+            logits, updates = self.model.apply(
+                {name: collection for name, collection in collections.items() if collection},
                 images,
                 train=True,
-                rate=rate_now,
+                rate=rate,
                 rngs={"dropout": drop_key},
                 mutable=["batch_stats"],
             )
-            targets = _smooth(labels, logits.shape[-1], label_smoothing) if label_smoothing else labels
-            return jnp.mean(loss(logits, targets)), (logits, changed.get("batch_stats", {}))
+            targets = _smooth(labels, logits.shape[-1], self.label_smoothing) if self.label_smoothing else labels
+            return jnp.mean(self.loss(logits, targets)), (logits, updates.get("batch_stats", {}))
 
-        (value, (logits, batch_stats)), grads = jax.value_and_grad(objective, has_aux=True)(params)
-        return grads, batch_stats, (value, jnp.mean(_correct(logits, labels)))
+        (loss, (logits, batch_stats)), grads = jax.value_and_grad(objective, has_aux=True)(params)
+        return grads, batch_stats, (loss, jnp.mean(_correct(logits, labels)))
 
-    def train(state: TrainState, batch: Batch) -> tuple[TrainState, Metrics]:
-        key = jax.random.fold_in(state.key, state.step)
-        params, batch_stats = state.params, state.batch_stats
-        if axis_name is not None:
-            key = jax.random.fold_in(key, jax.lax.axis_index(axis_name))
-            # Under shard_map gradients of replicated parameters arrive summed; those of a replica's own do not.
-            params, batch_stats = jax.lax.pcast((params, batch_stats), axis_name, to="varying")
-        rate_now = rate(state.step) if callable(rate) else rate
+    def _apply_gradients(self, state: TrainState, grads: PyTree, batch_stats: PyTree) -> TrainState:
+        """Returns the state after an optimizer step, with the given batch statistics."""
+        updates, opt_state = self.tx.update(grads, state.opt_state, state.params)
+        params = optax.apply_updates(state.params, updates)
+        return state._replace(params=params, batch_stats=batch_stats, opt_state=opt_state)
 
-        if grad_accum_steps == 1:
-            grads, batch_stats, means = gradients(params, batch_stats, state, batch, key, rate_now)
-        else:
-
-            def part(carry: tuple[PyTree, PyTree, PyTree], numbered: tuple[Array, Batch]) -> tuple[Any, None]:
-                sums, batch_stats, totals = carry
-                number, batch = numbered
-                grads, batch_stats, means = gradients(
-                    params, batch_stats, state, batch, jax.random.fold_in(key, number), rate_now
-                )
-                return (_add(sums, grads), batch_stats, _add(totals, means)), None
-
-            zeros = jax.tree.map(jnp.zeros_like, params)
-            nothing = (jnp.zeros(()), jnp.zeros(()))
-            if axis_name is not None:
-                nothing = jax.lax.pcast(nothing, axis_name, to="varying")
-            parts = (jnp.arange(grad_accum_steps), _parts(batch, grad_accum_steps))
-            (grads, batch_stats, means), _ = jax.lax.scan(part, (zeros, batch_stats, nothing), parts)
-            grads, means = jax.tree.map(lambda total: total / grad_accum_steps, (grads, means))
-
-        grads, batch_stats, (value, accuracy) = over_replicas(jax.lax.pmean, (grads, batch_stats, means))
-        updates, opt_state = tx.update(grads, state.opt_state, state.params)
-        after = state._replace(params=optax.apply_updates(state.params, updates), batch_stats=batch_stats)
-        after = after._replace(opt_state=opt_state)
-        looked_at = jax.tree.leaves((value, grads, batch_stats, after.params))
-        finite = jnp.all(jnp.array([jnp.all(jnp.isfinite(leaf)) for leaf in looked_at]))
-        if ema_decay:
-            decay = jnp.minimum(ema_decay, (1 + state.step) / (10 + state.step))
-            newest = {"params": after.params, "batch_stats": batch_stats}
-            after = after._replace(ema=optax.incremental_update(newest, state.ema, 1 - decay))
-        if skip_nonfinite:
-            kept = jax.tree.map(
-                lambda new, old: jnp.where(finite, new, old), after._replace(key=()), state._replace(key=())
-            )
-            after = kept._replace(key=state.key)
-        metrics = {"loss": value, "accuracy": accuracy, "rate": jax.tree.map(jnp.float32, rate_now), "finite": finite}
-        return after._replace(step=state.step + 1), metrics
-
-    def update_clusters(state: TrainState, batch: Batch) -> TrainState:
-        if not state.clusters:
+    def _update_ema(self, state: TrainState) -> TrainState:
+        """Moves the averages, if there are any, toward the state's parameters and batch statistics."""
+        if not self.ema_decay:
             return state
-        _, changed = model.apply(
-            state.variables(),
-            prepare(batch["image"]),
-            train=False,
-            update_clusters=True,
-            mutable=["clusters"],
-        )
-        return state._replace(clusters=changed["clusters"])
+        decay = jnp.minimum(self.ema_decay, (1 + state.step) / (10 + state.step))
+        new = {"params": state.params, "batch_stats": state.batch_stats}
+        return state._replace(ema=optax.incremental_update(new, state.ema, 1 - decay))
 
-    def evaluate(state: TrainState, batch: Batch) -> Metrics:
-        logits: Any = model.apply(state.variables(ema=True), prepare(batch["image"]), train=False)
-        weight = batch.get("weight", jnp.ones(len(logits)))
-        sums = {
-            "loss": jnp.sum(weight * loss(logits, batch["label"])),
-            "correct": jnp.sum(weight * _correct(logits, batch["label"])),
-            "count": jnp.sum(weight),
-        }
-        if logits.shape[-1] >= _TOP5_FROM:
-            sums["correct_top5"] = jnp.sum(weight * _correct_top5(logits, batch["label"]))
-        return over_replicas(jax.lax.psum, sums)
-
-    return Steps(init, train, update_clusters, evaluate, axis_name)
+    def _varying(self, tree: PyTree) -> PyTree:
+        """Marks replicated arrays as varying over the mapped axis, if there is one."""
+        return tree if self.axis_name is None else jax.lax.pcast(tree, self.axis_name, to="varying")
 
 
-def _correct(
-    logits: Float[Array, "batch classes"], labels: Int[Array, " batch"] | Float[Array, "batch classes"]
-) -> Float[Array, " batch"]:
-    if labels.ndim == 2:  # of what was mixed, the class that most of it is
+def _correct(logits: Float[Array, "batch classes"], labels: Labels) -> Float[Array, " batch"]:
+    """Returns 1 where the most likely class is the label, or the label's most likely class, and 0 elsewhere."""
+    if labels.ndim == 2:
         labels = jnp.argmax(labels, axis=-1)
     return (jnp.argmax(logits, axis=-1) == labels).astype(jnp.float32)
 
 
 def _correct_top5(logits: Float[Array, "batch classes"], labels: Int[Array, " batch"]) -> Float[Array, " batch"]:
-    _, best = jax.lax.top_k(logits, 5)
-    return jnp.any(best == labels[:, None], axis=-1).astype(jnp.float32)
+    _, classes = jax.lax.top_k(logits, 5)
+    return jnp.any(classes == labels[:, None], axis=-1).astype(jnp.float32)
 
 
-def _smooth(
-    labels: Int[Array, " batch"] | Float[Array, "batch classes"], classes: int, share: float
-) -> Float[Array, "batch classes"]:
-    return optax.smooth_labels(labels if labels.ndim == 2 else jax.nn.one_hot(labels, classes), share)
+def _smooth(labels: Labels, num_classes: int, label_smoothing: float) -> Float[Array, "batch classes"]:
+    probabilities = labels if labels.ndim == 2 else jax.nn.one_hot(labels, num_classes)
+    return optax.smooth_labels(probabilities, label_smoothing)
 
 
-def _parts(batch: Batch, number: int) -> Batch:
-    """Arrays `(number, batch / number, ...)`: each part takes of what lies on every device, so that none moves."""
+def _split_batch(batch: Batch, num_parts: int) -> Batch:
+    """Reshapes arrays to `(num_parts, batch / num_parts, ...)`.
+
+    Parts are strided, so that each contains examples from all devices and resharding is not needed.
+    """
     size = len(batch["label"])
-    if size % number:
-        raise ValueError(f"grad_accum_steps must divide the batch of {size}, got {number}")
-    return jax.tree.map(lambda leaf: jnp.moveaxis(leaf.reshape(-1, number, *leaf.shape[1:]), 1, 0), dict(batch))
+    if size % num_parts:
+        raise ValueError(f"grad_accum_steps must divide the batch size, {size}, got {num_parts}")
+    return jax.tree.map(lambda leaf: jnp.moveaxis(leaf.reshape(-1, num_parts, *leaf.shape[1:]), 1, 0), dict(batch))
 
 
-def _add(one: PyTree, other: PyTree) -> PyTree:
-    return jax.tree.map(jnp.add, one, other)
+def _all_finite(tree: PyTree) -> Bool[Array, ""]:
+    return jnp.all(jnp.array([jnp.all(jnp.isfinite(leaf)) for leaf in jax.tree.leaves(tree)]))

@@ -1,222 +1,179 @@
-"""Laws of training on many devices: which step it is, on how many, and by which way."""
-
-import functools
+"""Properties of training on several devices."""
 
 import jax
 import numpy as np
-import optax
 import pytest
 from jax.sharding import AxisType, NamedSharding, PartitionSpec
-from training.test_steps import Small, equal
+from training.helpers import (
+    batches,
+    difference,
+    digits,
+    equal,
+    gradient,
+    mesh,
+    on_host,
+    placed,
+    small_steps,
+    update,
+)
 
-import dropcluster_jax as dc
-from dropcluster_jax.data import load, make_loader, normalize, random_shift
-from dropcluster_jax.training import DataParallel, make_steps
+from dropcluster_jax.data import make_loader
+from dropcluster_jax.training import DataParallel
 
-WAYS = ("jit", "shard_map", "pmap")
-
-
-def mesh(devices):
-    return mesh_of(jax.devices()[:devices])
-
-
-def mesh_of(devices):
-    return jax.make_mesh((len(devices),), ("batch",), axis_types=(AxisType.Auto,), devices=devices)
-
-
-@functools.cache
-def digits():
-    return load("digits")
+STRATEGIES = ("jit", "shard_map", "pmap")
 
 
-def small_steps(parallel, rate=0.3, synchronised=True, shift=1):
-    """Momentum on shifted digits; BatchNorm over the whole batch, or over each replica's part."""
-    data = digits()
-    model = Small(
-        clusterer=dc.KMeans(num_clusters=8),
-        axis_name=parallel.axis_name,
-        norm_axis_name=parallel.axis_name if synchronised else None,
-        classes=10,
-    )
-    return make_steps(
-        model,
-        optax.sgd(0.1, momentum=0.9),
-        rate=rate,
-        augment=functools.partial(random_shift, pixels=shift),
-        preprocess=lambda images: normalize(images, data.spec.mean, data.spec.std),
-        axis_name=parallel.axis_name,
-    )
-
-
-def batches(number, size=32):
-    loader = make_loader(digits(), size)
-    train = loader.train()
-    return [jax.tree.map(np.asarray, next(train)) for _ in range(number)]
-
-
-def difference(one, other):
-    """The norm of the difference by the norm."""
-    one, other = ([np.asarray(leaf, np.float64).ravel() for leaf in jax.tree.leaves(tree)] for tree in (one, other))
-    return np.linalg.norm(np.concatenate(one) - np.concatenate(other)) / np.linalg.norm(np.concatenate(other))
-
-
-def update(before, after):
-    return jax.tree.map(lambda a, b: np.asarray(b, np.float64) - np.asarray(a, np.float64), before, after)
-
-
-def gradient(before, after):
-    """Of a step of momentum: its trace less 0.9 of the one before."""
-    return jax.tree.map(lambda a, b: np.asarray(b, np.float64) - 0.9 * np.asarray(a), before.opt_state, after.opt_state)
-
-
-def on_host(state):
-    return jax.device_get(state._replace(key=jax.random.key_data(state.key)))
-
-
-def placed(parallel, host):
-    """A state from the host on the devices, those of other processes too."""
-    state = jax.tree.map(
-        lambda leaf: jax.make_array_from_process_local_data(parallel.replicated, np.asarray(leaf)), host
-    )
-    return state._replace(key=jax.random.wrap_key_data(state.key))
-
-
-def compiled(way, devices, **options):
-    parallel = DataParallel(way, mesh(devices))
+def compiled(strategy, num_devices, **options):
+    parallel = DataParallel(strategy, mesh(num_devices))
     return parallel, parallel.compile(small_steps(parallel, **options))
 
 
-@pytest.mark.parametrize("devices", [2, 4, 8])
-def test_under_jit_each_step_is_that_of_one_device(devices):
-    """20 steps, each from one device's state: loss, gradients, update and statistics to 1e-5, and the same clusters."""
-    each = batches(20)
-    (alone, one), (together, many) = compiled("jit", 1), compiled("jit", devices)
-    state = one.init(jax.random.key(0), alone.put(each[0]))
-    for number, batch in enumerate(each):
-        if number % 4 == 0:
-            host = on_host(state)
-            state = one.update_clusters(state, alone.put(batch))
-            labels = many.update_clusters(placed(together, host), together.put(batch)).clusters["drop"]["labels"]
+@pytest.mark.parametrize("num_devices", [2, 4, 8])
+def test_jit_steps_equal_those_of_one_device(num_devices):
+    """Each of 20 steps starts from the state of one device, as rounding errors would grow over steps."""
+    data = batches(20)
+    (single, single_steps), (parallel, steps) = compiled("jit", 1), compiled("jit", num_devices)
+    state = single_steps.init(jax.random.key(0), single.shard_batch(data[0]))
+    for index, batch in enumerate(data):
+        single_batch, sharded_batch = single.shard_batch(batch), parallel.shard_batch(batch)
+        if index % 4 == 0:
+            before = on_host(state)
+            state = single_steps.update_clusters(state, single_batch)
+            labels = steps.update_clusters(placed(parallel, before), sharded_batch).clusters["drop"]["labels"]
             assert np.mean(np.asarray(labels) == state.clusters["drop"]["labels"]) >= 0.9999
-        host = on_host(state)
-        there, metrics_there = many.train(placed(together, host), together.put(batch))
-        state, metrics = one.train(state, alone.put(batch))
-        assert float(metrics_there["loss"]) == pytest.approx(float(metrics["loss"]), rel=1e-5)
-        # The trace of momentum is 0.9 of the same trace and the gradient.
-        assert difference(gradient(host, there), gradient(host, state)) < 1e-5
-        assert difference(update(host.params, there.params), update(host.params, state.params)) < 1e-5
-        assert difference(there.batch_stats, state.batch_stats) < 1e-5
+        before = on_host(state)
+        sharded_state, sharded_metrics = steps.train(placed(parallel, before), sharded_batch)
+        state, metrics = single_steps.train(state, single_batch)
+        assert float(sharded_metrics["loss"]) == pytest.approx(float(metrics["loss"]), rel=1e-5)
+        assert difference(gradient(before, sharded_state), gradient(before, state)) < 1e-5
+        assert difference(update(before.params, sharded_state.params), update(before.params, state.params)) < 1e-5
+        assert difference(sharded_state.batch_stats, state.batch_stats) < 1e-5
 
 
-@pytest.mark.parametrize("way", WAYS)
-def test_gradients_and_clusters_of_replicas_are_those_of_one_device(way):
-    """Nothing dropped or shifted, and BatchNorm over all of the batch: one step on four devices is the step of one."""
+@pytest.mark.parametrize("strategy", STRATEGIES)
+def test_gradients_and_clusters_equal_those_of_one_device(strategy):
+    """Without randomness and with synchronized BatchNorm, all strategies compute the same step."""
     batch = batches(1)[0]
     results = []
-    for parallel, steps in (compiled("jit", 1, rate=0.0, shift=0), compiled(way, 4, rate=0.0, shift=0)):
-        state = steps.init(jax.random.key(0), parallel.shard_batch(batch))
+    for parallel, steps in (compiled("jit", 1, rate=0.0, shift=0), compiled(strategy, 4, rate=0.0, shift=0)):
+        sharded = parallel.shard_batch(batch)
+        state = steps.init(jax.random.key(0), sharded)
         before = on_host(state)
-        clusters = steps.update_clusters(state, parallel.shard_batch(batch)).clusters["drop"]
-        sums = steps.evaluate(state, parallel.shard_batch(batch))
-        after, metrics = steps.train(state, parallel.shard_batch(batch))
-        results.append((clusters["labels"], sums, gradient(before, after), metrics))
-    (labels, sums, grads, metrics), (labels_there, sums_there, grads_there, metrics_there) = results
-    assert (np.asarray(labels) == np.asarray(labels_there)).all()
-    assert difference(grads_there, grads) < 1e-5
+        labels = steps.update_clusters(state, sharded).clusters["drop"]["labels"]
+        sums = steps.evaluate(state, sharded)
+        after, metrics = steps.train(state, sharded)
+        results.append((np.asarray(labels), sums, gradient(before, after), metrics))
+    (expected_labels, expected_sums, expected_grads, expected_metrics), (labels, sums, grads, metrics) = results
+    assert (labels == expected_labels).all()
+    assert difference(grads, expected_grads) < 1e-5
     for name in ("loss", "accuracy"):
-        assert float(metrics_there[name]) == pytest.approx(float(metrics[name]), rel=1e-5)
-    for name, total in sums.items():
-        assert float(sums_there[name]) == pytest.approx(float(total), rel=1e-5)
+        assert float(metrics[name]) == pytest.approx(float(expected_metrics[name]), rel=1e-5)
+    for name, expected_sum in expected_sums.items():
+        assert float(sums[name]) == pytest.approx(float(expected_sum), rel=1e-5)
 
 
-def test_shard_map_and_pmap_repeat_themselves_and_agree():
-    """Masks and BatchNorm of each replica's own: the same twice bit for bit, one way and the other to 1e-5 a step."""
-    each, runs = batches(5), []
-    for way in ("shard_map", "shard_map", "pmap", "pmap"):
-        parallel, steps = compiled(way, 4, synchronised=False)
-        state, run = steps.init(jax.random.key(0), parallel.shard_batch(each[0])), []
-        for batch in each:
-            host = on_host(state)
+def test_shard_map_and_pmap_are_reproducible_and_agree():
+    """With separate masks and BatchNorm per replica, runs are equal bit for bit, and strategies agree to 1e-5."""
+    data, runs = batches(5), []
+    for strategy in ("shard_map", "shard_map", "pmap", "pmap"):
+        parallel, steps = compiled(strategy, 4, sync_batch_norm=False)
+        state, run = steps.init(jax.random.key(0), parallel.shard_batch(data[0])), []
+        for batch in data:
+            before = on_host(state)
             state, metrics = steps.train(state, parallel.shard_batch(batch))
-            run.append((host, on_host(state), float(metrics["loss"])))
+            run.append((before, on_host(state), float(metrics["loss"])))
         runs.append(run)
-    for one, other in (runs[:2], runs[2:]):
-        assert all(equal(a[1], b[1]) and a[2] == b[2] for a, b in zip(one, other, strict=True))
-    for batch, (before, after, loss) in zip(each, runs[0], strict=True):  # by pmap, from the states of shard_map
-        there, metrics = steps.train(placed(parallel, before), parallel.shard_batch(batch))
+    for first, second in (runs[:2], runs[2:]):
+        assert all(equal(a[1], b[1]) and a[2] == b[2] for a, b in zip(first, second, strict=True))
+    for batch, (before, after, loss) in zip(data, runs[0], strict=True):  # pmap steps from the states of shard_map
+        pmap_state, metrics = steps.train(placed(parallel, before), parallel.shard_batch(batch))
         assert float(metrics["loss"]) == pytest.approx(loss, rel=1e-5)
-        assert difference(update(before.params, there.params), update(before.params, after.params)) < 1e-5
+        assert difference(update(before.params, pmap_state.params), update(before.params, after.params)) < 1e-5
 
 
 def test_whole_runs_agree_in_float64():
-    """Float32 rounding grows from step to step, so that runs drift apart; float64's stays small over 20 steps."""
-    each, ends = batches(20), []
+    """In float32, rounding errors grow until runs differ; in float64, they stay small over 20 steps."""
+    data, results = batches(20), []
     with jax.enable_x64(True):
-        for devices in (1, 8):
-            parallel = DataParallel(mesh=mesh(devices))
+        for num_devices in (1, 8):
+            parallel = DataParallel(mesh=mesh(num_devices))
             steps = parallel.compile(small_steps(parallel))
-            state = steps.init(jax.random.key(0), parallel.shard_batch(each[0]))
-            wide = jax.tree.map(
+            state = steps.init(jax.random.key(0), parallel.shard_batch(data[0]))
+            params, batch_stats, opt_state = jax.tree.map(
                 lambda leaf: leaf.astype(np.float64) if leaf.dtype == np.float32 else leaf,
                 (state.params, state.batch_stats, state.opt_state),
             )
-            state = state._replace(params=wide[0], batch_stats=wide[1], opt_state=wide[2])
-            for batch in each:
+            state = state._replace(params=params, batch_stats=batch_stats, opt_state=opt_state)
+            for batch in data:
                 state, metrics = steps.train(state, parallel.shard_batch(batch))
-            ends.append((jax.device_get(state.params), float(metrics["loss"])))
-        assert jax.tree.leaves(ends[0][0])[0].dtype == np.float64
-    assert difference(ends[1][0], ends[0][0]) < 1e-5 and ends[1][1] == pytest.approx(ends[0][1], rel=1e-5)
+            results.append((jax.device_get(state.params), float(metrics["loss"])))
+    (expected_params, expected_loss), (params, loss) = results
+    assert jax.tree.leaves(expected_params)[0].dtype == np.float64
+    assert difference(params, expected_params) < 1e-5 and loss == pytest.approx(expected_loss, rel=1e-5)
 
 
-def test_each_device_may_hold_a_part_of_the_optimisers_state_only():
-    batch, results = batches(1)[0], []
-    for divided in (False, True):
-        parallel = DataParallel(mesh=mesh(4), shard_optimizer=divided)
+def test_optimizer_state_can_be_sharded():
+    batch, states = batches(1)[0], []
+    for shard_optimizer in (False, True):
+        parallel = DataParallel(mesh=mesh(4), shard_optimizer=shard_optimizer)
         steps = parallel.compile(small_steps(parallel))
         state = steps.init(jax.random.key(0), parallel.shard_batch(batch))
         for _ in range(2):
             state, _ = steps.train(state, parallel.shard_batch(batch))
         kernel = state.opt_state[0].trace["conv2"]["kernel"]
-        assert kernel.addressable_shards[0].data.size * (4 if divided else 1) == kernel.size
+        assert kernel.addressable_shards[0].data.size * (4 if shard_optimizer else 1) == kernel.size
         assert state.params["conv2"]["kernel"].is_fully_replicated
-        results.append(state)
-    assert difference(results[1].params, results[0].params) < 1e-6
-    assert difference(results[1].opt_state, results[0].opt_state) < 1e-6
+        states.append(state)
+    assert difference(states[1].params, states[0].params) < 1e-6
+    assert difference(states[1].opt_state, states[0].opt_state) < 1e-6
 
 
-@pytest.mark.parametrize("way", WAYS)
-def test_a_step_gives_its_state_away_and_one_way_goes_on_where_another_stopped(way):
+@pytest.mark.parametrize("strategy", STRATEGIES)
+def test_train_donates_its_state_and_strategies_can_be_switched(strategy):
     batch = batches(1)[0]
     parallel, steps = compiled("jit", 4)
     state = steps.init(jax.random.key(0), parallel.shard_batch(batch))
-    parallel, steps = compiled(way, 4)
+    parallel, steps = compiled(strategy, 4)
     after, _ = steps.train(state, parallel.shard_batch(batch))
     assert after.step == 1 and after.params["conv2"]["kernel"].is_fully_replicated
     assert state.params["conv2"]["kernel"].is_deleted() and not after.params["conv2"]["kernel"].is_deleted()
 
 
+def test_compiled_steps_are_cached():
+    parallel = DataParallel(mesh=mesh(4))
+    steps = small_steps(parallel)
+    assert parallel.compile(steps) is parallel.compile(steps)
+    assert parallel.compile(small_steps(parallel)) is not parallel.compile(steps)
+    assert parallel == DataParallel(mesh=mesh(4)) and hash(parallel) == hash(DataParallel(mesh=mesh(4)))
+
+
+def test_default_mesh_has_all_devices():
+    assert DataParallel().mesh.size == jax.device_count()
+
+
 @pytest.mark.bad_input
-def test_meshes_and_ways_that_cannot_be_are_refused_with_the_remedy():
+def test_invalid_meshes_and_strategies_raise():
     explicit = jax.make_mesh((4,), ("batch",), devices=jax.devices()[:4])
-    remedy = r"axis_types=\(jax.sharding.AxisType.Auto,\)\), got Explicit"
-    with pytest.raises(ValueError, match=remedy):
+    message = r"axis_types=\(jax.sharding.AxisType.Auto,\)\), got Explicit"
+    with pytest.raises(ValueError, match=message):
         DataParallel(mesh=explicit)
-    with pytest.raises(ValueError, match=remedy):
+    with pytest.raises(ValueError, match=message):
         make_loader(digits(), 32, sharding=NamedSharding(explicit, PartitionSpec("batch")))
-    with pytest.raises(ValueError, match="mesh must have one axis"):
+    with pytest.raises(ValueError, match=r"mesh must have one axis, got \('a', 'b'\)"):
         DataParallel(mesh=jax.make_mesh((2, 2), ("a", "b"), axis_types=(AxisType.Auto,) * 2, devices=jax.devices()[:4]))
-    with pytest.raises(ValueError, match="way must be one of jit, shard_map, pmap, got 'xmap'"):
+    with pytest.raises(ValueError, match="strategy must be one of jit, shard_map, pmap, got 'xmap'"):
         DataParallel("xmap")  # pyright: ignore[reportArgumentType]
-    with pytest.raises(ValueError, match="shard_optimizer needs the way 'jit', got 'pmap'"):
+    with pytest.raises(ValueError, match="shard_optimizer requires strategy 'jit', got 'pmap'"):
         DataParallel("pmap", shard_optimizer=True)
 
 
 @pytest.mark.bad_input
-@pytest.mark.parametrize("way", WAYS)
-def test_steps_made_for_another_way_are_refused(way):
-    made_for = DataParallel("jit" if way != "jit" else "pmap", mesh(4))
-    parallel = DataParallel(way, mesh(4))
-    with pytest.raises(ValueError, match=f"steps must be made with axis_name={parallel.axis_name!r} for the way"):
-        parallel.compile(small_steps(made_for))
+@pytest.mark.parametrize("strategy", STRATEGIES)
+def test_steps_with_another_axis_name_and_indivisible_batches_raise(strategy):
+    other = DataParallel("jit" if strategy != "jit" else "pmap", mesh(4))
+    parallel = DataParallel(strategy, mesh(4))
+    message = f"steps must be made with axis_name={parallel.axis_name!r} for strategy '{strategy}'"
+    with pytest.raises(ValueError, match=message):
+        parallel.compile(small_steps(other))
     with pytest.raises(ValueError, match="dimension size is 6"):
         parallel.shard_batch({"image": np.zeros((6, 8, 8, 1))})

@@ -1,0 +1,63 @@
+"""Metrics of cluster updates."""
+
+from typing import Any
+
+import jax
+import numpy as np
+from jaxtyping import PyTree
+
+from dropcluster_jax.clustering import ClusterState, adjusted_rand_index
+from dropcluster_jax.linen import cluster_states
+
+
+def mean_adjusted_rand_index(state: ClusterState, other: ClusterState) -> float:
+    """Returns the adjusted Rand index of a layer's clusters in two states, averaged over groups of channels.
+
+    The states may be stacked along a leading axis by `nn.scan`, which is averaged over too.
+
+    Args:
+        state: Clusters of a layer.
+        other: Clusters of the same layer, e.g. before an update.
+
+    Returns:
+        Adjusted Rand index, at most 1.
+
+    Example:
+        >>> from dropcluster_jax import Grid
+        >>> state = Grid(num_clusters=4).init((8, 8))
+        >>> mean_adjusted_rand_index(state, state)
+        1.0
+    """
+    labels, other_labels = jax.device_put((_flat_labels(state), _flat_labels(other)))
+    return float(np.mean(jax.device_get(adjusted_rand_index(labels, other_labels))))
+
+
+def cluster_metrics(before: PyTree, after: PyTree) -> dict[str, dict[str, Any]]:
+    """Returns the metrics of a cluster update, by layer.
+
+    Args:
+        before: Collection `"clusters"` before the update.
+        after: Collection `"clusters"` after the update.
+
+    Returns:
+        For each layer `explained_variance`, `adjusted_rand_index` (with the labels before the update), `num_updates`
+        and `num_skipped`.
+    """
+    old_states, states = (cluster_states(jax.device_get(clusters)) for clusters in (before, after))
+    return {
+        layer: {
+            "explained_variance": float(np.mean(state.explained_variance)),
+            "adjusted_rand_index": mean_adjusted_rand_index(state, old_states[layer]),
+            "num_updates": int(np.max(state.num_updates)),
+            "num_skipped": int(np.max(state.num_skipped)),
+        }
+        for layer, state in states.items()
+    }
+
+
+def _flat_labels(state: ClusterState) -> np.ndarray:
+    """Returns labels `(positions, groups)`, with the groups of stacked layers concatenated."""
+    num_stacked_axes = np.ndim(state.num_updates)
+    *_, groups = state.labels.shape
+    stacked = np.reshape(state.labels, (-1, np.prod(state.labels.shape[num_stacked_axes:-1], dtype=int), groups))
+    return np.moveaxis(stacked, 0, -1).reshape(stacked.shape[1], -1)
