@@ -1,15 +1,16 @@
-"""The compiled training step of ResNet-50 beside that of the Flax project's ImageNet example, in one run.
+"""Compares the training step of ResNet-50 to that of Flax's ImageNet example.
 
     git clone https://github.com/google/flax
     python benchmarks/flax_example.py --flax flax --batch 8 --side 224
 
-Theirs as in `examples/imagenet`: its own model, state and `train_step`, under `pmap` on one device. Ours: `imagenet`'s
-places for DropCluster with a rate that is 0 and not known when compiling, so that masks are drawn and applied; the
-same under `pmap`, with BatchNorm over its axis, as theirs is; and without DropCluster. All in float32, on images that
-are ready, without augmentation and label smoothing, which theirs has not. Operations and temporaries are XLA's own
-figures of the compiled programs. Ours gives its state away, theirs does not: that takes more temporaries and less
-memory, so each is compiled the other way too. They take turns, so that what slows the machine slows all; medians, and
-the middle half of the ratios of neighboring turns.
+Flax's example is used as is: its model, state and `train_step` under `pmap` on one device. Ours has DropCluster at
+`stage3` and `stage4` with a traced rate of 0, so that masks are drawn and applied. It runs under `jit`, under `pmap`
+with BatchNorm synchronized as in the example, and under `jit` without DropCluster. All programs use float32 and images
+on the device, without augmentation and label smoothing, which the example does not have.
+
+Operations and memory are those reported by XLA for the compiled programs, with and without donation of the state: our
+steps donate it and the example does not. Times are medians over repeats in which all programs run in turn, so that
+background load affects all of them.
 """
 
 import argparse
@@ -23,7 +24,7 @@ import time
 import types
 from collections.abc import Callable
 from importlib.metadata import version
-from typing import Any, Literal
+from typing import Any, Literal, NamedTuple
 
 import jax
 import optax
@@ -34,104 +35,119 @@ from dropcluster_jax.models import resnet50
 from dropcluster_jax.training import DataParallel, make_steps
 
 PLACES = ("stage3", "stage4")
-THEIRS = "Flax's example"
+EXAMPLE = "Flax's example"
+
+
+class Costs(NamedTuple):
+    """Operations, bytes of temporaries, and bytes of arguments, results and temporaries together."""
+
+    flops: float
+    temporaries: float
+    memory: float
+
+
+class Program(NamedTuple):
+    """A function that runs a step, and one that returns its costs, given whether the state is donated."""
+
+    step: Callable[[], None]
+    costs: Callable[[bool], Costs]
 
 
 def main() -> None:
-    """Print the table."""
+    """Prints the tables."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--flax", type=pathlib.Path, required=True, help="a checkout of github.com/google/flax")
-    parser.add_argument("--batch", type=int, default=8)
-    parser.add_argument("--side", type=int, default=224)
-    parser.add_argument("--turns", type=int, default=7)
+    parser.add_argument("--flax", type=pathlib.Path, required=True, help="checkout of github.com/google/flax")
+    parser.add_argument("--batch", type=int, default=8, help="batch size")
+    parser.add_argument("--side", type=int, default=224, help="height and width of the images")
+    parser.add_argument("--repeats", type=int, default=7, help="number of timed steps of each program")
     options = parser.parse_args()
 
     images = jax.random.normal(jax.random.key(0), (options.batch, options.side, options.side, 3))
     batch = {"image": images, "label": jax.random.randint(jax.random.key(1), (options.batch,), 0, 1000)}
     programs = {
-        THEIRS: theirs(options.flax, batch, options.side),
-        "ours, DropCluster at rate 0": ours("jit", PLACES, batch),
-        "the same under pmap": ours("pmap", PLACES, batch),
-        "ours, without": ours("jit", (), batch),
+        EXAMPLE: example_program(options.flax, batch, options.side),
+        "DropCluster at rate 0, jit": our_program("jit", PLACES, batch),
+        "DropCluster at rate 0, pmap": our_program("pmap", PLACES, batch),
+        "no drop layers, jit": our_program("jit", (), batch),
     }
     times: dict[str, list[float]] = {name: [] for name in programs}
-    for turn in range(options.turns + 2):
-        for name, (step, _) in programs.items():
-            begin = time.perf_counter()
-            step()
-            if turn > 1:  # two warm up
-                times[name].append(time.perf_counter() - begin)
+    for repeat in range(options.repeats + 2):
+        for name, program in programs.items():
+            start = time.perf_counter()
+            program.step()
+            if repeat > 1:  # the first two warm up
+                times[name].append(time.perf_counter() - start)
 
     print(
-        f"ResNet-50, batch {options.batch}, {options.side} pixels, float32, {options.turns} turns; "
+        f"ResNet-50, batch {options.batch}, {options.side} pixels, float32, {options.repeats} repeats; "
         f"jax {jax.__version__}, flax {version('flax')}, {jax.devices()[0].device_kind}, {os.cpu_count()} cores, "
         f"{platform.machine()}"
     )
-    print(f"{'':28} {'ms':>7}  against Flax's example, the middle half")
+    print(f"{'':28} {'ms':>7}  ratio to Flax's example (middle half)")
     for name in programs:
-        ratios = sorted(one / other for one, other in zip(times[name], times[THEIRS], strict=True))
+        ratios = sorted(a / b for a, b in zip(times[name], times[EXAMPLE], strict=True))
         quarter = len(ratios) // 4
         print(
             f"{name:28} {1000 * statistics.median(times[name]):7.0f}  {statistics.median(ratios):.3f} "
             f"({ratios[quarter]:.3f} to {ratios[-1 - quarter]:.3f})"
         )
-    for donated, title in ((False, "state kept"), (True, "state given away")):
-        print(f"{title + ':':28} {'GFLOP':>9} {'temporaries MB':>15} {'all MB':>8}  FLOP, temporaries, all")
-        costs = {name: compiled(donated) for name, (_, compiled) in programs.items()}
-        for name, values in costs.items():
-            ratios = ", ".join(f"{one / other:.4f}" for one, other in zip(values, costs[THEIRS], strict=True))
-            flops, temporaries, together = values
-            print(f"{name:28} {flops / 1e9:9.2f} {temporaries / 1e6:15.1f} {together / 1e6:8.0f}  {ratios}")
+    for donate, title in ((False, "without donation"), (True, "with donation")):
+        print(f"{title + ':':28} {'GFLOP':>9} {'temporaries MB':>15} {'total MB':>9}  ratios to Flax's example")
+        costs = {name: program.costs(donate) for name, program in programs.items()}
+        for name, (flops, temporaries, memory) in costs.items():
+            ratios = ", ".join(f"{a / b:.4f}" for a, b in zip(costs[name], costs[EXAMPLE], strict=True))
+            print(f"{name:28} {flops / 1e9:9.2f} {temporaries / 1e6:15.1f} {memory / 1e6:9.0f}  {ratios}")
 
 
-Costs = tuple[float, float, float]  # operations, bytes of temporaries, and of all that lives at once
-
-
-def ours(
-    way: Literal["jit", "pmap"], places: tuple[str, ...], batch: dict[str, jax.Array]
-) -> tuple[Callable[[], None], Callable[[bool], Costs]]:
-    """A function that takes a step and waits, and one that compiles it, its state given away or not, and counts."""
-    device = jax.devices()[:1]
-    parallel = DataParallel(way, jax.make_mesh((1,), ("batch",), (jax.sharding.AxisType.Auto,), devices=device))
+def our_program(strategy: Literal["jit", "pmap"], places: tuple[str, ...], batch: dict[str, jax.Array]) -> Program:
+    """Returns our training step with DropCluster at `places`."""
+    devices = jax.devices()[:1]
+    mesh = jax.make_mesh((1,), ("batch",), (jax.sharding.AxisType.Auto,), devices=devices)
+    parallel = DataParallel(strategy, mesh)
     axis_name = parallel.axis_name
     drop = {place: DropCluster(KMeans(cluster_size=16), axis_name=axis_name) for place in places}
     tx = optax.chain(
         optax.add_decayed_weights(1e-4, mask=lambda params: jax.tree.map(lambda leaf: leaf.ndim > 1, params)),
         optax.sgd(optax.warmup_cosine_decay_schedule(0.0, 0.1, 5, 100), momentum=0.9, nesterov=True),
     )
-    model = resnet50(1000, drop=drop, axis_name=axis_name)
+    model = resnet50(drop=drop, axis_name=axis_name)
     steps = make_steps(model, tx, rate=optax.linear_schedule(0.0, 0.1, 1, 10**9), axis_name=axis_name)
-    placed = parallel.shard_batch(batch)
+    sharded_batch = parallel.shard_batch(batch)
     compiled = parallel.compile(steps)
-    state = compiled.init(jax.random.key(0), placed)
-    shapes = jax.eval_shape(lambda: (state, placed))
-
-    def costs(donated: bool) -> Costs:
-        given_away = (0,) if donated else ()
-        if way == "jit":
-            return _costs(jax.jit(steps.train, donate_argnums=given_away).lower(*shapes))
-        mapped = jax.pmap(steps.train, axis_name=axis_name, devices=device, donate_argnums=given_away)
-        stacked = jax.tree.map(lambda leaf: jax.ShapeDtypeStruct((1, *leaf.shape), leaf.dtype), shapes)
-        return _costs(mapped.lower(*stacked))
+    state = compiled.init(jax.random.key(0), sharded_batch)
+    shapes = jax.eval_shape(lambda: (state, sharded_batch))
 
     def step() -> None:
         nonlocal state
-        state, metrics = compiled.train(state, placed)
+        state, metrics = compiled.train(state, sharded_batch)
         jax.block_until_ready((state, metrics))
 
-    return step, costs
+    def costs(donate: bool) -> Costs:
+        donate_argnums = (0,) if donate else ()
+        if strategy == "jit":
+            return compiled_costs(jax.jit(steps.train, donate_argnums=donate_argnums).lower(*shapes))
+        mapped = jax.pmap(steps.train, axis_name=axis_name, devices=devices, donate_argnums=donate_argnums)
+        stacked = jax.tree.map(lambda leaf: jax.ShapeDtypeStruct((1, *leaf.shape), leaf.dtype), shapes)
+        return compiled_costs(mapped.lower(*stacked))
+
+    return Program(step, costs)
 
 
-def theirs(
-    checkout: pathlib.Path, batch: dict[str, jax.Array], side: int
-) -> tuple[Callable[[], None], Callable[[bool], Costs]]:
-    """The example's, from its own files."""
-    import flax.training.checkpoints  # noqa: F401 - before it could meet a TensorFlow that is none
+def example_program(checkout: pathlib.Path, batch: dict[str, jax.Array], side: int) -> Program:
+    """Returns the training step of Flax's example."""
+    import flax.training.checkpoints  # noqa: F401 - must not see the placeholder for TensorFlow below
     from flax import jax_utils
 
-    # What it imports for its data and its logs, and the step does not need.
-    stand_ins = ("clu", "clu.metric_writers", "clu.periodic_actions", "input_pipeline", "ml_collections", "tensorflow")
-    for name in stand_ins:
+    # The example imports these modules for data and logging, which its training step does not need.
+    placeholders = (
+        "clu",
+        "clu.metric_writers",
+        "clu.periodic_actions",
+        "input_pipeline",
+        "ml_collections",
+        "tensorflow",
+    )
+    for name in placeholders:
         module = types.ModuleType(name)
         module.__dict__.update(ConfigDict=dict, metric_writers=None, periodic_actions=None)
         sys.modules.setdefault(name, module)
@@ -139,37 +155,43 @@ def theirs(
     import models  # pyright: ignore[reportMissingImports]
     import train  # pyright: ignore[reportMissingImports]
 
-    for name in stand_ins:
+    for name in placeholders:
         del sys.modules[name]
 
     config = types.SimpleNamespace(warmup_epochs=5, num_epochs=100, momentum=0.9, half_precision=False)
     learning_rate = train.create_learning_rate_fn(config, 0.1, 1)
     model = train.create_model(model_cls=models.ResNet50, half_precision=False)
-    device = jax.devices()[:1]
+    devices = jax.devices()[:1]
     state = train.create_train_state(jax.random.key(0), config, model, side, learning_rate)
-    state = jax_utils.replicate(state, devices=device)
-    placed = jax_utils.replicate(batch, devices=device)
-    step_of = functools.partial(train.train_step, learning_rate_fn=learning_rate)
-    program = jax.pmap(step_of, axis_name="batch", devices=device)
-    shapes = jax.eval_shape(lambda: (state, placed))
-
-    def costs(donated: bool) -> Costs:
-        given_away = (0,) if donated else ()
-        return _costs(jax.pmap(step_of, axis_name="batch", devices=device, donate_argnums=given_away).lower(*shapes))
+    state = jax_utils.replicate(state, devices=devices)
+    replicated_batch = jax_utils.replicate(batch, devices=devices)
+    train_step = functools.partial(train.train_step, learning_rate_fn=learning_rate)
+    compiled = jax.pmap(train_step, axis_name="batch", devices=devices)
+    shapes = jax.eval_shape(lambda: (state, replicated_batch))
 
     def step() -> None:
         nonlocal state
-        state, metrics = program(state, placed)
+        state, metrics = compiled(state, replicated_batch)
         jax.block_until_ready((state, metrics))
 
-    return step, costs
+    def costs(donate: bool) -> Costs:
+        donate_argnums = (0,) if donate else ()
+        mapped = jax.pmap(train_step, axis_name="batch", devices=devices, donate_argnums=donate_argnums)
+        return compiled_costs(mapped.lower(*shapes))
+
+    return Program(step, costs)
 
 
-def _costs(lowered: Any) -> Costs:
-    program = lowered.compile()
-    memory = program.memory_analysis()
+def compiled_costs(lowered: Any) -> Costs:
+    """Compiles a program and returns its costs according to XLA."""
+    compiled = lowered.compile()
+    memory = compiled.memory_analysis()
     held = memory.argument_size_in_bytes + memory.output_size_in_bytes - memory.alias_size_in_bytes
-    return program.cost_analysis()["flops"], memory.temp_size_in_bytes, held + memory.temp_size_in_bytes
+    return Costs(
+        flops=compiled.cost_analysis()["flops"],
+        temporaries=memory.temp_size_in_bytes,
+        memory=held + memory.temp_size_in_bytes,
+    )
 
 
 if __name__ == "__main__":

@@ -1,10 +1,10 @@
-"""What DropCluster adds to a training step of ResNet-50: operations, temporaries and time, in one run.
+"""Measures the cost of DropCluster in a training step of ResNet-50: operations, temporary memory and time.
 
     python benchmarks/training_step.py --batch 16 --side 64
 
-Drop layers at `stem`, `stage3` and `stage4` against none: the same network, images, optimizer and keys. Operations and
-temporaries are those of XLA's compiled programs. The two take turns, so that what slows the machine slows both;
-medians, and the middle half of the ratios of neighboring turns.
+Compares the network with drop layers at `stem`, `stage3` and `stage4` to the same network without. Operations and
+temporaries are those reported by XLA for the compiled programs. Times are medians over repeats in which both programs
+run in turn, so that background load affects both.
 """
 
 import argparse
@@ -27,14 +27,14 @@ PLACES = ("stem", "stage3", "stage4")
 
 
 def main() -> None:
-    """Print the table."""
+    """Prints the table."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--batch", type=int, default=16)
-    parser.add_argument("--side", type=int, default=64, help="of the images; 224 is ImageNet's")
-    parser.add_argument("--dtype", default="float32")
-    parser.add_argument("--cluster-size", type=float, default=49.0)
-    parser.add_argument("--per-channel", action="store_true")
-    parser.add_argument("--turns", type=int, default=10)
+    parser.add_argument("--batch", type=int, default=16, help="batch size")
+    parser.add_argument("--side", type=int, default=64, help="height and width of the images")
+    parser.add_argument("--dtype", default="float32", help="dtype of the activations")
+    parser.add_argument("--cluster-size", type=float, default=49.0, help="mean number of positions per cluster")
+    parser.add_argument("--per-channel", action="store_true", help="cluster each channel separately")
+    parser.add_argument("--repeats", type=int, default=10, help="number of timed steps of each program")
     options = parser.parse_args()
 
     images = jax.random.normal(jax.random.key(0), (options.batch, options.side, options.side, 3))
@@ -49,31 +49,30 @@ def main() -> None:
         programs[name] = jax.jit(steps.train).lower(state, batch).compile(), state
 
     times: dict[str, list[float]] = {name: [] for name in programs}
-    for turn in range(options.turns + 1):
+    for repeat in range(options.repeats + 1):
         for name, (train, state) in programs.items():
-            begin = time.perf_counter()
+            start = time.perf_counter()
             jax.block_until_ready(train(state, batch))
-            if turn:  # the first warms up
-                times[name].append(time.perf_counter() - begin)
+            if repeat > 0:  # the first one warms up
+                times[name].append(time.perf_counter() - start)
 
     device = jax.devices()[0].device_kind
-    names = ", ".join(f"{name} {version(name)}" for name in ("jax", "flax"))
-    print(f"{platform.machine()}, {os.cpu_count()} CPU cores, {device}; {names}")
+    versions = ", ".join(f"{name} {version(name)}" for name in ("jax", "flax"))
+    print(f"{platform.machine()}, {os.cpu_count()} CPU cores, {device}; {versions}")
     kind = "per channel" if options.per_channel else "shared"
-    print(f"ResNet-50, images {images.shape}, {options.dtype}; clusters of {options.cluster_size:g}, {kind}\n")
-    figures = {}
+    print(f"ResNet-50, images {images.shape}, {options.dtype}; cluster size {options.cluster_size:g}, {kind} labels\n")
+    costs = {}
     for name, (train, _) in programs.items():
         cost, memory = train.cost_analysis(), train.memory_analysis()
-        figures[name] = cost["flops"], memory.temp_size_in_bytes, statistics.median(times[name])
+        costs[name] = cost["flops"], memory.temp_size_in_bytes, statistics.median(times[name])
     print(f"{'':14}{'operations':>12}{'temporaries':>14}{'ms per step':>13}")
-    for name, (operations, size, seconds) in figures.items():
-        print(f"{name:14}{operations / 1e9:10.2f} G{size / 2**20:10.1f} MiB{1e3 * seconds:13.1f}")
-    print(f"{'ratio':14}", end="")
-    ratios = [one / other for one, other in zip(figures["DropCluster"], figures["none"], strict=True)]
-    print(f"{ratios[0]:12.4f}{ratios[1]:14.4f}{ratios[2]:13.4f}")
-    pairs = sorted(one / other for one, other in zip(times["DropCluster"], times["none"], strict=True))
-    low, high = pairs[len(pairs) // 4], pairs[3 * len(pairs) // 4]
-    print(f"time, ratios of neighboring turns, middle half: {low:.4f} to {high:.4f}")
+    for name, (flops, temporaries, seconds) in costs.items():
+        print(f"{name:14}{flops / 1e9:10.2f} G{temporaries / 2**20:10.1f} MiB{1e3 * seconds:13.1f}")
+    flops, temporaries, seconds = (a / b for a, b in zip(costs["DropCluster"], costs["none"], strict=True))
+    print(f"{'ratio':14}{flops:12.4f}{temporaries:14.4f}{seconds:13.4f}")
+    ratios = sorted(a / b for a, b in zip(times["DropCluster"], times["none"], strict=True))
+    low, high = ratios[len(ratios) // 4], ratios[3 * len(ratios) // 4]
+    print(f"time ratio of consecutive steps, middle half: {low:.4f} to {high:.4f}")
 
 
 if __name__ == "__main__":
