@@ -89,7 +89,7 @@ def load(
         (100, 360, (8, 8, 1), 10)
         >>> tuning = load("digits", examples_per_class=5, validation_fraction=0.1, evaluate_on="validation")
         >>> len(tuning.train), len(tuning.test)
-        (50, 145)
+        (50, 142)
     """
     _check_options(test_fraction, validation_fraction, evaluate_on, image_size)
     dataset = _open(
