@@ -104,7 +104,7 @@ def corrupt(
     size = max(1, min(len(images), _CHUNK // math.prod(images.shape[1:3])))
     for start in range(0, len(images), size):
         chunk = images[start : start + size]
-        padding = size - len(chunk)  # All chunks have the same shape, so that only one is compiled.
+        padding = size - len(chunk)  # The last chunk is padded to the shape of the others, which is already compiled.
         padded = np.pad(chunk, ((0, padding), (0, 0), (0, 0), (0, 0)))
         corrupted[start : start + size] = np.asarray(_corrupt_chunk(name, severity, key, start, padded))[: len(chunk)]
     return corrupted

@@ -99,7 +99,7 @@ def _parse_name(name: str) -> tuple[str, str | None, str | None]:
 
 
 def _data_dir(data_dir: str | os.PathLike[str] | None) -> tuple[Any, str]:
-    """Returns the folder with prepared datasets, and which setting it comes from."""
+    """Returns the folder of prepared datasets and the name of the setting that it comes from."""
     from etils import epath  # A dependency of TFDS that also reads object storage.
 
     if data_dir is not None:
