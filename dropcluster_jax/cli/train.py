@@ -19,15 +19,7 @@ def train(
     processes: tuple[str | None, int | None, int | None] | None,
     arguments: list[str],
 ) -> None:
-    """Trains, or prints why not.
-
-    Args:
-        config: The configuration.
-        restart: Whether to remove an existing run.
-        dry_run: Whether to print the description of the run instead.
-        processes: Coordinator, number of processes and process index of a distributed run; None otherwise.
-        arguments: The command line, for the message that says how to resume.
-    """
+    """Trains; `processes` are the arguments of `distributed.initialize`, `arguments` those of the command line."""
     import jax
 
     from dropcluster_jax.data import CorruptImageError

@@ -85,15 +85,7 @@ def check(
 
 
 def describe(report: Mapping[str, Any], folder: pathlib.Path, max_classes: int = 10) -> str:
-    """Formats the result of `check`.
-
-    Args:
-        report: The result of `check`.
-        folder: Its output folder.
-        max_classes: Number of classes to list.
-
-    Returns:
-        Lines of text.
+    """Formats the result of `check`, with at most `max_classes` classes.
 
     Example:
         >>> report = {"name": "pets", "train": 9000, "test": 10, "classes": {"cat": {"train": 4000, "test": 5}}}

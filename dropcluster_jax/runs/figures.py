@@ -30,12 +30,7 @@ _NUM_CANDIDATE_MASKS = 32
 
 
 def clusters_by_place(model: ResNet, clusters: PyTree) -> dict[str, ClusterState]:
-    """Returns the clusters of each place on the host, from the input to the output.
-
-    Args:
-        model: The network.
-        clusters: The collection "clusters" of its variables.
-    """
+    """Returns the clusters of each place on the host, given the collection "clusters" of the variables."""
     states = cluster_states(jax.device_get(clusters))
     return {place: states[name] for place, name in model.drop_layer_names.items() if name in states}
 
@@ -43,32 +38,14 @@ def clusters_by_place(model: ResNet, clusters: PyTree) -> dict[str, ClusterState
 def clusters_and_inputs(
     model: ResNet, variables: PyTree, images: Float[Array, "batch height width channels"]
 ) -> dict[str, tuple[ClusterState, np.ndarray]]:
-    """Returns the clusters and the input activations of each `DropCluster` layer, as `viz.cluster_figure` takes them.
-
-    Args:
-        model: The network.
-        variables: Its variables.
-        images: Normalized images.
-
-    Returns:
-        For each place, the clusters and the activations `(batch, height, width, channels)` in evaluation mode.
-    """
+    """Returns, for each place, the clusters and the input activations in evaluation mode, for `viz.cluster_figure`."""
     inputs = jax.device_get(jax.jit(lambda variables, x: cluster_inputs(model, variables, x))(variables, images))
     clusters = clusters_by_place(model, variables["clusters"])
     return {place: (state, inputs[model.drop_layer_names[place]]) for place, state in clusters.items()}
 
 
 def summarize_clusters(model: ResNet, clusters: PyTree) -> dict[str, dict[str, Any]]:
-    """Returns the statistics of each place's clusters that `summary.json` contains.
-
-    Args:
-        model: The network.
-        clusters: The collection "clusters" of its variables.
-
-    Returns:
-        For each place: `num_updates`, `num_skipped`, `explained_variance`, and `ari_with_grid`, the adjusted Rand index
-        with the initial clusters.
-    """
+    """Returns statistics of each place's clusters; `ari_with_grid` is the adjusted Rand index with the first ones."""
     return {
         place: {
             "num_updates": int(np.max(state.num_updates)),
@@ -192,16 +169,7 @@ def _example_masks(x: np.ndarray, clusters: ClusterState, rate: float, drop: Dro
 
 
 def draw_run_curves(folders: Iterable[str | os.PathLike[str]]) -> "Figure":
-    """Draws the learning curves of runs, labeled by their folders.
-
-    Args:
-        folders: Run folders; runs may be unfinished.
-
-    Raises:
-        FileNotFoundError: If a folder contains no run.
-        ValueError: If a run has no log entries yet, or its files are damaged.
-        ImportError: If Matplotlib is not installed.
-    """
+    """Draws the learning curves of runs, labeled by their folders."""
     paths = list(dict.fromkeys(pathlib.Path(folder) for folder in folders))
     for path in paths:
         if not run_folder.is_run(path):

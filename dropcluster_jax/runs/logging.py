@@ -106,11 +106,7 @@ class NullWriter:
 
 
 def require_tensorboard() -> None:
-    """Checks that the packages for event files are installed.
-
-    Raises:
-        ImportError: If one is not; the message contains the command that installs it.
-    """
+    """Raises ImportError if a package for event files is missing."""
     with optional_import("tensorboardX", "tensorboard"):
         import tensorboardX  # noqa: F401
     with optional_import("Matplotlib", "tensorboard"):
@@ -158,11 +154,7 @@ class TensorBoard:
         self._writer.close()
 
     def __call__(self, entry: LogEntry) -> None:
-        """Writes the numbers of an entry.
-
-        Args:
-            entry: A log entry of `fit`.
-        """
+        """Writes the numbers of a log entry of `fit`."""
         from tensorboardX.summary import scalar
 
         for name, value in _flatten({name: value for name, value in entry.items() if name not in _NOT_SCALARS}).items():
@@ -241,11 +233,7 @@ class ProgressBar:
         self.bar.stop()
 
     def __call__(self, entry: LogEntry) -> None:
-        """Prints an entry.
-
-        Args:
-            entry: A log entry of `fit`.
-        """
+        """Prints a log entry of `fit`."""
         if entry["event"] == "train":
             self.bar.update(self.task, completed=entry["step"], metrics=self._train_metrics(entry))
             return
@@ -281,19 +269,7 @@ class ProgressBar:
 
 @contextlib.contextmanager
 def task_progress(total: int) -> Iterator[Callable[[str], None]]:
-    """Shows a progress bar on stderr, on terminals only.
-
-    Args:
-        total: Number of tasks.
-
-    Yields:
-        A function to be called with a description when a task starts.
-
-    Example:
-        >>> with task_progress(2) as start:
-        ...     start("opening")
-        ...     start("drawing")
-    """
+    """Shows a progress bar on stderr, on terminals only; yields a function to call when one of the tasks starts."""
     from rich import progress
     from rich.console import Console
 

@@ -76,11 +76,7 @@ def is_run(folder: pathlib.Path) -> bool:
 
 
 def holds_run(folder: pathlib.Path) -> bool:
-    """Returns whether a folder contains a run; False if it is empty or does not exist.
-
-    Raises:
-        FileExistsError: If it contains anything else.
-    """
+    """Returns whether a folder contains a run; raises FileExistsError if it contains anything else."""
     if folder.exists() and not folder.is_dir():
         raise FileExistsError(f"out must be a folder, got the file {folder}")
     if not folder.exists() or not any(folder.iterdir()):
@@ -91,11 +87,7 @@ def holds_run(folder: pathlib.Path) -> bool:
 
 
 def clear(folder: pathlib.Path) -> None:
-    """Removes a run from its folder, and no other files.
-
-    Raises:
-        FileExistsError: If the folder contains anything else.
-    """
+    """Removes a run from its folder, and no other files."""
     if not holds_run(folder):
         return
     for name in _FOLDERS:
@@ -149,11 +141,7 @@ def finished_run(folder: pathlib.Path, config: TrainConfig) -> dict[str, Any] | 
 
 
 def check_same_dataset(folder: pathlib.Path, spec: DatasetSpec) -> None:
-    """Checks that a run in the folder, if any, was started with this dataset.
-
-    Raises:
-        FileExistsError: If it was started with another dataset, with the differences.
-    """
+    """Raises FileExistsError if the folder contains a run on another dataset."""
     if not holds_run(folder):
         return
     _, saved = read_config(folder)
@@ -163,11 +151,7 @@ def check_same_dataset(folder: pathlib.Path, spec: DatasetSpec) -> None:
 
 
 def read_summary(folder: pathlib.Path) -> dict[str, Any] | None:
-    """Returns the summary of a finished run; None if the run is unfinished.
-
-    Raises:
-        ValueError: If `summary.json` is damaged.
-    """
+    """Returns the summary of a finished run; None if the run is unfinished."""
     path = folder / SUMMARY
     return _read_json(path) if path.is_file() else None
 
@@ -226,12 +210,9 @@ def _differences(saved: Any, current: Any, name: str = "") -> list[tuple[str, An
 
 
 class JsonLinesFile:
-    """A file with a log entry per line, opened for appending; a context manager.
+    """A file with a log entry per line; a context manager.
 
-    Args:
-        path: Path of the file.
-        size: Size in bytes to which an existing file is truncated: entries after the restored checkpoint are written
-            again.
+    Existing entries beyond `size` bytes, which are later than the restored checkpoint, are removed.
     """
 
     def __init__(self, path: pathlib.Path, size: int = 0) -> None:
@@ -261,11 +242,7 @@ class JsonLinesFile:
 
 
 def read_json_lines(path: pathlib.Path) -> list[LogEntry]:
-    """Returns the entries of a `JsonLinesFile`, except for an incomplete last line.
-
-    Raises:
-        ValueError: If a complete line is damaged.
-    """
+    """Returns the entries of a `JsonLinesFile`, except for an incomplete last line."""
     lines = path.read_text().split("\n")[:-1]
     try:
         entries = [json.loads(line) for line in lines]
@@ -286,18 +263,7 @@ def _nonfinite_to_none(value: Any) -> Any:
 
 
 def encode_clusters(step: int, clusters: Mapping[str, ClusterState]) -> LogEntry:
-    """Returns the entry of `clusters.jsonl` with the compressed labels of each place.
-
-    Args:
-        step: Step after which the clusters were learned; 0 for the initial clusters.
-        clusters: Clusters by place.
-
-    Example:
-        >>> from dropcluster_jax import Grid
-        >>> entry = encode_clusters(20, {"stage1": Grid(num_clusters=4).init((4, 4, 8))})
-        >>> entry["step"], entry["layers"]["stage1"]["shape"]
-        (20, [4, 4, 1])
-    """
+    """Returns the entry of `clusters.jsonl` with the compressed labels of each place after a step."""
     return {"step": step, "layers": {place: _encode(np.asarray(state.labels)) for place, state in clusters.items()}}
 
 

@@ -60,14 +60,7 @@ class Run(NamedTuple):
 
 
 class Stopped(Exception):
-    """A run was stopped by a signal.
-
-    Attributes:
-        name: Name of the signal.
-        status: Exit status for the process.
-        step: Step after which the run stopped.
-        checkpoint: Step from which it can resume; None if no checkpoint could be written.
-    """
+    """A run was stopped by a signal; `checkpoint` is the step from which it can resume, if any."""
 
     def __init__(self, name: str, status: int, step: int, checkpoint: int | None) -> None:
         super().__init__(f"stopped by {name} after step {step}")
