@@ -17,14 +17,9 @@ Series = Mapping[str, Sequence[Interval | None]]  # intervals at each x, by name
 def interval_figure(
     means: Series, differences: Series, x: Sequence[float], labels: tuple[str, str, str], log: bool
 ) -> Figure:
-    """Draws curves with error bars: means on the left, differences on the right.
+    """Draws means on the left and differences on the right, with error bars.
 
-    Args:
-        means: Means at each x, by name.
-        differences: Differences at each x, for some of these names.
-        x: Positions on the x axis.
-        labels: Labels of the x axis, of the means and of the differences.
-        log: Whether the x axis is logarithmic.
+    `labels` are those of the x axis, of the means and of the differences.
     """
     figure = Figure(figsize=(10, 4.2), layout="constrained")
     left, right = figure.subplots(1, 2)

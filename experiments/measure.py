@@ -48,15 +48,13 @@ class Measure:
         return f"{'labels ' if dataset.spec.encoded else ''}{digest.hexdigest()[:16]}"
 
     def __call__(self, job: Job) -> Line:
-        """Trains the network of a job, unless its run folder has a finished run, and evaluates it.
+        """Trains the network of a job, unless its run folder contains it, and evaluates it.
 
-        Args:
-            job: The job. A job that was interrupted resumes from its latest checkpoint.
+        An interrupted job resumes from its latest checkpoint. If the loss becomes non-finite, the accuracy is chance.
 
         Returns:
             `digest`, `accuracy`, `count` (evaluated images), `finite`, and either `corruptions` or `loss`,
-            `train_loss`, `images_per_second`, `clusters` and `snapshots`. If the loss becomes non-finite, the accuracy
-            is chance.
+            `train_loss`, `images_per_second`, `clusters` and `snapshots`.
 
         Raises:
             ValueError, OSError, ImportError: As in `trainer.prepare` and `trainer.execute`.

@@ -8,6 +8,7 @@ import re
 import statistics
 import sys
 from collections.abc import Callable, Iterable, Mapping, Sequence
+from typing import Any
 
 import tyro
 from matplotlib.figure import Figure
@@ -46,12 +47,7 @@ counts with chance accuracy.
 
 
 def write(folder: pathlib.Path, docs: pathlib.Path, readme: pathlib.Path | None) -> None:
-    """Writes the report.
-
-    Args:
-        folder: Folder of the result files.
-        docs: Folder of results.md and figures/.
-        readme: File with two marks between which the main results are inserted; None for none.
+    """Writes the report; see `main`.
 
     Raises:
         ValueError: If there are no results, a line is damaged, or the README lacks the marks.
@@ -160,7 +156,7 @@ def _main_differences(columns: Columns) -> list[str]:
 
 def _headline(lines: list[Line], figure: pathlib.Path) -> list[str]:
     columns: Columns = {"all images": [lines]}
-    return ["### Headline\n", f"Accuracy on the {lines[0]['count']:,} test images.\n", *_comparison(lines, columns)]
+    return ["### Headline\n", f"Accuracy on the {_num_images(lines):,} test images.\n", *_comparison(lines, columns)]
 
 
 def _limited_data(lines: list[Line], figure: pathlib.Path) -> list[str]:
@@ -172,12 +168,12 @@ def _limited_data(lines: list[Line], figure: pathlib.Path) -> list[str]:
         log=True,
     )
     losses = [
-        [_LABELS[method], *(_train_loss(_select(subset, method=method)) for subset in subsets.values())]
+        [_LABELS[method], *(_average(_values(subset, method, "train_loss"), ".2f") for subset in subsets.values())]
         for method in _methods(lines)
     ]
     return [
         "### Limited data\n",
-        f"Accuracy on the {lines[0]['count']:,} test images, by fraction of the training images.\n",
+        f"Accuracy on the {_num_images(lines):,} test images, by fraction of the training images.\n",
         *_comparison(lines, {**{name: [subset] for name, subset in subsets.items()}, "mean": list(subsets.values())}),
         *_save(drawn, figure, "Accuracy by fraction of the training images, with 95 % intervals."),
         "Training loss at the end, with dropping. A loss near 0 means that the network has memorized the images, so "
@@ -187,22 +183,12 @@ def _limited_data(lines: list[Line], figure: pathlib.Path) -> list[str]:
     ]
 
 
-def _train_loss(lines: Sequence[Line]) -> str:
-    losses = [line["train_loss"] for line in lines if line["train_loss"] is not None]
-    return f"{statistics.mean(losses):.2f}" if losses else ""
-
-
 def _throughput(lines: Sequence[Line]) -> list[str]:
     """Training speed relative to no drop layer, on the device with the most runs."""
-    by_device: dict[str, list[Line]] = {}
-    for line in lines:
-        if line["images_per_second"] is not None:
-            by_device.setdefault(line["device"], []).append(line)
-    timed = max(by_device.values(), key=len, default=[])
-    speeds = {
-        method: statistics.median(line["images_per_second"] for line in _select(timed, method=method))
-        for method in _methods(timed)
-    }
+    timed = [line for line in lines if line["images_per_second"] is not None]
+    devices = [line["device"] for line in timed]
+    timed = _select(timed, device=max(sorted(set(devices)), key=devices.count, default=None))
+    speeds = {method: statistics.median(_values(timed, method, "images_per_second")) for method in _methods(timed)}
     if "none" not in speeds:
         return []
     rows = [[_LABELS[method], f"{speed:,.0f}", f"{speed / speeds['none']:.2f}"] for method, speed in speeds.items()]
@@ -232,7 +218,7 @@ def _corruption(lines: list[Line], figure: pathlib.Path) -> list[str]:
     )
     return [
         "### Corruption\n",
-        f"Accuracy of the networks of *Limited data* on {lines[0]['count']:,} test images, averaged over "
+        f"Accuracy of the networks of *Limited data* on {_num_images(lines):,} test images, averaged over "
         f"{len(origins)} corruptions at 5 severities, by fraction of the training images.\n",
         *_comparison(lines, {name: [subset] for name, subset in subsets.items()}),
         f"Accuracy under each corruption, averaged over severities, of the networks trained on {fraction} of the "
@@ -254,18 +240,18 @@ def _clustering(lines: list[Line], figure: pathlib.Path) -> list[str]:
             else ""
             for other in ("grid, shared", "k-means, shared")
         ]
-        clusters = [place for line in groups[name] for place in line["clusters"].values()]
-        explained = statistics.mean(place["explained_variance"] for place in clusters)
-        similarity = statistics.mean(place["ari_with_grid"] for place in clusters)
-        return [name, _mean(accuracies), *differences, f"{100 * explained:.0f}", f"{similarity:.2f}"]
+        clusters = [place for line in groups[name] if line["finite"] for place in line["clusters"].values()]
+        explained = _average((100 * place["explained_variance"] for place in clusters), ".0f")
+        similarity = _average((place["ari_with_grid"] for place in clusters), ".2f")
+        return [name, _mean(accuracies), *differences, explained, similarity]
 
     header = ["structure", "accuracy", f"{_MINUS} grid", f"{_MINUS} k-means", "explained variance, %", "ARI with grid"]
     text = [
         "### Clustering\n",
-        f"Accuracy on the {lines[0]['count']:,} held-out images, at the rate chosen for DropCluster, "
-        f"{lines[0]['config']['drop']['rate']:g}, and differences to the shared grid and to shared k-means. At the end "
-        "of training: the variance explained by the clusters, and the adjusted Rand index (ARI) with the grid, which "
-        "is 1 for equal clusters and 0 by chance; averaged over places.\n",
+        f"Accuracy on the {_num_images(lines):,} held-out images, at the rate chosen for DropCluster, "
+        f"{lines[0]['config']['drop']['rate']:g}, and differences from the shared grid and from shared k-means. At the "
+        "end of training: the variance explained by the clusters, and the adjusted Rand index (ARI) with the grid, "
+        "which is 1 for equal clusters and 0 by chance; averaged over places.\n",
         *_table(header, [row(name) for name in groups]),
     ]
     for line in groups.get("k-means, shared", []):
@@ -314,7 +300,7 @@ def _choices(lines: list[Line], figure: pathlib.Path) -> list[str]:
     num_seeds = len({line["seed"] for line in lines})
     return [
         "### Chosen hyperparameters\n",
-        f"Accuracy of each candidate on the {lines[0]['count']:,} held-out images; {num_seeds} "
+        f"Accuracy of each candidate on the {_num_images(lines):,} held-out images; {num_seeds} "
         f"{'seed' if num_seeds == 1 else 'seeds'} that no other study uses.\n",
         *_table(["method", "chosen", "candidates"], rows),
     ]
@@ -398,6 +384,15 @@ def _difference(groups: Groups, method: str, other: str) -> Interval | None:
     return paired_difference(_mean_by_seed(groups, method), _mean_by_seed(groups, other))
 
 
+def _values(lines: Iterable[Line], method: str, name: str) -> list[Any]:
+    return [line[name] for line in _select(lines, method=method)]
+
+
+def _num_images(lines: Iterable[Line]) -> int:
+    """Returns the number of images on which runs were evaluated; it is 0 for failed runs."""
+    return max(line["count"] for line in lines)
+
+
 def _methods(lines: Iterable[Line]) -> list[str]:
     return sorted({line["method"] for line in lines}, key=_rank)
 
@@ -435,7 +430,7 @@ def _differences(title: str, pairs: Iterable[tuple[str, str]], columns: Columns)
 def _curves(
     accuracies: Mapping[str, Sequence[Mapping[int, float]]], x: Sequence[float], labels: tuple[str, str], log: bool
 ) -> Figure:
-    """Draws the accuracies by seed at each x, by method, and the differences to no drop layer."""
+    """Draws the accuracies by seed at each x, by method, and the differences from no drop layer."""
     means = {_LABELS[method]: [_interval(values) for values in series] for method, series in accuracies.items()}
     baseline = accuracies.get("none")
     differences = {
@@ -443,7 +438,7 @@ def _curves(
         for method, series in accuracies.items()
         if baseline is not None and method != "none"
     }
-    return figures.interval_figure(means, differences, x, (*labels, "difference to no drop layer, points"), log)
+    return figures.interval_figure(means, differences, x, (*labels, "difference from no drop layer, points"), log)
 
 
 def _save(figure: Figure, path: pathlib.Path, caption: str) -> list[str]:
@@ -457,6 +452,12 @@ def _table(header: Sequence[str], rows: Sequence[Sequence[str]]) -> list[str]:
 
 def _interval(values: Mapping[int, float]) -> Interval | None:
     return interval(list(values.values())) if values else None
+
+
+def _average(values: Iterable[float | None], spec: str) -> str:
+    """Formats the mean of the values that are not None."""
+    known = [value for value in values if value is not None]
+    return format(statistics.mean(known), spec) if known else ""
 
 
 def _mean(values: Mapping[int, float]) -> str:

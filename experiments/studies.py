@@ -289,13 +289,7 @@ ON_TEST_SET = ("headline", "limited_data", "corruption")
 
 
 def jobs(study: str, scale: Scale, chosen: Mapping[str, Options]) -> list[Job]:
-    """Returns the jobs of a study, for each setting and seed.
-
-    Args:
-        study: Name of the study.
-        scale: The scale.
-        chosen: The chosen candidate of each method; unused by `choices`.
-    """
+    """Returns the jobs of a study, for each setting and seed, with the chosen candidate of each method."""
     seeds = scale.choice_seeds if study == "choices" else scale.seeds
     corrupted = (scale.corruption_images or 0) if study == "corruption" else None
     target = "test" if study in ON_TEST_SET else "validation"
@@ -307,14 +301,11 @@ def jobs(study: str, scale: Scale, chosen: Mapping[str, Options]) -> list[Job]:
 
 
 def choose(scale: Scale, accuracies: Mapping[str, float]) -> dict[str, Options]:
-    """Returns the best candidate of each method.
+    """Returns the candidate of each method with the best mean accuracy, the first one of equals.
 
     Args:
         scale: The scale.
         accuracies: Accuracies on the held-out images by job id. Candidates without any count as 0.
-
-    Returns:
-        For each method, the candidate with the best mean accuracy, the first one of equals.
     """
     found: dict[str, list[float]] = {}
     for job in jobs("choices", scale, {}):
