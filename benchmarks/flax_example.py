@@ -146,6 +146,7 @@ def example_program(checkout: pathlib.Path, batch: dict[str, jax.Array], side: i
         "input_pipeline",
         "ml_collections",
         "tensorflow",
+        "tensorflow_datasets",
     )
     for name in placeholders:
         module = types.ModuleType(name)

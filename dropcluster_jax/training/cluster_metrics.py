@@ -11,9 +11,9 @@ from dropcluster_jax.linen import cluster_states
 
 
 def mean_adjusted_rand_index(state: ClusterState, other: ClusterState) -> float:
-    """Returns the adjusted Rand index of a layer's clusters in two states, averaged over groups of channels.
+    """Returns the adjusted Rand index between two states of a layer's clusters, averaged over groups of channels.
 
-    The states may be stacked along a leading axis by `nn.scan`, which is averaged over too.
+    States stacked along leading axes, e.g. by `nn.scan`, are averaged over these axes too.
 
     Args:
         state: Clusters of a layer.

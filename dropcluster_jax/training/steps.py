@@ -387,7 +387,7 @@ class _StepFunctions:
 
 
 def _correct(logits: Float[Array, "batch classes"], labels: Labels) -> Float[Array, " batch"]:
-    """Returns 1 where the most likely class is the label, or the label's most likely class, and 0 elsewhere."""
+    """Returns 1 for correct predictions and 0 for others. The label of a mixed example is its most likely class."""
     if labels.ndim == 2:
         labels = jnp.argmax(labels, axis=-1)
     return (jnp.argmax(logits, axis=-1) == labels).astype(jnp.float32)
