@@ -30,15 +30,8 @@ def cached(name: str, key: Any, make: Callable[[], Mapping[str, np.ndarray]]) ->
     """Returns the result of `make`, read from disk if it was computed before.
 
     Entries read from disk are memory-mapped and verified by checksum; corrupt entries are recomputed. If the cache
-    cannot be written, a warning is issued.
-
-    Args:
-        name: Prefix of the entry's directory name.
-        key: Everything that the arrays depend on, JSON-serializable.
-        make: Function that returns named arrays of any shape and any dtype but object.
-
-    Returns:
-        The arrays by name, all of them read-only.
+    cannot be written, a warning is issued. All arrays are read-only, of any dtype but object. `key` is everything that
+    they depend on, JSON-serializable; `name` is the prefix of the entry's directory name.
 
     Example:
         >>> import os, tempfile
@@ -67,9 +60,8 @@ def cached(name: str, key: Any, make: Callable[[], Mapping[str, np.ndarray]]) ->
 def fingerprint(path: Any) -> tuple[str, int, int]:
     """Returns a file's path, size in bytes and modification time, which change when the file does."""
     if os.path.exists(path):
-        status = os.stat(
-            path
-        )  # Nanoseconds; epath reports seconds, too coarse to notice a file that was just rewritten.
+        # Nanoseconds; epath reports seconds, too coarse to notice a file that was just rewritten.
+        status = os.stat(path)
         return str(path), status.st_size, status.st_mtime_ns
     if isinstance(path, str):  # A dangling link or a deleted file; reading it raises the error.
         return path, -1, -1

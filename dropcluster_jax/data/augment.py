@@ -46,19 +46,7 @@ def random_shift(
     """Shifts each image by up to `pixels` vertically and horizontally, filling with zeros.
 
     This is the usual "pad and crop at random". The two shifts are independent and uniform over the integers in
-    [-pixels, pixels].
-
-    Args:
-        key: PRNG key.
-        images: Images of any dtype, `(batch, height, width, channels)`.
-        pixels: Largest shift in pixels, at least 0 (the identity). Static under `jit`.
-
-    Returns:
-        An array of the shape and dtype of `images`.
-
-    Raises:
-        TypeError: If `pixels` is not an integer, or is traced.
-        ValueError: If `pixels` is negative, or `images` does not have four dimensions.
+    [-pixels, pixels]. `pixels` must be at least 0 (the identity) and static under `jit`. See `random_flip`.
 
     Example:
         >>> import jax, jax.numpy as jnp
@@ -72,11 +60,7 @@ def random_shift(
         return images
     offsets = jax.random.randint(key, (images.shape[0], 2), 0, 2 * pixels + 1)
     padded = jnp.pad(images, ((0, 0), (pixels, pixels), (pixels, pixels), (0, 0)))
-
-    def crop(image: Shaped[Array, "_ _ channels"], offset: Shaped[Array, "2"]) -> Shaped[Array, "_ _ channels"]:
-        return jax.lax.dynamic_slice(image, (offset[0], offset[1], 0), images.shape[1:])
-
-    return jax.vmap(crop)(padded, offsets)
+    return jax.vmap(lambda image, offset: jax.lax.dynamic_slice(image, (*offset, 0), images.shape[1:]))(padded, offsets)
 
 
 def random_cutout(
@@ -88,21 +72,13 @@ def random_cutout(
     """Fills a square of each image, centered at a uniformly drawn pixel and clipped at the border.
 
     As in the paper, as little as a quarter of the square is filled in a corner. (`dropcluster_jax.cutout` instead drops
-    an exact fraction in expectation.)
+    an exact fraction in expectation.) See `random_flip`.
 
     Args:
         key: PRNG key.
-        images: Images of any dtype, `(batch, height, width, channels)`.
+        images: Images of any dtype.
         side: Side of the square in pixels, at least 0 (the identity). Static under `jit`.
-        fill: Fill value, a scalar or `(channels,)`. The paper fills normalized images with 0, which corresponds to the
-            mean before normalization.
-
-    Returns:
-        An array of the shape and dtype of `images`.
-
-    Raises:
-        TypeError: If `side` is not an integer, or is traced.
-        ValueError: If `side` is negative, or `images` does not have four dimensions.
+        fill: Fill value, a scalar or `(channels,)`. The paper fills normalized images with 0.
 
     References:
         DeVries, Taylor, "Improved Regularization of Convolutional Neural Networks with Cutout", arXiv:1708.04552.
@@ -133,19 +109,13 @@ def random_resized_crop(
 
     The crop's relative area is uniform in `area`, the logarithm of its aspect ratio uniform in that of `ratio`, its
     position uniform. The first of ten draws that fits is used, otherwise the center, as in torchvision. Resizing is
-    bilinear with antialiasing, as in Pillow.
+    bilinear with antialiasing, as in Pillow; integers are rounded. See `random_flip`.
 
     Args:
         key: PRNG key.
-        images: Images of any dtype, `(batch, height, width, channels)`. Integers are rounded.
+        images: Images of any dtype.
         area: Smallest and largest area as fractions of the image's, in (0, 1].
         ratio: Smallest and largest aspect ratio (width / height), positive.
-
-    Returns:
-        An array of the shape and dtype of `images`.
-
-    Raises:
-        ValueError: If a range is invalid, or `images` does not have four dimensions.
 
     References:
         Szegedy et al., "Going deeper with convolutions", CVPR 2015, arXiv:1409.4842, section 6.

@@ -59,30 +59,7 @@ def open_data(
     fake: bool = False,
     sharding: NamedSharding | None = None,
 ) -> tuple[Dataset, Loader]:
-    """Opens a dataset and makes its loader.
-
-    Args:
-        config: The dataset and how it is read.
-        batch_size: Examples per batch, over all processes.
-        seed: Determines the order of the examples, the crops and the probe batches.
-        random_crop: Whether encoded training images are cropped at random; see `make_loader`.
-        flip: Whether encoded training images are mirrored at random; see `make_loader`.
-        fake: Whether to use random images in the shape of the dataset instead.
-        sharding: How batches are sharded over devices; None for a single device.
-
-    Returns:
-        The dataset and its loader.
-
-    Raises:
-        ValueError: If an option is invalid, or `fake` is used with a dataset that `DATASETS` does not describe.
-        FileNotFoundError: If the dataset does not exist.
-        ImportError: If a required extra is not installed.
-
-    Example:
-        >>> dataset, loader = open_data(DataConfig("digits", examples_per_class=10), batch_size=20)
-        >>> len(dataset.train), next(loader.train())["image"].shape
-        (100, (20, 8, 8, 1))
-    """
+    """Opens a dataset, or random images in its shape if `fake`, and its loader; see `load` and `make_loader`."""
     if fake:
         if config.name not in DATASETS:
             raise ValueError(f"fake data needs one of the datasets {', '.join(DATASETS)}, got {config.name!r}")

@@ -16,13 +16,7 @@ _TFDS_NAMES = {"glass_blur": "frosted_glass_blur", "elastic_transform": "elastic
 
 
 class CorruptedTest(NamedTuple):
-    """Corrupted test examples.
-
-    Attributes:
-        examples: Images and labels.
-        origin: Origin of the images, to be reported with results: `"cifar10_corrupted"` for the published dataset,
-            otherwise the value of `computed_origin`.
-    """
+    """Corrupted test examples, and the origin of their images, to be reported with results."""
 
     examples: ArrayExamples
     origin: str
@@ -33,26 +27,16 @@ def corrupted_test(
 ) -> CorruptedTest:
     """Returns the test examples of a dataset under a corruption.
 
-    For the whole test split of CIFAR-10, the published `cifar10_corrupted` is used if TFDS has prepared it.
-
-    Args:
-        dataset: Dataset of arrays.
-        name: Name of the corruption, one of `CORRUPTIONS` or `EXTRA_CORRUPTIONS`.
-        severity: Severity, 1 to 5.
-        data_dir: TFDS data directory; see `load`.
-        seed: Seed of random corruptions.
+    For the whole test split of CIFAR-10, the published `cifar10_corrupted` is used if TFDS has prepared it in
+    `data_dir`. See `corrupt` for the corruptions.
 
     Returns:
-        Examples of the same number and shape, and their origin.
+        Examples of the same number and shape, and their origin: `"cifar10_corrupted"` for the published dataset,
+        otherwise `"computed"` or, for frost, `"computed with a procedural frost texture"`.
 
     Raises:
         FileNotFoundError: If `data_dir` is given but is not a folder.
         TypeError: If the examples are not arrays.
-        ValueError: If `name` or `severity` is invalid; see `corrupt`.
-
-    References:
-        Hendrycks, Dietterich, "Benchmarking Neural Network Robustness to Common Corruptions and Perturbations",
-        ICLR 2019, arXiv:1903.12261.
 
     Example:
         >>> digits = load("digits")

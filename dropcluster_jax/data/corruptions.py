@@ -1,7 +1,7 @@
 """Common corruptions of images at five severities, to measure robustness: noise, blur, weather and digital.
 
 Each corruption is a small function of a key and an image in [0, 1], which `corrupt` maps over a batch. All are written
-in JAX except `jpeg_compression`, which uses Pillow. The photos of frost in the original are replaced by a texture.
+in JAX except `jpeg_compression`, which uses Pillow.
 """
 
 import difflib
@@ -21,36 +21,6 @@ from dropcluster_jax._optional import optional_import
 
 Image = Float[Array, "height width channels"]
 
-# The arguments of each corruption's function at severities 1 to 5, for images of 32x32 pixels.
-_PARAMETERS: dict[str, Sequence[tuple[Any, ...]]] = {
-    "gaussian_noise": [(0.04,), (0.06,), (0.08,), (0.09,), (0.10,)],
-    "shot_noise": [(500,), (250,), (100,), (75,), (50,)],
-    "impulse_noise": [(0.01,), (0.02,), (0.03,), (0.05,), (0.07,)],
-    "defocus_blur": [(0.3, 0.4), (0.4, 0.5), (0.5, 0.6), (1, 0.2), (1.5, 0.1)],
-    "glass_blur": [(0.05, 1, 1), (0.25, 1, 1), (0.4, 1, 1), (0.25, 1, 2), (0.4, 1, 2)],
-    "motion_blur": [(6, 1), (6, 1.5), (6, 2), (8, 2), (9, 2.5)],
-    "zoom_blur": [(1.05,), (1.10,), (1.15,), (1.20,), (1.25,)],
-    "snow": [
-        (0.1, 0.2, 1, 0.6, 8, 3, 0.95),
-        (0.1, 0.2, 1, 0.5, 10, 4, 0.9),
-        (0.15, 0.3, 1.75, 0.55, 10, 4, 0.9),
-        (0.25, 0.3, 2.25, 0.6, 12, 6, 0.85),
-        (0.3, 0.3, 1.25, 0.65, 14, 12, 0.8),
-    ],
-    "frost": [(1, 0.2), (1, 0.3), (0.9, 0.4), (0.85, 0.4), (0.75, 0.45)],
-    "fog": [(0.2, 3), (0.5, 3), (0.75, 2.5), (1, 2), (1.5, 1.75)],
-    "brightness": [(0.05,), (0.10,), (0.15,), (0.20,), (0.30,)],
-    "contrast": [(0.75,), (0.50,), (0.40,), (0.30,), (0.15,)],
-    "elastic_transform": [(0, 0, 0.08), (0.05, 0.2, 0.07), (0.08, 0.06, 0.06), (0.1, 0.04, 0.05), (0.1, 0.03, 0.03)],
-    "pixelate": [(0.95,), (0.90,), (0.85,), (0.75,), (0.65,)],
-    "jpeg_compression": [(80,), (65,), (58,), (50,), (40,)],
-    "speckle_noise": [(0.06,), (0.10,), (0.12,), (0.16,), (0.20,)],
-    "gaussian_blur": [(0.4,), (0.6,), (0.7,), (0.8,), (1,)],
-    "saturate": [(0.3, 0), (0.1, 0), (1.5, 0), (2, 0.1), (2.5, 0.2)],
-}
-EXTRA_CORRUPTIONS = ("speckle_noise", "gaussian_blur", "saturate")
-CORRUPTIONS = tuple(name for name in _PARAMETERS if name not in EXTRA_CORRUPTIONS)
-
 _CHUNK = 500 * 32 * 32  # Pixels corrupted at a time; bounds the memory.
 
 
@@ -59,15 +29,15 @@ def corrupt(
 ) -> UInt8[np.ndarray, "batch height width channels"]:
     """Corrupts images as in CIFAR-10-C.
 
-    The result for an image depends only on the key, the image and its index. `frost` uses a procedural texture with the
-    brightness, contrast and tint of the original's photos, which are not included; report this with its results.
+    The result for an image depends only on the key, the image and its index. Not for use under `jit`: chunks of images
+    are processed by a function that is compiled once per corruption, severity and chunk shape.
 
     The severities are those for images of 32x32 pixels. Lengths in pixels (radius and sigma of blurs, the trail of
     `snow`, the reach of `glass_blur`) are not scaled, so these corruptions are milder on larger images. All other
     parameters are relative, to intensities or to the shorter side.
 
-    This function processes chunks of images and cannot be called under `jit`. It compiles once per corruption, severity
-    and chunk shape.
+    `frost` uses a procedural texture with the brightness, contrast and tint of the original's photos, which are not
+    included; report this with its results.
 
     Args:
         name: Name of the corruption, one of `CORRUPTIONS` or `EXTRA_CORRUPTIONS`.
@@ -81,8 +51,7 @@ def corrupt(
     Raises:
         ImportError: If `name` is `"jpeg_compression"` and Pillow is not installed.
         TypeError: If `severity` is not an integer, or `images` is not uint8.
-        ValueError: If `name` or `severity` is invalid, `images` does not have four dimensions and 1 or 3 channels, or
-            `name` is `"saturate"` and there is only 1 channel.
+        ValueError: If `name`, `severity` or the shape of `images` is invalid; `"saturate"` needs 3 channels.
 
     References:
         Hendrycks, Dietterich, "Benchmarking Neural Network Robustness to Common Corruptions and Perturbations",
@@ -98,8 +67,9 @@ def corrupt(
     check_corruption(name, severity)
     _check_images(name, images)
     images = np.asarray(images)
-    if name == "jpeg_compression":
-        return _jpeg_compression(images, *_PARAMETERS[name][severity - 1])
+    function, parameters = _CORRUPTIONS[name]
+    if function is _jpeg_compression:
+        return _jpeg_compression(images, *parameters[severity - 1])
     corrupted = np.empty_like(images)
     size = max(1, min(len(images), _CHUNK // math.prod(images.shape[1:3])))
     for start in range(0, len(images), size):
@@ -118,24 +88,20 @@ def _corrupt_chunk(
     start: int | Int[Array, ""],
     images: UInt8[Array | np.ndarray, "batch height width channels"],
 ) -> UInt8[Array, "batch height width channels"]:
+    function, parameters = _CORRUPTIONS[name]
+
     def corrupt_one(index: Int[Array, ""], image: UInt8[Array, "height width channels"]) -> Image:
         scaled = image.astype(jnp.float32) / 255
-        return _FUNCTIONS[name](jax.random.fold_in(key, index), scaled, *_PARAMETERS[name][severity - 1])
+        return function(jax.random.fold_in(key, index), scaled, *parameters[severity - 1])
 
     corrupted = jax.vmap(corrupt_one)(start + jnp.arange(len(images)), jnp.asarray(images))
     return jnp.round(jnp.clip(corrupted, 0, 1) * 255).astype(jnp.uint8)
 
 
 def check_corruption(name: str, severity: int) -> None:
-    """Checks the name and severity of a corruption.
-
-    Raises:
-        TypeError: If `severity` is not an integer.
-        ValueError: If `name` or `severity` is invalid.
-    """
-    if name not in _PARAMETERS:
-        closest = difflib.get_close_matches(str(name), _PARAMETERS, n=1, cutoff=0)[0]
-        raise ValueError(f"name must be one of {', '.join(_PARAMETERS)}; got {name!r}, did you mean {closest!r}?")
+    if name not in _CORRUPTIONS:
+        closest = difflib.get_close_matches(str(name), _CORRUPTIONS, n=1, cutoff=0)[0]
+        raise ValueError(f"name must be one of {', '.join(_CORRUPTIONS)}; got {name!r}, did you mean {closest!r}?")
     if not isinstance(severity, int | np.integer) or isinstance(severity, bool):
         raise TypeError(f"severity must be an integer, got {severity!r}")
     if not 1 <= severity <= 5:
@@ -483,22 +449,38 @@ def _gray(image: Image) -> Float[Array, "height width 1"]:
     return jnp.sum(weights * image, axis=-1, keepdims=True)
 
 
-_FUNCTIONS: dict[str, Callable[..., Image]] = {
-    "gaussian_noise": _gaussian_noise,
-    "shot_noise": _shot_noise,
-    "impulse_noise": _impulse_noise,
-    "speckle_noise": _speckle_noise,
-    "defocus_blur": _defocus_blur,
-    "glass_blur": _glass_blur,
-    "motion_blur": _motion_blur,
-    "zoom_blur": _zoom_blur,
-    "gaussian_blur": _gaussian_blur,
-    "snow": _snow,
-    "frost": _frost,
-    "fog": _fog,
-    "brightness": _brightness,
-    "contrast": _contrast,
-    "elastic_transform": _elastic_transform,
-    "pixelate": _pixelate,
-    "saturate": _saturate,
+# The function of each corruption and its arguments at severities 1 to 5, for images of 32x32 pixels.
+_CORRUPTIONS: dict[str, tuple[Callable[..., Any], Sequence[tuple[Any, ...]]]] = {
+    "gaussian_noise": (_gaussian_noise, [(0.04,), (0.06,), (0.08,), (0.09,), (0.10,)]),
+    "shot_noise": (_shot_noise, [(500,), (250,), (100,), (75,), (50,)]),
+    "impulse_noise": (_impulse_noise, [(0.01,), (0.02,), (0.03,), (0.05,), (0.07,)]),
+    "defocus_blur": (_defocus_blur, [(0.3, 0.4), (0.4, 0.5), (0.5, 0.6), (1, 0.2), (1.5, 0.1)]),
+    "glass_blur": (_glass_blur, [(0.05, 1, 1), (0.25, 1, 1), (0.4, 1, 1), (0.25, 1, 2), (0.4, 1, 2)]),
+    "motion_blur": (_motion_blur, [(6, 1), (6, 1.5), (6, 2), (8, 2), (9, 2.5)]),
+    "zoom_blur": (_zoom_blur, [(1.05,), (1.10,), (1.15,), (1.20,), (1.25,)]),
+    "snow": (
+        _snow,
+        [
+            (0.1, 0.2, 1, 0.6, 8, 3, 0.95),
+            (0.1, 0.2, 1, 0.5, 10, 4, 0.9),
+            (0.15, 0.3, 1.75, 0.55, 10, 4, 0.9),
+            (0.25, 0.3, 2.25, 0.6, 12, 6, 0.85),
+            (0.3, 0.3, 1.25, 0.65, 14, 12, 0.8),
+        ],
+    ),
+    "frost": (_frost, [(1, 0.2), (1, 0.3), (0.9, 0.4), (0.85, 0.4), (0.75, 0.45)]),
+    "fog": (_fog, [(0.2, 3), (0.5, 3), (0.75, 2.5), (1, 2), (1.5, 1.75)]),
+    "brightness": (_brightness, [(0.05,), (0.10,), (0.15,), (0.20,), (0.30,)]),
+    "contrast": (_contrast, [(0.75,), (0.50,), (0.40,), (0.30,), (0.15,)]),
+    "elastic_transform": (
+        _elastic_transform,
+        [(0, 0, 0.08), (0.05, 0.2, 0.07), (0.08, 0.06, 0.06), (0.1, 0.04, 0.05), (0.1, 0.03, 0.03)],
+    ),
+    "pixelate": (_pixelate, [(0.95,), (0.90,), (0.85,), (0.75,), (0.65,)]),
+    "jpeg_compression": (_jpeg_compression, [(80,), (65,), (58,), (50,), (40,)]),
+    "speckle_noise": (_speckle_noise, [(0.06,), (0.10,), (0.12,), (0.16,), (0.20,)]),
+    "gaussian_blur": (_gaussian_blur, [(0.4,), (0.6,), (0.7,), (0.8,), (1,)]),
+    "saturate": (_saturate, [(0.3, 0), (0.1, 0), (1.5, 0), (2, 0.1), (2.5, 0.2)]),
 }
+EXTRA_CORRUPTIONS = ("speckle_noise", "gaussian_blur", "saturate")
+CORRUPTIONS = tuple(name for name in _CORRUPTIONS if name not in EXTRA_CORRUPTIONS)

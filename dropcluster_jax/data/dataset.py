@@ -14,8 +14,6 @@ from dropcluster_jax.data.examples import ArrayExamples, Examples
 class DatasetSpec:
     """Description of a dataset: class names, image shape and normalization constants.
 
-    Models, training steps and checkpoints are built from it, without the images.
-
     Attributes:
         name: Name of the dataset, as passed to `load`.
         classes: Class names, indexed by label.
@@ -52,14 +50,7 @@ class DatasetSpec:
 
     @classmethod
     def from_json(cls, content: Mapping[str, Any]) -> "DatasetSpec":
-        """Inverse of `to_json`.
-
-        Args:
-            content: Result of `to_json`.
-
-        Raises:
-            TypeError: If a field is missing or unknown.
-        """
+        """Inverse of `to_json`."""
         fields: dict[str, Any] = {
             name: tuple(value) if isinstance(value, list) else value for name, value in content.items()
         }
@@ -105,8 +96,7 @@ class Dataset:
         classes: Class names, indexed by label.
         image_size: Side in pixels of the crops of encoded images; None for arrays.
         test_split: TFDS split that `test` was read from, if any.
-        mean_std: Mean and standard deviation of each channel. By default computed from `train`, or those of ImageNet if
-            the images are encoded.
+        mean_std: Mean and standard deviation of each channel; computed from `train`, or ImageNet's if encoded.
         skipped: Location and reason for each image that was skipped while loading.
 
     Example:
@@ -130,17 +120,13 @@ class Dataset:
     @functools.cached_property
     def spec(self) -> DatasetSpec:
         """The dataset's description; the first access computes the mean and standard deviation if they are unknown."""
-        train, mean_std = self.train, self.mean_std
-        if isinstance(train, ArrayExamples):
-            height, width, channels = train.shape
-            if mean_std is None or len(mean_std[0]) != channels:
-                mean_std = _mean_and_std(train.images)
-        else:
-            height, width, channels = self.image_size or 0, self.image_size or 0, 3
-            if mean_std is None or len(mean_std[0]) != channels:
-                mean_std = IMAGENET_MEAN, IMAGENET_STD
-        encoded = not isinstance(train, ArrayExamples)
-        return DatasetSpec(self.name, self.classes, (height, width, channels), *mean_std, len(train), encoded)
+        images = self.train.images if isinstance(self.train, ArrayExamples) else None
+        size, mean_std = self.image_size or 0, self.mean_std
+        height, width, channels = (size, size, 3) if images is None else images.shape[1:]
+        if mean_std is None or len(mean_std[0]) != channels:
+            mean_std = (IMAGENET_MEAN, IMAGENET_STD) if images is None else _mean_and_std(images)
+        shape = (height, width, channels)
+        return DatasetSpec(self.name, self.classes, shape, *mean_std, len(self.train), encoded=images is None)
 
 
 def _mean_and_std(images: np.ndarray) -> tuple[tuple[float, ...], tuple[float, ...]]:

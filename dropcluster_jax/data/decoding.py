@@ -1,7 +1,4 @@
-"""Validation, decoding and cropping of encoded images, with Pillow.
-
-Images that cannot be decoded to 8-bit colors without ambiguity raise `CorruptImageError`.
-"""
+"""Validation, decoding and cropping of encoded images, with Pillow."""
 
 import contextlib
 import io
@@ -24,33 +21,14 @@ _FORMATS = ("JPEG", "PNG", "WEBP")
 
 
 class CorruptImageError(ValueError):
-    """An image that is damaged or of an unsupported format or size; the message begins with its location.
-
-    Example:
-        >>> decode(b"not an image", "cat/7.jpg")
-        Traceback (most recent call last):
-        ...
-        dropcluster_jax.data.decoding.CorruptImageError: cat/7.jpg cannot be read as a JPEG, PNG or WebP image
-    """
+    """An image that is damaged or of an unsupported format or size; the message begins with its location."""
 
 
 def decode(encoded: bytes, location: str, channels: int = 3) -> Pixels:
-    """Decodes a JPEG, PNG or WebP image.
+    """Decodes a JPEG, PNG or WebP image to `(height, width, channels)`: RGB, or grayscale for 1 channel.
 
-    Grayscale, palette and CMYK images are converted to RGB. Transparent and 16-bit images raise an error, because
-    there is no canonical conversion to 8-bit colors.
-
-    Args:
-        encoded: Contents of the file.
-        location: Path of the file, for error messages.
-        channels: Number of channels to return: 3 for RGB, 1 for grayscale.
-
-    Returns:
-        Pixels, uint8 `(height, width, channels)`.
-
-    Raises:
-        CorruptImageError: If the image is damaged or of another format, has a side shorter than `MIN_SIDE` or more than
-            `MAX_PIXELS` pixels (checked before decoding), is transparent, or has 16 bits per channel.
+    Transparent and 16-bit images raise an error, because there is no canonical conversion to 8-bit colors. So do images
+    with a side shorter than `MIN_SIDE` or more than `MAX_PIXELS` pixels, which are not decoded.
 
     Example:
         >>> import io, numpy as np
@@ -70,17 +48,6 @@ def decode_center(encoded: bytes, location: str, size: int) -> Pixels:
     """Decodes the center of an image: a square of 7/8 of its shorter side, resized to `(size, size, 3)`.
 
     This is the usual evaluation crop, e.g. the central 224 pixels of an image whose shorter side is resized to 256.
-
-    Args:
-        encoded: Contents of the file.
-        location: Path of the file, for error messages.
-        size: Side of the crop after resizing, in pixels.
-
-    Returns:
-        Pixels, uint8 `(size, size, 3)`.
-
-    Raises:
-        CorruptImageError: See `decode`.
     """
     image = _open(encoded, location)
     side = min(image.size) * 0.875
@@ -94,18 +61,6 @@ def decode_random_crop(encoded: bytes, location: str, size: int, rng: np.random.
     The crop's area is uniform in [0.08, 1] of the image's, the logarithm of its aspect ratio uniform in that of
     [3/4, 4/3]. After ten draws that do not fit, the center is used, as in torchvision. JPEG images are decoded at the
     smallest scale that has enough pixels.
-
-    Args:
-        encoded: Contents of the file.
-        location: Path of the file, for error messages.
-        size: Side of the crop after resizing, in pixels.
-        rng: Generator that determines the crop.
-
-    Returns:
-        Pixels, uint8 `(size, size, 3)`.
-
-    Raises:
-        CorruptImageError: See `decode`.
 
     References:
         Szegedy et al., "Going deeper with convolutions", CVPR 2015, https://arxiv.org/abs/1409.4842
@@ -147,7 +102,6 @@ def _open(encoded: bytes, location: str) -> Any:
 
 
 def _convert_colors(image: Any, location: str, channels: int = 3) -> Any:
-    """Decodes an image and converts it to RGB, or to grayscale for 1 channel."""
     if image.has_transparency_data:
         image = image.convert("RGBA")
         if image.getextrema()[3][0] < 255:

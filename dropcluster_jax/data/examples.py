@@ -12,7 +12,7 @@ from typing import Any
 import numpy as np
 from jaxtyping import Int, Int32, UInt8
 
-from dropcluster_jax.cache import cached
+from dropcluster_jax.cache import cached, fingerprint
 from dropcluster_jax.data.decoding import CorruptImageError, Pixels, decode
 
 _BLOCK = 256  # Examples per read; reading one at a time takes longer than decoding.
@@ -54,28 +54,13 @@ class ArrayExamples:
         return self.images.shape[1:]
 
     def take(self, indices: Int[np.ndarray, " _"] | slice) -> "ArrayExamples":
-        """Selects examples.
-
-        Args:
-            indices: Indices of the examples, integers `(selected,)`, or a slice; slices are not copied.
-
-        Returns:
-            The selected examples in the order of `indices`.
-
-        Raises:
-            IndexError: If an index is out of range.
-        """
+        """Returns the examples at these indices, in their order; slices are not copied."""
         return ArrayExamples(self.images[indices], self.labels[indices])
 
 
 @dataclasses.dataclass(frozen=True, eq=False)
 class FileExamples:
-    """Labeled image files, read on demand.
-
-    Attributes:
-        paths: Paths of the files.
-        labels: Labels, int32 `(examples,)`.
-    """
+    """Labeled image files, read on demand."""
 
     paths: list[str] = dataclasses.field(repr=False)
     labels: Int32[np.ndarray, " examples"] = dataclasses.field(repr=False)
@@ -84,13 +69,13 @@ class FileExamples:
         return len(self.labels)
 
     def take(self, indices: Int[np.ndarray, " _"] | slice) -> "FileExamples":
-        """Selects examples; see `ArrayExamples.take`."""
-        selected = np.arange(len(self))[indices]
-        paths: list[str] = [self.paths[int(i)] for i in selected]
-        return FileExamples(paths, self.labels[selected])
+        return FileExamples([self.paths[i] for i in np.arange(len(self))[indices]], self.labels[indices])
+
+    @property
+    def key(self) -> Any:
+        return [fingerprint(path) for path in self.paths], self.labels.tolist()
 
     def location(self, index: int) -> str:
-        """Returns the path of an example, for error messages."""
         return self.paths[index]
 
     def read(self, indices: Sequence[int]) -> list[tuple[bytes | CorruptImageError, int]]:
@@ -132,12 +117,10 @@ class RecordExamples:
         return labels if self.selected is None else labels[self.selected]
 
     def take(self, indices: Int[np.ndarray, " _"] | slice) -> "RecordExamples":
-        """Selects examples; see `ArrayExamples.take`."""
         records = np.arange(len(self.source)) if self.selected is None else self.selected
         return RecordExamples(self.name, self.source, self.key, records[indices])
 
     def location(self, index: int) -> str:
-        """Returns the name and record index of an example, for error messages."""
         return f"{self.name}, example {self._record(index)},"
 
     def read(self, indices: Sequence[int]) -> list[tuple[bytes | CorruptImageError, int]]:
@@ -165,17 +148,7 @@ def decode_block(
     num_classes: int,
     decode_image: Callable[[int, bytes, str], Pixels],
 ) -> list[tuple[Pixels, int] | CorruptImageError]:
-    """Reads and decodes examples; the errors of corrupt ones are returned in their place.
-
-    Args:
-        examples: Encoded images and their labels.
-        indices: Indices of the examples.
-        num_classes: Number of classes; labels must be in [0, num_classes).
-        decode_image: Function that takes an example's index, encoded image and location, and returns its pixels.
-
-    Returns:
-        For each index, the pixels and the label, or the error.
-    """
+    """Decodes examples with `decode_image(index, encoded, location)`; the errors of corrupt ones are in their place."""
     decoded: list[tuple[Pixels, int] | CorruptImageError] = []
     for index, (encoded, label) in zip(indices, examples.read(indices), strict=True):
         location = examples.location(index)
@@ -193,22 +166,7 @@ def decode_block(
 def decode_all(
     name: str, examples: EncodedExamples, channels: int, num_classes: int, skip_corrupt: bool = False
 ) -> tuple[ArrayExamples, list[str]]:
-    """Decodes all examples into memory, in multiple threads.
-
-    Args:
-        name: Name of the examples, for error messages.
-        examples: Encoded images and their labels.
-        channels: Number of channels of the decoded images, 1 or 3.
-        num_classes: Number of classes; labels must be in [0, num_classes).
-        skip_corrupt: Whether to skip corrupt images instead of raising an error.
-
-    Returns:
-        The examples in order, and the location and reason for each that was skipped.
-
-    Raises:
-        CorruptImageError: If an image or its label is invalid and `skip_corrupt` is false.
-        ValueError: If the images differ in size, or there are none.
-    """
+    """Decodes all examples into memory, and returns them and the location and reason for each that was skipped."""
 
     def read_block(block: Sequence[int]) -> list[tuple[Pixels, int] | CorruptImageError]:
         decoded = decode_block(
@@ -230,6 +188,19 @@ def decode_all(
     if len(shapes := {image.shape for image in images}) > 1:
         raise unequal_sizes(name, shapes)
     return ArrayExamples(np.stack(images), np.array(labels, np.int32)), skipped
+
+
+def decode_cached(
+    name: str, examples: EncodedExamples, channels: int, num_classes: int, skip_corrupt: bool
+) -> tuple[ArrayExamples, list[str]]:
+    """Returns the result of `decode_all`, from the cache if possible; records must be a whole split."""
+
+    def decode() -> dict[str, np.ndarray]:
+        arrays, skipped = decode_all(name, examples, channels, num_classes, skip_corrupt)
+        return {"images": arrays.images, "labels": arrays.labels, "skipped": np.array(skipped, str)}
+
+    arrays = cached("images", [examples.key, channels, num_classes, skip_corrupt], decode)
+    return ArrayExamples(arrays["images"], arrays["labels"]), arrays["skipped"].tolist()
 
 
 def unequal_sizes(name: str, shapes: Iterable[tuple[int, ...]]) -> ValueError:

@@ -21,8 +21,7 @@ def mixup(key: Array, images: Images, labels: Probabilities, alpha: float) -> tu
         key: PRNG key.
         images: Floating-point images `(batch, height, width, channels)`, e.g. from `normalize`.
         labels: Floating-point class probabilities `(batch, classes)`.
-        alpha: Parameter of the distribution Beta(alpha, alpha) of each example's `weight`, positive. Smaller values mix
-            less.
+        alpha: Parameter of the distribution Beta(alpha, alpha) of each example's `weight`, positive; uniform at 1.
 
     Returns:
         Images and labels of the same shapes and dtypes.
@@ -49,19 +48,7 @@ def cutmix(key: Array, images: Images, labels: Probabilities, alpha: float) -> t
     """Replaces a box of each image by that of the next, and mixes the labels in proportion to the pixels.
 
     The box has the image's aspect ratio and, before clipping at the border, the fraction `1 - weight` of its area; its
-    center is a uniformly drawn pixel.
-
-    Args:
-        key: PRNG key.
-        images: Floating-point images `(batch, height, width, channels)`, e.g. from `normalize`.
-        labels: Floating-point class probabilities `(batch, classes)`.
-        alpha: Parameter of the distribution Beta(alpha, alpha) of each example's `weight`, positive; uniform at 1.
-
-    Returns:
-        Images and labels of the same shapes and dtypes.
-
-    Raises:
-        TypeError, ValueError: See `mixup`.
+    center is a uniformly drawn pixel. See `mixup` for the arguments and `weight`.
 
     References:
         Yun et al., "CutMix: Regularization Strategy to Train Strong Classifiers with Localizable Features",

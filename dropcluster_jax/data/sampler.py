@@ -25,17 +25,6 @@ class BatchSampler:
     its end that do not fill a batch are dropped. With multiple processes, each reads its own slice of every batch, in
     the order of their indices.
 
-    Attributes:
-        num_examples: Number of training examples.
-        batch_size: Examples per batch over all processes; at most `num_examples` and a multiple of `process_count`.
-        seed: Seed of the permutations, at least 0.
-        process_index: Index of this process.
-        process_count: Number of processes.
-
-    Raises:
-        TypeError: If an argument is not an integer.
-        ValueError: If an argument is out of range.
-
     Example:
         >>> sampler = BatchSampler(num_examples=5, batch_size=2, seed=0)
         >>> sampler.batches_per_epoch, len({int(i) for batch in (0, 1) for i in sampler.indices(batch)})
@@ -70,11 +59,7 @@ class BatchSampler:
         return self.num_examples // self.batch_size
 
     def indices(self, batch: int) -> Indices:
-        """Returns the examples of a batch that this process reads.
-
-        Args:
-            batch: Index of the batch, counted from 0 over all epochs.
-        """
+        """Returns the examples of a batch, counted from 0 over all epochs, that this process reads."""
         epoch, batch_in_epoch = divmod(batch, self.batches_per_epoch)
         part = self.batch_size // self.process_count
         start = batch_in_epoch * self.batch_size + self.process_index * part
@@ -89,20 +74,7 @@ def _permutation(num_examples: int, seed: int, epoch: int) -> Indices:
 
 
 def probe_indices(num_examples: int, size: int, seed: int, update: int) -> Indices:
-    """Draws the examples of the probe batch of a cluster update, without replacement.
-
-    Args:
-        num_examples: Number of training examples.
-        size: Number of examples to draw; all examples are drawn if there are fewer.
-        seed: Seed of the draws, at least 0. Their random stream is independent of the epochs' permutations.
-        update: Index of the update, at least 0. Each update has its own probe batch.
-
-    Returns:
-        Distinct indices.
-
-    Raises:
-        TypeError: If an argument is not an integer.
-        ValueError: If an argument is out of range.
+    """Draws the examples of the probe batch of a cluster update, without replacement; all if there are at most `size`.
 
     Example:
         >>> sorted(probe_indices(5, size=256, seed=0, update=1).tolist())
@@ -118,17 +90,9 @@ def probe_indices(num_examples: int, size: int, seed: int, update: int) -> Indic
 def evaluation_indices(
     num_examples: int, batch_size: int, process_index: int = 0, process_count: int = 1
 ) -> Iterator[tuple[Indices, Float32[np.ndarray, " _"]]]:
-    """Yields all examples once, in order, in batches of equal size.
+    """Yields this process's indices and weights of all examples, once and in order, in batches of equal size.
 
-    Args:
-        num_examples: Number of examples.
-        batch_size: Examples per batch over all processes, a multiple of `process_count`.
-        process_index: Index of this process, which reads its own slice of every batch.
-        process_count: Number of processes.
-
-    Returns:
-        An iterator over this process's indices and weights. The last batch is padded with the first example; the weight
-        of padding is 0, that of all other examples 1.
+    The last batch is padded with the first example; the weight of padding is 0, that of all other examples 1.
 
     Example:
         >>> for indices, weight in evaluation_indices(3, batch_size=2):
@@ -143,12 +107,7 @@ def evaluation_indices(
 
 
 def check_integer(name: str, value: int, minimum: int, num_examples: int | None = None) -> None:
-    """Checks that an argument is an integer, at least `minimum` and at most `num_examples`.
-
-    Raises:
-        TypeError: If `value` is not an integer.
-        ValueError: If `value` is out of range.
-    """
+    """Checks that an argument is an integer, at least `minimum` and at most `num_examples`."""
     if not isinstance(value, int | np.integer):
         raise TypeError(f"{name} must be an integer, got {value!r}")
     if value < minimum or (num_examples is not None and value > num_examples):

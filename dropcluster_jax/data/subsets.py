@@ -26,8 +26,7 @@ def stratified_subset(
         Sorted indices, integers `(subset,)`.
 
     Raises:
-        ValueError: If not exactly one of `fraction` and `examples_per_class` is given, an argument is out of range, or
-            a class has fewer than `examples_per_class` examples.
+        ValueError: If not one of `fraction` and `examples_per_class` is given, or an argument is out of range.
 
     Example:
         >>> labels = np.repeat(np.arange(2, dtype=np.int32), 50)

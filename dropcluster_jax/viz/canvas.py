@@ -11,25 +11,19 @@ if TYPE_CHECKING:
     from matplotlib.figure import Figure
 
 
-def new_figure(width: float, height: float, **options: Any) -> "Figure":
-    """Returns an empty figure, `width` by `height` inches, with a constrained layout by default.
-
-    Raises:
-        ImportError: If Matplotlib is not installed.
-    """
+def new_figure(width: float, height: float, title: str | None = None, layout: Any = "constrained") -> "Figure":
+    """Returns a figure without axes, `width` by `height` inches."""
     with optional_import("Matplotlib", "plot"):
         from matplotlib.figure import Figure
 
-    return Figure(figsize=(width, height), **{"layout": "constrained", **options})
+    figure = Figure(figsize=(width, height), layout=layout)
+    if title:
+        figure.suptitle(title, fontsize=11)
+    return figure
 
 
 def figure_to_array(figure: "Figure") -> np.ndarray:
-    """Renders a figure to a uint8 array `(height, width, 3)`.
-
-    Example:
-        >>> figure_to_array(new_figure(2, 1, dpi=50)).shape
-        (50, 100, 3)
-    """
+    """Renders a figure to a uint8 array `(height, width, 3)`."""
     from matplotlib.backends.backend_agg import FigureCanvasAgg
 
     canvas = FigureCanvasAgg(figure)

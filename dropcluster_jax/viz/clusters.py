@@ -26,9 +26,7 @@ History = Mapping[str, Sequence[tuple[int, np.ndarray]]]
 def cluster_figure(
     layers: Mapping[str, tuple[ClusterState, np.ndarray]], channels: int = 4, title: str | None = None
 ) -> "Figure":
-    """Draws the clusters of each layer over the mean activations of a few of its channels.
-
-    Lines separate the clusters. Colors show the activation averaged over examples, scaled per channel.
+    """Draws the clusters of each layer over the mean activations of a few of its channels, scaled per channel.
 
     Args:
         layers: Clusters and activations `(batch, height, width, channels)` of each layer, by name.
@@ -59,7 +57,7 @@ def cluster_figure(
                 f"got {type(layer).__name__}"
             )
     columns = max(min(channels, x.shape[-1]) for _, x in layers.values())
-    figure = new_figure(2.3 * columns + 1.0, 2.6 * len(layers) + 0.6)
+    figure = new_figure(2.3 * columns + 1.0, 2.6 * len(layers) + 0.6, title)
     axes = figure.subplots(len(layers), columns, squeeze=False)
     for row, (name, (clusters, x)) in zip(axes, layers.items(), strict=True):
         labels, explained = np.asarray(clusters.labels), np.asarray(clusters.explained_variance)
@@ -80,8 +78,6 @@ def cluster_figure(
     colorbar = figure.colorbar(axes[0, 0].images[0], ax=axes, shrink=0.6, ticks=[0, 1])
     colorbar.ax.set_yticklabels(["min", "max"], fontsize=8)
     colorbar.set_label("mean activation, scaled per channel", fontsize=8)
-    if title:
-        figure.suptitle(title, fontsize=11)
     return figure
 
 
@@ -91,8 +87,7 @@ def cluster_history_figure(history: History, columns: int = 6, channel: int = 0,
     Clusters are matched by overlap from one update to the next, so a cluster keeps its color.
 
     Args:
-        history: Pairs `(step, labels)` of each layer, by name, ordered by step. Labels are integers
-            `(height, width, 1 or channels)`.
+        history: Pairs `(step, labels)` of each layer, by name; labels are integers `(height, width, 1 or channels)`.
         columns: Maximum number of updates to draw, at least 1. The last one is always drawn.
         channel: Channel to draw in layers with clusters per channel.
         title: Title of the figure.
@@ -101,8 +96,7 @@ def cluster_history_figure(history: History, columns: int = 6, channel: int = 0,
         A figure with one row per layer and one column per update.
 
     Raises:
-        ValueError: If `history` or a layer in it is empty, label maps of a layer differ in shape or are not 2-D,
-            `channel` is out of range, or `columns` is less than 1.
+        ValueError: If `history` or a layer is empty, labels have another shape, or an argument is out of range.
 
     Example:
         >>> tiles = np.arange(16).reshape(4, 4, 1) // 4
@@ -114,7 +108,7 @@ def cluster_history_figure(history: History, columns: int = 6, channel: int = 0,
     frames = {name: _select_frames(len(labels), columns, "columns") for name, labels in maps.items()}
     width = max(map(len, frames.values()))
     height = sum(1.9 * min(2.0, labels[0].shape[0] / labels[0].shape[1]) + 0.3 for labels in maps.values())
-    figure = new_figure(1.9 * width + 0.6, height + 0.4)
+    figure = new_figure(1.9 * width + 0.6, height + 0.4, title)
     axes = figure.subplots(len(maps), width, squeeze=False)
     for row, (name, labels) in zip(axes, maps.items(), strict=True):
         for ax, frame in zip(row, frames[name], strict=False):
@@ -123,8 +117,6 @@ def cluster_history_figure(history: History, columns: int = 6, channel: int = 0,
         for ax in row[len(frames[name]) :]:
             ax.set_axis_off()
         row[0].set_ylabel(name, fontsize=9)
-    if title:
-        figure.suptitle(title, fontsize=11)
     return figure
 
 
@@ -137,8 +129,6 @@ def cluster_animation(
     title: str | None = None,
 ) -> "Figure":
     """Writes an animated GIF of the clusters of all layers over the course of training.
-
-    Clusters are matched by overlap from one update to the next, so a cluster keeps its color.
 
     Args:
         path: Path of the GIF.
@@ -186,12 +176,7 @@ def cluster_animation(
 
 
 def match_labels(reference: np.ndarray, labels: np.ndarray) -> np.ndarray:
-    """Renumbers `labels` `(height, width)` one-to-one to maximize the number of positions equal to `reference`.
-
-    Example:
-        >>> match_labels(np.array([[0, 0, 1, 1]]), np.array([[1, 1, 1, 0]])).tolist()
-        [[0, 0, 0, 1]]
-    """
+    """Renumbers `labels` `(height, width)` one-to-one to maximize the number of positions equal to `reference`."""
     from scipy.optimize import linear_sum_assignment
 
     num_clusters = max(reference.max(), labels.max()) + 1

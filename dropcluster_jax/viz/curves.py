@@ -18,14 +18,7 @@ _DASHES = ("-", "--", "-.", ":", (0, (5, 1)), (0, (1, 1)), (0, (3, 1, 1, 1)))
 
 
 def line_style(index: int) -> dict[str, Any]:
-    """Returns keyword arguments of `Axes.plot` for a line; the first 49 styles differ even in grayscale.
-
-    Example:
-        >>> line_style(0)
-        {'color': '#000000', 'marker': 'o', 'linestyle': '-', 'markersize': 5}
-        >>> line_style(7)["marker"], line_style(7)["linestyle"]
-        ('o', '--')
-    """
+    """Returns keyword arguments of `Axes.plot` for a line; the first 49 styles differ even in grayscale."""
     cycle, position = divmod(index, len(_MARKERS))
     dashes = _DASHES[(position + cycle) % len(_DASHES)]
     return {"color": _COLORS[position], "marker": _MARKERS[position], "linestyle": dashes, "markersize": 5}
@@ -40,8 +33,7 @@ def curve_figure(runs: Mapping[str, Entries], title: str | None = None) -> "Figu
         title: Title of the figure.
 
     Returns:
-        A figure with three axes: loss (on a log scale if it spans more than a factor of 10), test accuracy in percent,
-        and rate.
+        A figure with three axes: loss (on a log scale if it spans a factor of 10), accuracy in percent, and rate.
 
     Raises:
         ValueError: If `runs` is empty or a run has no `"train"` entries.
@@ -54,7 +46,7 @@ def curve_figure(runs: Mapping[str, Entries], title: str | None = None) -> "Figu
     """
     if not runs:
         raise ValueError("runs must contain at least one run")
-    figure = new_figure(12, 3.8)
+    figure = new_figure(12, 3.8, title)
     loss, accuracy, rate = figure.subplots(1, 3)
     for index, (name, entries) in enumerate(runs.items()):
         train = [entry for entry in entries if entry["event"] == "train"]
@@ -71,8 +63,6 @@ def curve_figure(runs: Mapping[str, Entries], title: str | None = None) -> "Figu
         loss.set_yscale("log")
     rate.set_ylim(bottom=0)
     _add_legend(figure, accuracy)
-    if title:
-        figure.suptitle(title, fontsize=11)
     return figure
 
 
@@ -81,8 +71,7 @@ def quality_figure(entries: Entries, title: str | None = None) -> "Figure":
 
     Args:
         entries: Log entries of one run. In `"clusters"` entries, `"layers"` maps each layer's name to a dict with
-            `"explained_variance"`, a fraction in [0, 1], and `"adjusted_rand_index"`, the index with the previous
-            clusters, at most 1.
+            `"explained_variance"`, in [0, 1], and `"adjusted_rand_index"` with the previous clusters.
         title: Title of the figure.
 
     Returns:
@@ -100,7 +89,7 @@ def quality_figure(entries: Entries, title: str | None = None) -> "Figure":
     updates = [entry for entry in entries if entry["event"] == "clusters"]
     if not updates:
         raise ValueError("entries must contain at least one cluster update")
-    figure = new_figure(9, 3.8)
+    figure = new_figure(9, 3.8, title)
     explained, similarity = figure.subplots(1, 2)
     for index, layer in enumerate(updates[0]["layers"]):
         metrics = [(entry["step"], entry["layers"][layer]) for entry in updates]
@@ -111,8 +100,6 @@ def quality_figure(entries: Entries, title: str | None = None) -> "Figure":
     explained.set_ylim(bottom=0)
     similarity.set_ylim(top=1.03)
     _add_legend(figure, explained)
-    if title:
-        figure.suptitle(title, fontsize=11)
     return figure
 
 

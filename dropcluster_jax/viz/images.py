@@ -36,15 +36,13 @@ def image_figure(images: np.ndarray, titles: Sequence[str], columns: int = 8, ti
             f"images and titles must have the same nonzero length, got {len(images)} images and {len(titles)} titles"
         )
     rows = -(-len(images) // columns)
-    figure = new_figure(1.15 * columns, 1.3 * rows + 0.4)
+    figure = new_figure(1.15 * columns, 1.3 * rows + 0.4, title)
     axes = figure.subplots(rows, columns, squeeze=False).ravel()
     for ax in axes:
         ax.set_axis_off()
     for ax, image, text in zip(axes, images, titles, strict=False):
         show_image(ax, image)
         ax.set_title(text if len(text) <= 16 else f"{text[:15]}…", fontsize=7)
-    if title:
-        figure.suptitle(title, fontsize=10)
     return figure
 
 
@@ -73,7 +71,7 @@ def corruption_figure(
     if len(lengths := {len(images) for images in corrupted.values()}) != 1:
         raise ValueError(f"all corruptions must have the same number of severities, got {sorted(lengths)}")
     width, rows = 1 + lengths.pop(), -(-len(corrupted) // 2)
-    figure = new_figure(2 * width + 1.6, rows + 0.6)
+    figure = new_figure(2 * width + 1.6, rows + 0.6, title)
     axes = figure.subplots(rows, 2 * width, squeeze=False)
     for ax in axes.ravel():
         ax.set_axis_off()
@@ -86,6 +84,4 @@ def corruption_figure(
                 ax.set_title(f"severity {severity}" if severity else "original", fontsize=8)
         label = name.replace("_", "\n")
         group[0].text(-0.12, 0.5, label, transform=group[0].transAxes, fontsize=8, ha="right", va="center")
-    if title:
-        figure.suptitle(title, fontsize=10)
     return figure

@@ -21,13 +21,12 @@ def mask_figure(
 ) -> "Figure":
     r"""Draws masks of one example side by side: one column per method, one row per channel.
 
-    Kept units have the color of their activation. Dropped units are black, a color that no activation has.
+    Kept units have the color of their activation; dropped units are black.
 
     Args:
         x: Activations of one example, `(height, width, channels)`.
         masks: Bool mask of each method, by name, broadcastable to the shape of `x`. True means kept.
-        labels: Integer cluster labels `(height, width, 1 or channels)`. If given, cluster boundaries are drawn over
-            the activations.
+        labels: Integer cluster labels `(height, width, 1 or channels)`, whose boundaries are drawn on the activations.
         image: The example itself, uint8 `(height, width, 1 or 3)`, of any size. If given, it is drawn first.
         channels: Maximum number of channels, chosen by how much they vary over positions.
         title: Title of the figure.
@@ -52,7 +51,7 @@ def mask_figure(
     kept = _broadcast_masks(masks, x.shape)
     drawn = most_varying_channels(x, channels)
     first = int(image is not None)  # column of the activations
-    figure = new_figure(1.75 * (first + 1 + len(masks)) + 0.3, 1.8 * len(drawn) + 0.7)
+    figure = new_figure(1.75 * (first + 1 + len(masks)) + 0.3, 1.8 * len(drawn) + 0.7, title)
     from matplotlib import colormaps  # not at the top: `new_figure` explains how to install Matplotlib
 
     axes = figure.subplots(len(drawn), first + 1 + len(masks), squeeze=False)
@@ -75,8 +74,6 @@ def mask_figure(
     titles = ["activations", *(f"{name}\n{1 - mask.mean():.0%} dropped" for name, mask in kept.items())]
     for ax, text in zip(axes[0, first:], titles, strict=True):
         ax.set_title(text, fontsize=9)
-    if title:
-        figure.suptitle(title, fontsize=11)
     return figure
 
 

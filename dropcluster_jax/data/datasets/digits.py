@@ -12,7 +12,7 @@ from dropcluster_jax.data.datasets.tfds import split_error
 from dropcluster_jax.data.examples import ArrayExamples
 
 
-def load_digits(train_split: str, test_split: str) -> Dataset:
+def load_digits(train_split: str | None, test_split: str | None) -> Dataset:
     """Loads the 1,797 images of 8x8 pixels, with values scaled from [0, 16] to [0, 255].
 
     A fifth of each class is the test split. The splits are fixed, and shuffled so that a slice contains all classes.
@@ -26,12 +26,10 @@ def load_digits(train_split: str, test_split: str) -> Dataset:
     labels = bunch.target.astype(np.int32)
     train, test = train_test_split(np.arange(len(labels)), test_size=0.2, stratify=labels, random_state=0)
     splits = {"train": train, "test": test}
-    indices = [
-        _slice_split(argument, split, splits)
-        for argument, split in (("train_split", train_split), ("test_split", test_split))
-    ]
-    examples = [ArrayExamples(images[selected], labels[selected]) for selected in indices]
-    return Dataset("digits", *examples, classes=tuple(str(digit) for digit in bunch.target_names))
+    train = _slice_split("train_split", "train" if train_split is None else train_split, splits)
+    test = _slice_split("test_split", "test" if test_split is None else test_split, splits)
+    train, test = (ArrayExamples(images[indices], labels[indices]) for indices in (train, test))
+    return Dataset("digits", train, test, classes=tuple(map(str, bunch.target_names)))
 
 
 def _slice_split(argument: str, split: str, splits: dict[str, Any]) -> Int[np.ndarray, " _"]:

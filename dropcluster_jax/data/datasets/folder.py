@@ -4,10 +4,9 @@ import pathlib
 
 import numpy as np
 
-from dropcluster_jax.cache import cached, fingerprint
 from dropcluster_jax.data.dataset import Dataset
 from dropcluster_jax.data.decoding import CorruptImageError
-from dropcluster_jax.data.examples import ArrayExamples, FileExamples, decode_all, unequal_sizes
+from dropcluster_jax.data.examples import FileExamples, decode_cached, unequal_sizes
 from dropcluster_jax.data.subsets import stratified_split
 
 _SUFFIXES = (".jpg", ".jpeg", ".png", ".webp")
@@ -15,7 +14,7 @@ _TEST_FOLDERS = ("test", "val", "validation")
 
 
 def load_folder(
-    name: str, root: pathlib.Path, *, test_fraction: float | None, image_size: int | None, skip_corrupt: bool
+    name: str, root: pathlib.Path, test_fraction: float | None, image_size: int | None, skip_corrupt: bool
 ) -> Dataset:
     """Opens a folder; without an `image_size` the images are decoded into memory, or read from the cache."""
     if not root.is_dir():
@@ -39,12 +38,12 @@ def load_folder(
         files = _list_classes(root, skip_corrupt, skipped)
         classes = tuple(sorted(files))
         examples = _label(files, classes)
-        train_indices, test_indices = stratified_split(examples.labels, 0.2 if test_fraction is None else test_fraction)
-        train, test = examples.take(train_indices), examples.take(test_indices)
+        splits = stratified_split(examples.labels, 0.2 if test_fraction is None else test_fraction)
+        train, test = map(examples.take, splits)
     if image_size is not None:
         return Dataset(name, train, test, classes, image_size, skipped=tuple(skipped))
-    train, train_skipped = _decode(f"{name}, train", train, len(classes), skip_corrupt)
-    test, test_skipped = _decode(f"{name}, test", test, len(classes), skip_corrupt)
+    train, train_skipped = decode_cached(f"{name}, train", train, 3, len(classes), skip_corrupt)
+    test, test_skipped = decode_cached(f"{name}, test", test, 3, len(classes), skip_corrupt)
     if train.shape != test.shape:
         raise unequal_sizes(name, [train.shape, test.shape])
     return Dataset(name, train, test, classes, skipped=(*skipped, *train_skipped, *test_skipped))
@@ -86,15 +85,3 @@ def _label(files: dict[str, list[str]], classes: tuple[str, ...]) -> FileExample
     labeled = [(path, label) for label, name in enumerate(classes) for path in files.get(name, [])]
     paths, labels = zip(*labeled, strict=True)
     return FileExamples(list(paths), np.array(labels, np.int32))
-
-
-def _decode(name: str, examples: FileExamples, num_classes: int, skip_corrupt: bool) -> tuple[ArrayExamples, list[str]]:
-    """Returns the decoded examples and the reasons for skipped ones, from the cache if possible."""
-
-    def decode() -> dict[str, np.ndarray]:
-        arrays, skipped = decode_all(name, examples, 3, num_classes, skip_corrupt)
-        return {"images": arrays.images, "labels": arrays.labels, "skipped": np.array(skipped, str)}
-
-    key = [skip_corrupt, [fingerprint(path) for path in examples.paths], examples.labels.tolist()]
-    arrays = cached("folder", key, decode)
-    return ArrayExamples(arrays["images"], arrays["labels"]), arrays["skipped"].tolist()

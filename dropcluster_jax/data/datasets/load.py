@@ -80,8 +80,8 @@ def load(
         FileNotFoundError: If the dataset does not exist.
         ImportError: If scikit-learn, TFDS or Pillow is needed and not installed.
         OSError: If the dataset cannot be downloaded.
-        ValueError: If an option is out of range or does not apply to this kind of dataset, a split does not exist, the
-            dataset does not contain labeled images of 1 or 3 channels, or decoded images differ in size.
+        ValueError: If an option or split is invalid for this dataset, or the dataset does not contain labeled images of
+            1 or 3 channels and, without `image_size`, equal size.
 
     Example:
         >>> digits = load("digits", train_split="train[:100]")
@@ -92,16 +92,23 @@ def load(
         (50, 142)
     """
     _check_options(test_fraction, validation_fraction, evaluate_on, image_size)
-    dataset = _open(
-        name,
-        data_dir,
-        train_split=train_split,
-        test_split=test_split,
-        test_fraction=test_fraction,
-        image_size=image_size,
-        skip_corrupt=skip_corrupt,
-        download=download,
-    )
+    kind, _, path = name.partition(":")
+    if kind in ("folder", "npz"):
+        if not path:
+            raise ValueError(f"name must include a path, {kind}:PATH, got {name!r}")
+        _check_unused(name, train_split=train_split, test_split=test_split, data_dir=data_dir, download=download)
+    else:
+        _check_unused(name, test_fraction=test_fraction)
+    if kind == "folder":
+        dataset = load_folder(name, _expand_user(name, path), test_fraction, image_size, skip_corrupt)
+    elif kind == "npz":
+        _check_unused(name, image_size=image_size, skip_corrupt=skip_corrupt)
+        dataset = load_npz(name, _expand_user(name, path), test_fraction)
+    elif name == "digits":
+        _check_unused(name, image_size=image_size)
+        dataset = load_digits(train_split, test_split)
+    else:
+        dataset = load_tfds(name, data_dir, train_split, test_split, image_size, skip_corrupt, download)
     if not validation_fraction and fraction is None and examples_per_class is None:
         return dataset
     train = _valid_examples(dataset, skip_corrupt)
@@ -130,50 +137,6 @@ def _check_options(
         raise ValueError("validation_fraction must be positive to evaluate on validation, got 0")
     if image_size is not None and image_size < 1:
         raise ValueError(f"image_size must be at least 1, got {image_size}")
-
-
-def _open(
-    name: str,
-    data_dir: str | os.PathLike[str] | None,
-    *,
-    train_split: str | None,
-    test_split: str | None,
-    test_fraction: float | None,
-    image_size: int | None,
-    skip_corrupt: bool,
-    download: bool,
-) -> Dataset:
-    """Opens all examples of a dataset of any kind."""
-    kind, _, path = name.partition(":")
-    if kind in ("folder", "npz"):
-        if not path:
-            raise ValueError(f"name must include a path, {kind}:PATH, got {name!r}")
-        _check_unused(name, train_split=train_split, test_split=test_split, data_dir=data_dir, download=download)
-        if kind == "folder":
-            return load_folder(
-                name,
-                _expand_user(name, path),
-                test_fraction=test_fraction,
-                image_size=image_size,
-                skip_corrupt=skip_corrupt,
-            )
-        _check_unused(name, image_size=image_size, skip_corrupt=skip_corrupt)
-        return load_npz(name, _expand_user(name, path), test_fraction)
-    _check_unused(name, test_fraction=test_fraction)
-    if name == "digits":
-        _check_unused(name, image_size=image_size)
-        return load_digits(
-            "train" if train_split is None else train_split, "test" if test_split is None else test_split
-        )
-    return load_tfds(
-        name,
-        data_dir,
-        train_split=train_split,
-        test_split=test_split,
-        image_size=image_size,
-        skip_corrupt=skip_corrupt,
-        download=download,
-    )
 
 
 def _check_unused(name: str, **options: Any) -> None:

@@ -34,10 +34,8 @@ def load_npz(name: str, path: pathlib.Path, test_fraction: float | None) -> Data
         train, test = (_examples(path, arrays, f"{split}_", len(classes)) for split in ("train", "test"))
     else:
         examples = _examples(path, arrays, "", len(classes))
-        train, test = (
-            examples.take(indices)
-            for indices in stratified_split(examples.labels, 0.2 if test_fraction is None else test_fraction)
-        )
+        splits = stratified_split(examples.labels, 0.2 if test_fraction is None else test_fraction)
+        train, test = map(examples.take, splits)
     if train.shape != test.shape:
         raise ValueError(
             f"train_images and test_images of {path} must have the same size, got {train.shape} and {test.shape}"

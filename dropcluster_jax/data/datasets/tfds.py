@@ -14,9 +14,9 @@ from typing import Any
 import numpy as np
 
 from dropcluster_jax._optional import optional_import
-from dropcluster_jax.cache import cached, fingerprint
+from dropcluster_jax.cache import fingerprint
 from dropcluster_jax.data.dataset import DATASETS, Dataset
-from dropcluster_jax.data.examples import ArrayExamples, RecordExamples, decode_all, unequal_sizes
+from dropcluster_jax.data.examples import RecordExamples, decode_cached, unequal_sizes
 
 # Datasets of `DATASETS` whose test split is not named "test", or that have several configurations.
 _TEST_SPLITS = {"imagenette": "validation", "imagenet2012": "validation"}
@@ -28,7 +28,6 @@ _DEFAULT_DIR = "the default of data_dir"
 def load_tfds(
     name: str,
     data_dir: str | os.PathLike[str] | None,
-    *,
     train_split: str | None,
     test_split: str | None,
     image_size: int | None,
@@ -51,28 +50,24 @@ def load_tfds(
     if spec is not None and len(classes) != spec.num_classes:
         raise ValueError(f"{name!r} has {spec.num_classes} classes, but the dataset in {folder} has {len(classes)}")
 
-    if test_split is None:
-        test_split = _TEST_SPLITS.get(dataset, "test")
-    train = _open_split(name, builder, "train_split", "train" if train_split is None else train_split)
+    train_split = "train" if train_split is None else train_split
+    test_split = _TEST_SPLITS.get(dataset, "test") if test_split is None else test_split
+    train = _open_split(name, builder, "train_split", train_split)
     test = _open_split(name, builder, "test_split", test_split)
     mean_std = None if spec is None else (spec.mean, spec.std)
     if image_size is None and spec is not None and spec.encoded:
         image_size = spec.image_shape[0]
     if image_size is not None:
         return Dataset(name, train, test, classes, image_size, test_split, mean_std)
-    train, train_skipped = _decode(train, channels, len(classes), skip_corrupt)
-    test, test_skipped = _decode(test, channels, len(classes), skip_corrupt)
+    train, train_skipped = decode_cached(train.name, train, channels, len(classes), skip_corrupt)
+    test, test_skipped = decode_cached(test.name, test, channels, len(classes), skip_corrupt)
     if train.shape != test.shape:
         raise unequal_sizes(name, [train.shape, test.shape])
     return Dataset(name, train, test, classes, None, test_split, mean_std, (*train_skipped, *test_skipped))
 
 
 def is_prepared(name: str, data_dir: str | os.PathLike[str] | None) -> bool:
-    """Returns whether TFDS has prepared a dataset in `data_dir`, by default where `load` looks for it.
-
-    Raises:
-        FileNotFoundError: If `data_dir` is given but is not a folder.
-    """
+    """Returns whether TFDS has prepared a dataset in `data_dir`, by default where `load` looks for it."""
     root, origin = _data_dir(data_dir)
     if data_dir is not None and not root.is_dir():
         raise FileNotFoundError(f"{origin} must be a folder, got {root}")
@@ -153,7 +148,6 @@ def _newest_version(root: Any, name: str) -> Any:
 
 
 def _download(name: str, root: Any) -> None:
-    """Downloads and prepares a dataset with TFDS."""
     import tensorflow_datasets as tfds
 
     try:
@@ -186,7 +180,6 @@ def _describe(features: Any) -> str:
 
 
 def _open_split(name: str, builder: Any, argument: str, split: str) -> RecordExamples:
-    """Returns the encoded examples of a split."""
     import tensorflow_datasets as tfds
 
     try:
@@ -204,16 +197,3 @@ def _open_split(name: str, builder: Any, argument: str, split: str) -> RecordExa
         raise split_error(name, argument, split, sizes, str(error).splitlines()[0]) from error
     key = (builder.info.full_name, split, *(fingerprint(path) for path in info.filepaths))
     return RecordExamples(f"{name}/{split}", source, key)
-
-
-def _decode(
-    records: RecordExamples, channels: int, num_classes: int, skip_corrupt: bool
-) -> tuple[ArrayExamples, list[str]]:
-    """Returns the decoded examples and the reasons for skipped ones, from the cache if possible."""
-
-    def decode() -> dict[str, np.ndarray]:
-        arrays, skipped = decode_all(records.name, records, channels, num_classes, skip_corrupt)
-        return {"images": arrays.images, "labels": arrays.labels, "skipped": np.array(skipped, str)}
-
-    arrays = cached("images", [records.key, channels, num_classes, skip_corrupt], decode)
-    return ArrayExamples(arrays["images"], arrays["labels"]), arrays["skipped"].tolist()

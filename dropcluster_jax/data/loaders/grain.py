@@ -24,30 +24,13 @@ _PREFETCH = 2  # Batches buffered on the device, and in each worker.
 
 
 class GrainLoader:
-    """Streams batches that Grain reads ahead; see `Loader`.
+    """Streams batches that Grain reads ahead. See `Loader` for the methods and `make_loader` for the options.
 
     Each batch is read by one thread or worker, and transferred to the device while the previous one is in use. With
     multiple processes, each reads its part of every batch and needs access to all files.
 
-    Args:
-        dataset: Dataset of arrays, or of encoded images with an image size.
-        batch_size: Examples per batch, over all processes.
-        seed: Determines the order of the examples, the crops and the probe batches.
-        sharding: Sharding of batches over devices, along their first axis; None for a single device.
-        random_crop: Whether encoded training images are cropped at random, instead of at the center.
-        flip: Whether encoded training images are mirrored with probability 1/2.
-        workers: Number of processes that read; 0 for one thread per CPU core.
-        skip_corrupt: Whether to skip encoded images that are corrupt, instead of raising an error. A skipped training
-            image is replaced by the next valid one, and a skipped test image has the weight 0; both are listed in
-            `skipped`.
-        process_index: Index of this process; by default JAX's.
-        process_count: Number of processes; by default JAX's.
-
-    Raises:
-        ImportError: If Grain is not installed.
-        TypeError: If a number is not an integer.
-        ValueError: If a number is out of range, or `batch_size` is not a multiple of the numbers of processes and
-            shards.
+    A corrupt training image that is skipped is replaced by the next valid one, and a skipped test image has the weight
+    0; both are listed in `skipped`. `process_index` and `process_count` are by default JAX's.
 
     Example:
         >>> from dropcluster_jax.data import InMemoryLoader, load
@@ -91,37 +74,18 @@ class GrainLoader:
         self.skipped: list[str] = []
 
     def train(self) -> BatchIterator:
-        """Returns an infinite iterator over shuffled training batches; see `Loader.train`."""
+        """See `Loader.train`."""
         return BatchIterator(self._sampler, lambda first: self._stream(dataclasses.replace(self._train, first=first)))
 
     def test(self, batch_size: int | None = None) -> Iterator[Batch]:
-        """Yields every test example once; see `Loader.test`.
-
-        Args:
-            batch_size: Examples per batch, at least 1; by default that of the training batches.
-
-        Raises:
-            TypeError: If `batch_size` is not an integer.
-            ValueError: If `batch_size` is less than 1.
-            CorruptImageError: If an image is corrupt, or with `skip_corrupt` if all are; raised while iterating.
-        """
+        """See `Loader.test`. Corrupt images raise `CorruptImageError`, with `skip_corrupt` only if all are."""
         sampler, num_examples = self._sampler, len(self._test.examples)
         size = round_up(sampler.batch_size if batch_size is None else batch_size, self._divisor)
         batches = list(evaluation_indices(num_examples, size, sampler.process_index, sampler.process_count))
         return self._stream(_TestSource(self._test, batches), num_examples)
 
     def probe(self, size: int, update: int) -> Batch:
-        """Returns the probe batch of a cluster update; see `Loader.probe`.
-
-        Args:
-            size: Number of examples, at least 1, and at most all of them.
-            update: Index of the update, from 0.
-
-        Raises:
-            TypeError: If an argument is not an integer.
-            ValueError: If an argument is out of range.
-            CorruptImageError: If an image is corrupt, or with `skip_corrupt` if all are.
-        """
+        """See `Loader.probe`. Corrupt images raise `CorruptImageError`, with `skip_corrupt` only if all are."""
         sampler = self._sampler
         indices = probe_indices(sampler.num_examples, size, sampler.seed, update)
         part = len(indices) // self._divisor * self._divisor // sampler.process_count

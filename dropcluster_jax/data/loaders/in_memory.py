@@ -5,7 +5,6 @@ from collections.abc import Iterator
 from typing import Any
 
 import jax
-import numpy as np
 from jax.sharding import NamedSharding, PartitionSpec
 from jaxtyping import Array, Int, UInt8
 
@@ -17,20 +16,10 @@ from dropcluster_jax.sharding import num_shards, shard_batch
 
 
 class InMemoryLoader:
-    """Gathers batches from arrays in device memory; see `Loader`.
+    """Gathers batches from arrays in device memory. See `Loader` for the methods and `make_loader` for the options.
 
     Only the indices of a batch are transferred. If batches are sharded, every device holds all images, so that none are
     exchanged between devices.
-
-    Args:
-        dataset: Dataset of arrays.
-        batch_size: Examples per batch, over all processes.
-        seed: Determines the order of the examples and the probe batches.
-        sharding: Sharding of batches over devices, along their first axis; None for a single device.
-
-    Raises:
-        TypeError: If the examples are not arrays, or a number is not an integer.
-        ValueError: If a number is out of range, or `batch_size` is not a multiple of the number of shards.
 
     Example:
         >>> from dropcluster_jax.data import load
@@ -53,12 +42,14 @@ class InMemoryLoader:
         self._sharding = sharding
         self._replicated = None if sharding is None else NamedSharding(sharding.mesh, PartitionSpec())
         self._train, self._test = self._replicate(train), self._replicate(test)
-        self._gather = jax.jit(_gather, out_shardings=sharding)
+        self._gather = jax.jit(
+            lambda images, labels, indices: {"image": images[indices], "label": labels[indices]}, out_shardings=sharding
+        )
         self._shard = jax.jit(lambda weight: weight, out_shardings=sharding)
         self.skipped: list[str] = []
 
     def train(self) -> BatchIterator:
-        """Returns an infinite iterator over shuffled training batches; see `Loader.train`."""
+        """See `Loader.train`."""
 
         def start(first: int) -> Iterator[Batch]:
             return (self._take(self._train, self._sampler.indices(index)) for index in itertools.count(first))
@@ -66,31 +57,14 @@ class InMemoryLoader:
         return BatchIterator(self._sampler, start)
 
     def test(self, batch_size: int | None = None) -> Iterator[Batch]:
-        """Yields every test example once; see `Loader.test`.
-
-        Args:
-            batch_size: Examples per batch, at least 1; by default that of the training batches.
-
-        Raises:
-            TypeError: If `batch_size` is not an integer.
-            ValueError: If `batch_size` is less than 1.
-        """
+        """See `Loader.test`."""
         size = round_up(self._sampler.batch_size if batch_size is None else batch_size, num_shards(self._sharding))
         for indices, weight in evaluation_indices(len(self._test[1]), size):
             weight = shard_batch({"weight": weight}, self._replicated)["weight"]
             yield {**self._take(self._test, indices), "weight": self._shard(weight)}
 
     def probe(self, size: int, update: int) -> Batch:
-        """Returns the probe batch of a cluster update; see `Loader.probe`.
-
-        Args:
-            size: Number of examples, at least 1, and at most all of them.
-            update: Index of the update, from 0.
-
-        Raises:
-            TypeError: If an argument is not an integer.
-            ValueError: If an argument is out of range.
-        """
+        """See `Loader.probe`."""
         indices = probe_indices(len(self._train[1]), size, self._sampler.seed, update)
         shards = num_shards(self._sharding)
         return self._take(self._train, indices[: len(indices) // shards * shards])
@@ -103,11 +77,3 @@ class InMemoryLoader:
 
     def _take(self, examples: Any, indices: Indices) -> Batch:
         return self._gather(*examples, shard_batch({"indices": indices}, self._replicated)["indices"])
-
-
-def _gather(
-    images: UInt8[Array, "examples height width channels"],
-    labels: Int[Array, " examples"],
-    indices: Int[Array | np.ndarray, " batch"],
-) -> Batch:
-    return {"image": images[indices], "label": labels[indices]}

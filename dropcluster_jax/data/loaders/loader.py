@@ -50,12 +50,7 @@ class BatchIterator:
         return batch
 
     def get_state(self) -> dict[str, int]:
-        """Returns the position of the next batch, JSON-serializable.
-
-        Returns:
-            `epoch` and `batch` (within the epoch), counted from 0, and the settings that the position is valid for:
-            `num_examples`, `batch_size` and `seed`.
-        """
+        """Returns the position of the next batch, from 0, and the settings that it is valid for; JSON-serializable."""
         epoch, batch = divmod(self._index, self._sampler.batches_per_epoch)
         return {"epoch": epoch, "batch": batch, **self._settings()}
 
@@ -154,11 +149,7 @@ class Loader(Protocol):
 
 
 def check_divisible(batch_size: int, sharding: NamedSharding | None) -> None:
-    """Checks that a batch can be sharded evenly.
-
-    Raises:
-        ValueError: If `batch_size` is not a multiple of the number of shards, or the mesh axes are not automatic.
-    """
+    """Checks that a batch can be sharded evenly, over automatic mesh axes."""
     if sharding is not None:
         check_automatic(sharding.mesh)
     shards = num_shards(sharding)
@@ -169,11 +160,6 @@ def check_divisible(batch_size: int, sharding: NamedSharding | None) -> None:
 
 
 def round_up(batch_size: int, shards: int) -> int:
-    """Returns the smallest multiple of `shards` that is at least `batch_size`.
-
-    Raises:
-        TypeError: If `batch_size` is not an integer.
-        ValueError: If `batch_size` is less than 1.
-    """
+    """Returns the smallest multiple of `shards` that is at least `batch_size`, a positive integer."""
     check_integer("batch_size", batch_size, 1)
     return -(-batch_size // shards) * shards

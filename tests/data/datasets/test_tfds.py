@@ -129,7 +129,7 @@ def test_images_with_four_channels_raise(tmp_path):
 
 
 def test_decoded_images_are_cached_until_the_files_change(tmp_path, monkeypatch):
-    from dropcluster_jax.data.datasets import tfds as module
+    from dropcluster_jax.data import examples as module
 
     prepare(tmp_path)
     first = load("tiny", tmp_path)
