@@ -42,7 +42,7 @@ def check(
         decoded when they are read, so only those that were read can be reported as skipped.
 
     Raises:
-        ValueError, OSError, ImportError: As in `open_data`.
+        ValueError, OSError, ImportError: As in `data.load`.
     """
     on_progress("opening the dataset")
     start = time.perf_counter()

@@ -97,7 +97,7 @@ def draw_run_clusters(
 
     Raises:
         ValueError: If the run has no clusters, or `out` is a file.
-        FileNotFoundError, CorruptCheckpointError, ImportError: As in `load_run` and `open_data`.
+        FileNotFoundError, CorruptCheckpointError, ImportError: As in `load_run` and `data.load`.
     """
     path = pathlib.Path(folder)
     config, _ = run_folder.read_config(path)

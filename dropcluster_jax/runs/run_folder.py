@@ -492,7 +492,7 @@ def evaluate_run(
         results; and `mean_corrupted_accuracy`, None if there are none.
 
     Raises:
-        FileNotFoundError, CorruptCheckpointError, ImportError, ValueError: As in `load_run` and `open_data`.
+        FileNotFoundError, CorruptCheckpointError, ImportError, ValueError: As in `load_run` and `data.load`.
 
     Example:
         >>> evaluate_run("runs/digts")

@@ -96,7 +96,7 @@ def quality_figure(entries: Entries, title: str | None = None) -> "Figure":
         _plot(explained, index, layer, [(step, _percent(values["explained_variance"])) for step, values in metrics])
         _plot(similarity, index, layer, [(step, values["adjusted_rand_index"]) for step, values in metrics])
     _label_axes(explained, "explained variance (%)")
-    _label_axes(similarity, "adjusted Rand index with previous clusters")
+    _label_axes(similarity, "ARI with previous clusters")
     explained.set_ylim(bottom=0)
     similarity.set_ylim(top=1.03)
     _add_legend(figure, explained)
