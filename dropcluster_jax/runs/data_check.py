@@ -85,20 +85,7 @@ def check(
 
 
 def describe(report: Mapping[str, Any], folder: pathlib.Path, max_classes: int = 10) -> str:
-    """Formats the result of `check`, with at most `max_classes` classes.
-
-    Example:
-        >>> report = {"name": "pets", "train": 9000, "test": 10, "classes": {"cat": {"train": 4000, "test": 5}}}
-        >>> report |= {"image_shape": [8, 8, 1], "mean": [0.5], "std": [0.25], "loader": "memory", "batch_size": 32}
-        >>> report |= {"first_batch_seconds": 0.25, "images_per_second": 100000, "skipped": ["cat/7.jpg is damaged"]}
-        >>> print(describe(report, pathlib.Path("nowhere")).removesuffix("results: "))
-        pets: 9,000 training and 10 test images, 8x8x1, 1 classes
-          cat    4,000        5
-        mean 0.5000, standard deviation 0.2500, of values in [0, 1]
-        loader: memory; first batch of 32 after 0.2 s, then 100,000 images/s, augmented and normalized
-        1 images were skipped, the first: cat/7.jpg is damaged
-        <BLANKLINE>
-    """
+    """Formats the result of `check`, with at most `max_classes` classes."""
     shape = "x".join(map(str, report["image_shape"]))
     names = list(report["classes"])
     width = max(map(len, names[:max_classes]))

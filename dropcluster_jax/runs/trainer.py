@@ -70,10 +70,7 @@ class Stopped(Exception):
 def prepare(config: TrainConfig, restart: bool = False, notify: Callable[[str], None] = lambda message: None) -> Run:
     """Builds and validates the parts of a run, so that errors surface before anything is written.
 
-    Args:
-        config: The configuration.
-        restart: Whether an existing run in the output folder is going to be removed.
-        notify: Called with warnings about likely mistakes.
+    With `restart`, an existing run in the output folder is going to be removed. `notify` is called with warnings.
 
     Raises:
         ValueError, TypeError: If a value is invalid; the message names it.
