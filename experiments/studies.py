@@ -301,11 +301,11 @@ def jobs(study: str, scale: Scale, chosen: Mapping[str, Options]) -> list[Job]:
 
 
 def choose(scale: Scale, accuracies: Mapping[str, float]) -> dict[str, Options]:
-    """Returns the candidate of each method with the best mean accuracy, the first one of equals.
+    """Returns the candidate of each method with the best mean accuracy, the first on ties.
 
     Args:
         scale: The scale.
-        accuracies: Accuracies on the held-out images by job id. Candidates without any count as 0.
+        accuracies: Accuracies on the held-out images by job id. Candidates without results count as 0.
     """
     found: dict[str, list[float]] = {}
     for job in jobs("choices", scale, {}):

@@ -206,7 +206,7 @@ def _check_run(folder: pathlib.Path) -> None:
     hint = "`dropcluster runs DIR` lists runs"
     if suggestions:
         hint = f"did you mean {' or '.join(map(str, suggestions[:3]))}?"
-    exit_usage(f"{folder} contains no run: no config.json of a run; {hint}")
+    exit_usage(f"{folder} is not a run folder: it has no config.json of a run; {hint}")
 
 
 def _print_paths(paths: Iterable[pathlib.Path]) -> None:

@@ -28,7 +28,7 @@ Examples:
   dropcluster runs runs
   dropcluster --version
 
-Repeat a command to resume a stopped run; finished runs are not repeated.
+Rerun a command to resume an interrupted run; finished runs are not rerun.
 """
 
 _TRAIN = """Train a network from a preset; every value of the preset is an option.
@@ -85,7 +85,7 @@ def _train_app(arguments: list[str]) -> tyro.extras.SubcommandApp:
                 config: The run.
                 restart: Remove an existing run in the output folder and start over.
                 dry_run: Print shapes, parameters, FLOPs and memory, without training.
-                distributed: Join the other processes of a TPU pod, SLURM job or Kubernetes job, which are detected.
+                distributed: Join the other processes of the TPU pod, SLURM or Kubernetes job (detected automatically).
                 coordinator: HOST:PORT of the first process, if processes cannot be detected.
                 process_id: Index of this process, from 0.
                 num_processes: Number of processes.

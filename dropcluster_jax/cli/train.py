@@ -2,7 +2,6 @@
 
 import shlex
 import sys
-import traceback
 from typing import TYPE_CHECKING
 
 from dropcluster_jax.cli.errors import describe, exit_failure, exit_usage
@@ -33,7 +32,7 @@ def train(
         first = jax.process_index() == 0
         if config.out and not restart and not dry_run and (summary := run_folder.finished_run(config.out, config)):
             if first:
-                print(f"{config.out} contains this run, finished; choose another --out to train again")
+                print(f"{config.out} already contains this run, finished; pass a different --out to train again")
                 print(logging.format_summary(summary, config.out))
             return
         run = trainer.prepare(config, restart, _print_note if first else lambda message: None)
@@ -57,7 +56,7 @@ def train(
     except NonFiniteError as error:
         exit_failure(
             f"{error}. To resume from the last good checkpoint in {run.folder}, repeat the command with "
-            "--max-nonfinite-steps; with other changes choose another --out, or --restart"
+            "--max-nonfinite-steps; to change other options, pass a different --out, or --restart"
         )
     except OSError as error:
         exit_failure(f"{error}. Repeat the command to resume from the last checkpoint")
@@ -65,12 +64,9 @@ def train(
         if first:
             print(_how_to_resume(stopped, str(run.folder), arguments), file=sys.stderr)
         sys.exit(stopped.status)
-    except Exception as error:  # the command's boundary
-        if jax.process_count() == 1:
+    except jax.errors.JaxRuntimeError as error:
+        if jax.process_count() == 1 or "RESOURCE_EXHAUSTED" in str(error):
             raise
-        if not isinstance(error, jax.errors.JaxRuntimeError):
-            traceback.print_exc()
-            sys.exit(1)
         exit_failure(
             f"another process died: {str(error).splitlines()[0]}. Restart all processes to resume from the last "
             "checkpoint"

@@ -32,7 +32,7 @@ class DataConfig:
     validation_fraction: float = 0.0
     """Fraction of each training class to hold out; held-out images are never trained on."""
     evaluate_on: Literal["test", "validation"] = "test"
-    """Images to evaluate on: the test split, or the held-out training images."""
+    """Images to evaluate on: the test split, or held-out training images. Results are called "test" in either case."""
     fraction: float | None = None
     """Train on this fraction of each class."""
     examples_per_class: int | None = None

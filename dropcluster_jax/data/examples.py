@@ -54,7 +54,7 @@ class ArrayExamples:
         return self.images.shape[1:]
 
     def take(self, indices: Int[np.ndarray, " _"] | slice) -> "ArrayExamples":
-        """Returns the examples at these indices, in their order; slices are not copied."""
+        """Returns the examples at these indices, in the given order; a slice returns views."""
         return ArrayExamples(self.images[indices], self.labels[indices])
 
 

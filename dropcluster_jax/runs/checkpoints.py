@@ -27,9 +27,6 @@ from dropcluster_jax.training.steps import TrainState
 FORMAT = 2  # incremented whenever the contents of checkpoints change
 _QUARANTINE = "damaged"
 
-# For damaged or unwritable files Orbax raises plain `Exception`s, e.g. "Encountered error while reading array index".
-_OrbaxError = Exception
-
 
 class Restored(NamedTuple):
     """A restored checkpoint.
@@ -107,7 +104,7 @@ class Checkpointer:
         return sorted(int(path.name) for path in self.folder.iterdir() if path.name.isdecimal())
 
     def save(self, state: TrainState, metadata: dict[str, Any], accuracy: float | None = None) -> None:
-        """Starts to write a checkpoint; returns when the arrays have been copied.
+        """Starts writing a checkpoint; returns once the arrays have been copied.
 
         If this or the previous checkpoint cannot be written, `notify` is called and training can continue.
 
@@ -169,7 +166,7 @@ class Checkpointer:
         """
         steps = sorted(self.steps(), reverse=True)
         if best:
-            steps.sort(key=self._accuracy, reverse=True)  # stable: the latest of equals comes first
+            steps.sort(key=self._accuracy, reverse=True)  # stable: ties go to the latest
         damaged: dict[int, str] = {}
         for step in distributed.broadcast(steps):
             restored, reason = self._read(step, target)
@@ -194,13 +191,13 @@ class Checkpointer:
                     metadata = _unseal(sealed["run_metadata"])
                     if metadata["format"] != FORMAT:
                         raise CheckpointVersionError(
-                            f"{path} has format {metadata['format']}, this version reads format {FORMAT}"
+                            f"{path} has format {metadata['format']}, but this version reads format {FORMAT}"
                         )
                     item = orbax.args.StandardRestore(_to_tree(target))
                     tree = reader.restore(path, orbax.args.Composite(state=item))["state"]
             except CheckpointVersionError:
                 raise
-            except _OrbaxError as error:
+            except Exception as error:  # Orbax raises plain `Exception`, e.g. for arrays that cannot be read
                 reason = _first_line(error)
             if reason:
                 gc.collect()
@@ -262,13 +259,13 @@ class Checkpointer:
         with _silence_orbax():
             try:
                 write()
-            except _OrbaxError as error:
+            except Exception as error:  # Orbax raises plain `Exception`, too
                 reason = _first_line(error)
             if not reason:
                 return
             step, self._saving, manager, self._manager = self._saving, None, self._manager, None
             if manager is not None:
-                with contextlib.suppress(_OrbaxError):  # the same failure again
+                with contextlib.suppress(Exception):  # the same failure again
                     manager.close()
             del manager
             gc.collect()
@@ -286,7 +283,7 @@ def _silence_orbax() -> Iterator[None]:
     """Suppresses the tracebacks that Orbax logs on failure; callers report failures in one line.
 
     After a failure Orbax leaves unfinished coroutines, which Python reports as "Exception ignored in: <coroutine ...>,
-    RuntimeError: Event loop is closed" when they are collected. Callers therefore call `gc.collect()` inside of this
+    RuntimeError: Event loop is closed" when they are collected. Callers therefore call `gc.collect()` inside this
     context after a failure.
     """
     loggers = [logging.getLogger(name) for name in ("absl", "asyncio")]

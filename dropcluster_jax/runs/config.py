@@ -1,4 +1,4 @@
-"""The configuration of a run: frozen dataclasses whose field docstrings are the command's help."""
+"""The configuration of a run: frozen dataclasses whose field docstrings double as the command's help."""
 
 import dataclasses
 import json
@@ -20,7 +20,7 @@ class AugmentConfig:
     """Augmentation of training images."""
 
     shift: int = 1
-    """Shift each image at random by up to this number of pixels."""
+    """Shift each image at random by up to this number of pixels (random crop with padding)."""
     flip: bool = False
     """Mirror half of the images left to right. Not available for digits."""
     resized_crop: bool = False
@@ -48,15 +48,15 @@ class DropConfig:
     cluster_size: float = 4.0
     """Mean number of positions per cluster."""
     min_explained: float = 0.0
-    """Leave out layers (channels, with per_channel) whose clusters explain less of the variance."""
+    """Do not drop in layers (channels, with per_channel) whose clusters explain less of the variance than this."""
     block_size: int = 3
-    """Side of a block, for the method block."""
+    """Side of a block in positions, for the method block."""
     per_channel: bool = False
     """Give each channel its own clusters or blocks."""
     ramp_start: float = 0.1
-    """Fraction of the training after which the rate rises from 0 and clusters are updated."""
+    """Fraction of training after which the rate starts to rise and cluster updates begin."""
     ramp_end: float = 0.5
-    """Fraction of the training after which the rate is constant."""
+    """Fraction of training after which the rate is constant."""
     update_every: int = 20
     """Steps between updates of the clusters."""
     probe_size: int = 512
@@ -68,7 +68,7 @@ class CheckpointConfig:
     """Checkpoints, from which a stopped run resumes."""
 
     every: int = 0
-    """Steps between checkpoints, in addition to those after each evaluation. 0 disables these."""
+    """Also save after every this many steps. 0 saves only after evaluations."""
     keep: int = 2
     """Number of latest checkpoints to keep, in addition to the one with the best test accuracy."""
 
@@ -98,13 +98,13 @@ class TrainConfig:
     base_batch_size: int | None = None
     """If given, the learning rate is scaled by batch_size / base_batch_size."""
     warmup_epochs: float | None = None
-    """Epochs of learning rate warm-up. Default: the first 5 % of the training."""
+    """Epochs of learning rate warm-up. Default: the first 5 % of training."""
     weight_decay: float = 5e-4
     """Weight decay on kernels; biases and BatchNorm parameters are not decayed."""
     label_smoothing: float = 0.0
     """Fraction of each label that is spread evenly over all classes."""
     ema_decay: float = 0.0
-    """Decay of the moving average of the parameters that is used for evaluation. 0 disables it."""
+    """Decay of the moving average of parameters used for evaluation. 0 disables it."""
     dtype: Literal["float32", "bfloat16"] = "float32"
     """Type of activations. Parameters, statistics, loss and clustering are float32."""
     grad_accum_steps: int = 1
@@ -112,7 +112,7 @@ class TrainConfig:
     remat: bool = False
     """Recompute activations in the backward pass to save memory."""
     max_nonfinite_steps: int = 0
-    """Number of non-finite steps that are skipped before aborting."""
+    """Number of non-finite steps to skip before aborting."""
     strategy: Strategy = "jit"
     """Data parallelism: jit (global BatchNorm statistics), shard_map or pmap (per-device masks and statistics)."""
     sync_batch_norm: bool = False
@@ -120,7 +120,7 @@ class TrainConfig:
     shard_optimizer: bool = False
     """Shard the optimizer state over devices. Requires strategy jit."""
     seed: int = 0
-    """Random seed; equal seeds give equal runs."""
+    """Random seed; the same seed reproduces the run."""
     evaluate_every_epochs: float = 1.0
     """Epochs between evaluations. 0 evaluates only after the last step."""
     fake_data: bool = False
@@ -170,7 +170,7 @@ class TrainConfig:
         for field in dataclasses.fields(self.augment):
             _check_range(f"augment.{field.name}", getattr(self.augment, field.name), least=0)
         if self.data.name == "digits" and self.augment.flip:
-            raise ValueError("augment.flip must be False for digits, whose mirror images are not digits, got True")
+            raise ValueError("augment.flip must be False for digits, because mirrored digits are not valid, got True")
 
     def to_json(self) -> dict[str, Any]:
         """Returns nested dicts of JSON types, as in `config.json`; without `out`, because run folders can move."""
@@ -180,7 +180,7 @@ class TrainConfig:
 
     @classmethod
     def from_json(cls, content: Mapping[str, Any]) -> Self:
-        """Returns the configuration that `to_json` converted; options that are missing have their defaults.
+        """Inverse of `to_json`; missing options take their defaults.
 
         Args:
             content: The result of `to_json`.

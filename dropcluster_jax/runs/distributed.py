@@ -1,4 +1,4 @@
-"""Communication between the processes of a run; without effect in a single process."""
+"""Communication between the processes of a run; no-ops in a single process."""
 
 import json
 

@@ -45,7 +45,7 @@ def clusters_and_inputs(
 
 
 def summarize_clusters(model: ResNet, clusters: PyTree) -> dict[str, dict[str, Any]]:
-    """Returns statistics of each place's clusters; `ari_with_grid` is the adjusted Rand index with the first ones."""
+    """Returns statistics of each place's clusters; `ari_with_grid` is the adjusted Rand index with the initial grid."""
     return {
         place: {
             "num_updates": int(np.max(state.num_updates)),
@@ -173,7 +173,7 @@ def draw_run_curves(folders: Iterable[str | os.PathLike[str]]) -> "Figure":
     paths = list(dict.fromkeys(pathlib.Path(folder) for folder in folders))
     for path in paths:
         if not run_folder.is_run(path):
-            raise FileNotFoundError(f"{path} contains no run: no {run_folder.CONFIG} of a run")
+            raise FileNotFoundError(f"{path} is not a run folder: it has no {run_folder.CONFIG} of a run")
         if not (path / run_folder.METRICS).is_file():
             raise ValueError(f"{path} has nothing to draw yet: no {run_folder.METRICS}")
     names = [path.resolve().name for path in paths]

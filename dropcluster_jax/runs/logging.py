@@ -24,7 +24,7 @@ _NOT_SCALARS = ("event", "step", "count")
 
 
 class RunWriter:
-    """Writes the log of a run to its folder: `metrics.jsonl`, `clusters.jsonl` and event files; a context manager.
+    """Writes the log of a run to its folder: `metrics.jsonl`, `clusters.jsonl` and event files. A context manager.
 
     Args:
         folder: Run folder.
@@ -83,7 +83,7 @@ class RunWriter:
 
 
 class NullWriter:
-    """Has the interface of `RunWriter` and writes nothing; for all processes but the first."""
+    """No-op `RunWriter` for all processes but the first."""
 
     def __init__(self) -> None:
         self.last: dict[str, LogEntry] = {}
@@ -239,12 +239,12 @@ class ProgressBar:
             return
         if entry["event"] == "clusters":
             layers = [
-                f"{name} explain {layer['explained_variance']:.0%}, ARI {layer['adjusted_rand_index']:.2f}"
+                f"{name} explained variance {layer['explained_variance']:.0%}, ARI {layer['adjusted_rand_index']:.2f}"
                 for name, layer in entry["layers"].items()
             ]
             text = f"clusters: {'; '.join(layers)}"
         elif entry["event"] == "nonfinite":
-            text = f"loss or gradients not finite; {entry['nonfinite_steps']} such steps so far"
+            text = f"non-finite loss or gradients; {entry['nonfinite_steps']} non-finite steps so far"
         else:
             text = f"test loss {entry['loss']:.3f}  test accuracy {100 * entry['accuracy']:.2f} %"
             if "accuracy_top5" in entry:
@@ -308,7 +308,7 @@ def format_summary(summary: Mapping[str, Any], folder: pathlib.Path) -> str:
             f"{clusters['explained_variance']:.0%} of the variance"
         )
     if summary["nonfinite_steps"]:
-        lines.append(f"{summary['nonfinite_steps']} steps were not finite and were skipped")
+        lines.append(f"{summary['nonfinite_steps']} non-finite steps were skipped")
     if summary["skipped"]:
         lines.append(f"{len(summary['skipped'])} images were skipped, the first: {summary['skipped'][0]}")
     lines.append(f"results: {', '.join(str(path) for path in sorted(folder.glob('*')))}")

@@ -114,40 +114,40 @@ def read_config(folder: pathlib.Path) -> tuple[TrainConfig, DatasetSpec]:
     """
     path = folder / CONFIG
     if not is_run(folder):
-        raise FileNotFoundError(f"{folder} contains no run: no {CONFIG} of a run")
+        raise FileNotFoundError(f"{folder} is not a run folder: it has no {CONFIG} of a run")
     content = _read_json(path)
     content.pop("version", None)
     try:
         spec = DatasetSpec.from_json(content.pop("dataset"))
         return TrainConfig.from_json(content), spec
     except (TypeError, KeyError, AttributeError) as error:
-        raise ValueError(f"{path} is damaged or of another version: {error}") from None
+        raise ValueError(f"{path} is damaged or was written by a different version: {error}") from None
 
 
 def finished_run(folder: pathlib.Path, config: TrainConfig) -> dict[str, Any] | None:
     """Returns the summary if the folder contains this run, finished; None if it is empty or the run is unfinished.
 
     Raises:
-        FileExistsError: If the folder contains anything else; for another configuration, with the differences.
+        FileExistsError: If the folder contains anything else; for a different configuration, with the differences.
         ValueError: If the files are damaged, or were written by a version with other options.
     """
     if not holds_run(folder):
         return None
     saved, _ = read_config(folder)
     _check_equal(
-        f"a run with another configuration, {folder}", without_runtime_fields(saved), without_runtime_fields(config)
+        f"a run with a different configuration, {folder}", without_runtime_fields(saved), without_runtime_fields(config)
     )
     return read_summary(folder)
 
 
 def check_same_dataset(folder: pathlib.Path, spec: DatasetSpec) -> None:
-    """Raises FileExistsError if the folder contains a run on another dataset."""
+    """Raises FileExistsError if the folder contains a run on a different dataset."""
     if not holds_run(folder):
         return
     _, saved = read_config(folder)
     names = ("classes", "image_shape", "num_train_examples")  # means can differ in the last bit between machines
     saved_fields, fields = ({name: getattr(each, name) for name in names} for each in (saved, spec))
-    _check_equal(f"a run on another dataset, {folder}", saved_fields, fields)
+    _check_equal(f"a run on a different dataset, {folder}", saved_fields, fields)
 
 
 def read_summary(folder: pathlib.Path) -> dict[str, Any] | None:
@@ -193,7 +193,8 @@ def _check_equal(description: str, saved: Mapping[str, Any], current: Mapping[st
     differences = [f"{name} is {old!r} there and {new!r} here" for name, old, new in _differences(saved, current)]
     if differences:
         raise FileExistsError(
-            f"out contains {description}: {'; '.join(differences)}. Choose another folder, or --restart to remove it"
+            f"out contains {description}: {'; '.join(differences)}. Choose a different folder, or pass --restart to "
+            "remove the run"
         )
 
 
@@ -497,7 +498,7 @@ def evaluate_run(
     Example:
         >>> evaluate_run("runs/digts")
         Traceback (most recent call last):
-        FileNotFoundError: runs/digts contains no run: no config.json of a run
+        FileNotFoundError: runs/digts is not a run folder: it has no config.json of a run
     """
     loaded = load_run(folder, best=best, notify=notify)
     config = loaded.config

@@ -75,11 +75,11 @@ def prepare(config: TrainConfig, restart: bool = False, notify: Callable[[str], 
     Raises:
         ValueError, TypeError: If a value is invalid; the message names it.
         FileNotFoundError: If the dataset does not exist.
-        FileExistsError: If the output folder contains anything else than this run.
+        FileExistsError: If the output folder contains anything other than this run.
         ImportError: If a required extra is not installed.
     """
     if config.out is None and jax.process_count() > 1:
-        raise ValueError("out must be given with multiple processes, and be a folder that all of them can write to")
+        raise ValueError("out is required with multiple processes, and must be a folder that all of them can write to")
     folder = config.out or run_folder.new_folder(config)
     if restart:
         run_folder.holds_run(folder)

@@ -77,7 +77,7 @@ def test_output_is_one_line_per_event_and_a_summary(finished):
     lines = process.stdout.splitlines()
     updates, lines = lines[:6], lines[6:]
     assert [line.split("  ")[0] for line in updates] == [f"step {step}/24" for step in range(2, 24, 4)]
-    assert all(re.search(r"clusters: stage1 explain \d+%, ARI [01]\.\d\d; stage2", line) for line in updates)
+    assert all(re.search(r"clusters: stage1 explained variance \d+%, ARI [01]\.\d\d; stage2", line) for line in updates)
     assert "step 24/24  test loss" in lines[0]
     assert "test accuracy" in lines[1] and "6 cluster updates" in lines[2] and str(folder) in lines[-1]
     assert process.stderr == ""
@@ -88,7 +88,7 @@ def test_finished_run_is_not_repeated(finished, capsys):
     folder, _ = finished
     before = contents(folder)
     assert command(*SHORT, "--out", str(folder)) == 0
-    assert "contains this run, finished" in capsys.readouterr().out
+    assert "already contains this run, finished" in capsys.readouterr().out
     assert contents(folder) == before
 
 
@@ -196,7 +196,9 @@ def test_missing_options_have_defaults_and_damaged_configurations_are_errors(fin
         del config[option]
     (folder / "config.json").write_text(json.dumps(config))
     shutil.copy(finished[0] / "summary.json", folder)
-    assert command(*SHORT, "--out", str(folder)) == 0 and "contains this run, finished" in capsys.readouterr().out
+    assert (
+        command(*SHORT, "--out", str(folder)) == 0 and "already contains this run, finished" in capsys.readouterr().out
+    )
     assert command("evaluate", str(folder)) == 2 and "has no checkpoint yet" in capsys.readouterr().err
     (folder / "config.json").write_text('{"seed"')
     for arguments in (["evaluate", str(folder)], [*SHORT, "--out", str(folder)]):
@@ -214,7 +216,7 @@ def test_resuming_with_another_dataset_is_an_error(finished, tmp_path, capsys):
     before = contents(folder)
     assert command(*SHORT, "--out", str(folder)) == 2
     error = capsys.readouterr().err
-    assert "contains a run on another dataset" in error and "num_train_examples is 1438 there" in error
+    assert "contains a run on a different dataset" in error and "num_train_examples is 1438 there" in error
     assert contents(folder) == before
 
 

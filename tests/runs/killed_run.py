@@ -1,4 +1,4 @@
-"""Trains, and sends a signal to itself at a given moment.
+"""Runs training and sends itself a signal at a given point.
 
     python killed_run.py '{"when": "save", "after": 20, "delay": 0.01, "signal": 9}' train digits ...
 

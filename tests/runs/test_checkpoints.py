@@ -217,6 +217,6 @@ def test_invalid_arguments_and_formats_raise(three, tmp_path, setting, monkeypat
     with pytest.raises(ValueError, match="keep must be at least 1, got 0"):
         Checkpointer(tmp_path, keep=0)
     monkeypatch.setattr("dropcluster_jax.runs.checkpoints.FORMAT", FORMAT + 1)
-    with pytest.raises(ValueError, match=f"has format {FORMAT}, this version reads format {FORMAT + 1}"):
+    with pytest.raises(ValueError, match=f"has format {FORMAT}, but this version reads format {FORMAT + 1}"):
         three[0].restore(three[1])
     assert json.loads((three[0].folder / "3" / "metrics" / "metrics").read_text()) == {"accuracy": 0.6}
