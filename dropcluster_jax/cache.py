@@ -74,7 +74,7 @@ def compilation_cache() -> Iterator[None]:
     """Makes JAX cache compiled programs under `cache_root()`, unless the user has configured a cache directory."""
     import jax
 
-    previous = jax.config.jax_compilation_cache_dir
+    previous = jax.config.values["jax_compilation_cache_dir"]
     with warnings.catch_warnings():
         # An entry that another process is still writing, or left incomplete, is recompiled.
         warnings.filterwarnings("ignore", "Error reading persistent compilation cache entry")
