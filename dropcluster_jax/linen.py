@@ -1,7 +1,7 @@
 """Dropout layers for Flax Linen.
 
-Each layer merges the arguments of its constructor and its call, gets a PRNG key, and calls the function of the same
-name in `dropcluster_jax`. `rate` and `deterministic` are passed to the constructor or to the call, as in Flax.
+Each layer gets a PRNG key and calls the function of the same name in `dropcluster_jax`, whose arguments are the
+attributes of the layer. `rate` and `deterministic` are passed to the constructor or to the call, as in Flax.
 
 `DropCluster` keeps its clusters in the collection "clusters". They change only when the layer is called with
 `update_clusters=True`.
@@ -39,14 +39,10 @@ _COLLECTION = "clusters"
 
 
 class Dropout(nn.Module):
-    """Drops single units. See `dropcluster_jax.dropout`.
+    """Drops single units. See `dropcluster_jax.dropout`, whose arguments are attributes of the layer.
 
     Attributes:
-        rate: Probability of dropping a unit, in [0, 1]. May be traced.
         deterministic: If True, the input is returned unchanged and no key is needed.
-        per_channel: Whether channels have separate masks.
-        per_example: Whether examples have separate masks.
-        rescale: Factor for kept units: `"rate"`, `"kept"`, `"batch"`, or `"none"`.
         rng_collection: Name of the PRNG collection.
 
     Raises:
@@ -79,26 +75,12 @@ class Dropout(nn.Module):
         *,
         rng: Array | None = None,
     ) -> Float[Array, "batch ..."]:
-        """Drops units of the input.
+        """Drops units of `x`. Returns `x` itself if deterministic or if the rate is a Python number equal to 0.
 
-        Args:
-            x: Activations, of the shape that the function of the layer takes.
-            rate: Rate, if the attribute is None.
-            deterministic: Mode, if the attribute is None.
-            rng: PRNG key. Defaults to `make_rng(rng_collection)`.
-
-        Returns:
-            Array of the shape and dtype of `x`. It is `x` itself if the layer is deterministic or the rate is a Python
-            number equal to 0.
+        `rng` is a PRNG key, by default `make_rng(rng_collection)`.
         """
-        check_input(x, min_ndim=1)
-        rate = _active_rate(self, rate, deterministic)
-        if rate is None:
-            return x
-        key = self.make_rng(self.rng_collection) if rng is None else rng
-        return masking.dropout(
-            key, x, rate, per_channel=self.per_channel, per_example=self.per_example, rescale=self.rescale
-        )
+        options = {"per_channel": self.per_channel, "per_example": self.per_example, "rescale": self.rescale}
+        return _drop(self, masking.dropout, x, rate, deterministic, rng, **options)
 
 
 class SpatialDropout(nn.Module):
@@ -120,12 +102,8 @@ class SpatialDropout(nn.Module):
         rng: Array | None = None,
     ) -> Float[Array, "batch *spatial channels"]:
         """Drops channels of the input. See `Dropout.__call__`."""
-        check_input(x, min_ndim=1)
-        rate = _active_rate(self, rate, deterministic)
-        if rate is None:
-            return x
-        key = self.make_rng(self.rng_collection) if rng is None else rng
-        return masking.spatial_dropout(key, x, rate, per_example=self.per_example, rescale=self.rescale)
+        options = {"per_example": self.per_example, "rescale": self.rescale}
+        return _drop(self, masking.spatial_dropout, x, rate, deterministic, rng, **options)
 
 
 class DropPath(nn.Module):
@@ -147,12 +125,8 @@ class DropPath(nn.Module):
         rng: Array | None = None,
     ) -> Float[Array, "batch ..."]:
         """Drops examples of the input. See `Dropout.__call__`."""
-        check_input(x, min_ndim=1)
-        rate = _active_rate(self, rate, deterministic)
-        if rate is None:
-            return x
-        key = self.make_rng(self.rng_collection) if rng is None else rng
-        return masking.drop_path(key, x, rate, per_example=self.per_example, rescale=self.rescale)
+        options = {"per_example": self.per_example, "rescale": self.rescale}
+        return _drop(self, masking.drop_path, x, rate, deterministic, rng, **options)
 
 
 class Cutout(nn.Module):
@@ -175,14 +149,8 @@ class Cutout(nn.Module):
         rng: Array | None = None,
     ) -> Float[Array, "batch *spatial channels"]:
         """Drops a box of the input. See `Dropout.__call__`."""
-        check_input(x, min_ndim=1)
-        rate = _active_rate(self, rate, deterministic)
-        if rate is None:
-            return x
-        key = self.make_rng(self.rng_collection) if rng is None else rng
-        return masking.cutout(
-            key, x, rate, per_channel=self.per_channel, per_example=self.per_example, rescale=self.rescale
-        )
+        options = {"per_channel": self.per_channel, "per_example": self.per_example, "rescale": self.rescale}
+        return _drop(self, masking.cutout, x, rate, deterministic, rng, **options)
 
 
 class DropBlock(nn.Module):
@@ -207,21 +175,9 @@ class DropBlock(nn.Module):
         rng: Array | None = None,
     ) -> Float[Array, "batch *spatial channels"]:
         """Drops blocks of the input. See `Dropout.__call__`."""
-        check_input(x, min_ndim=1)
-        rate = _active_rate(self, rate, deterministic)
-        if rate is None:
-            return x
-        key = self.make_rng(self.rng_collection) if rng is None else rng
-        return masking.drop_block(
-            key,
-            x,
-            rate,
-            block_size=self.block_size,
-            per_channel=self.per_channel,
-            per_example=self.per_example,
-            seeding=self.seeding,
-            rescale=self.rescale,
-        )
+        options = {"per_channel": self.per_channel, "per_example": self.per_example, "rescale": self.rescale}
+        options |= {"block_size": self.block_size, "seeding": self.seeding}
+        return _drop(self, masking.drop_block, x, rate, deterministic, rng, **options)
 
 
 class DropCluster(nn.Module):
@@ -231,22 +187,16 @@ class DropCluster(nn.Module):
 
     Attributes:
         clusterer: Clusterer that updates the clusters: `KMeans(...)`, `ReNA(...)`, or `Grid(...)`.
-        rate: Probability of dropping a cluster, in [0, 1]. May be traced.
         deterministic: If True, nothing is dropped. No key and no clusters are needed, and `x` may have any resolution.
-        update_clusters: If True, the clusters are updated on `x` before units are dropped. `x` should come from a
-            network in evaluation mode. If neither the attribute nor the argument of the call is set, it is False.
+        update_clusters: If True (default False), the clusters are updated on `x` before units are dropped. `x` should
+            come from a network in evaluation mode.
         axis_name: Mapped axis over which the batch is split (`pmap`, `shard_map`), used by the update.
-        per_channel: Whether channels that share clusters have separate masks.
-        min_explained: Explained variance below which a channel (the whole layer, if clusters are shared) is neither
-            dropped nor rescaled, in [0, 1].
 
     Raises:
-        TypeError: If `clusterer` is not a clusterer, `x` is not floating-point, or `rate` is not a number.
-        ValueError: If an argument is invalid, passed twice, or not passed. If there are no clusters (see
-            `init_clusters`), or their shape does not match `x` (see `resize_clusters`).
-        flax.errors.InvalidRngError: If no key is available, as in `Dropout`.
-        flax.errors.ModifyScopeVariableError: If clusters are updated, but `apply` is called without
-            `mutable=["clusters"]`.
+        TypeError: If `clusterer` is not a clusterer, or as for `Dropout`.
+        ValueError: If there are no clusters (see `init_clusters`), their shape does not match `x` (see
+            `resize_clusters`), or as for `Dropout`.
+        flax.errors.ModifyScopeVariableError: If `apply` updates clusters without `mutable=["clusters"]`.
 
     References:
         Chen, Gautier, Aydore, "DropCluster: A structured dropout for convolutional networks", arXiv:2002.02997v1.
@@ -300,20 +250,11 @@ class DropCluster(nn.Module):
         elif update_clusters:
             self._store_clusters(self.clusterer.update(self._load_clusters(), x, axis_name=self.axis_name))
 
-        rate = _active_rate(self, rate, deterministic)
-        if rate is None:
-            return x
-        key = self.make_rng(self.rng_collection) if rng is None else rng
-        return masking.drop_cluster(
-            key,
-            x,
-            rate,
-            self._load_clusters(),
-            per_channel=self.per_channel,
-            per_example=self.per_example,
-            min_explained=self.min_explained,
-            rescale=self.rescale,
-        )
+        def drop(key: Array, x: Array, rate: Rate, **options: Any) -> Array:
+            return masking.drop_cluster(key, x, rate, self._load_clusters(), **options)
+
+        options = {"per_channel": self.per_channel, "per_example": self.per_example, "rescale": self.rescale}
+        return _drop(self, drop, x, rate, deterministic, rng, min_explained=self.min_explained, **options)
 
     def _load_clusters(self) -> ClusterState:
         if not self.has_variable(_COLLECTION, "labels"):
@@ -329,12 +270,23 @@ class DropCluster(nn.Module):
             self.put_variable(_COLLECTION, name, value)
 
 
-def _active_rate(layer: nn.Module, rate: Rate | None, deterministic: bool | None) -> Rate | None:
-    """Merges the arguments of the constructor and of the call. Returns None if the layer is the identity."""
+def _drop(
+    layer: Any,
+    function: Callable[..., Array],
+    x: Array,
+    rate: Rate | None,
+    deterministic: bool | None,
+    key: Array | None,
+    **options: Any,
+) -> Array:
+    """Merges the arguments of the constructor and of the call, and calls the function unless it is the identity."""
+    check_input(x, min_ndim=1)
     if nn.merge_param("deterministic", layer.deterministic, deterministic):
-        return None
+        return x
     rate = nn.merge_param("rate", layer.rate, rate)
-    return None if isinstance(rate, (int, float)) and rate == 0 else rate
+    if isinstance(rate, (int, float)) and rate == 0:
+        return x
+    return function(layer.make_rng(layer.rng_collection) if key is None else key, x, rate, **options)
 
 
 def init_clusters(
@@ -380,12 +332,7 @@ def cluster_inputs(
 ) -> dict[str, Array]:
     """Returns the input of each `DropCluster` layer, e.g. for the figures of `dropcluster_jax.viz`.
 
-    Args:
-        model: Network, called in evaluation mode by default or by the arguments passed here.
-        variables: Variables of the network.
-        x: Input of the network, `(batch, *spatial, channels)`.
-        args: Further arguments of the model's call.
-        kwargs: Further keyword arguments of the model's call.
+    The model must run in evaluation mode, by default or by the arguments passed here. See `init_clusters`.
 
     Returns:
         Activations `(batch, *spatial, channels)` by the path of the layer, as in `cluster_states`.
@@ -419,14 +366,8 @@ def resize_clusters(
 ) -> dict[str, Any]:
     """Resizes the clusters of a network to another input resolution, by nearest neighbor.
 
-    For a single `ClusterState`, use `dropcluster_jax.resize_clusters`.
-
-    Args:
-        model: Network with `DropCluster` layers.
-        variables: Variables of the network.
-        x: Input of the new resolution, `(batch, *spatial, channels)`. Only its shape and dtype matter.
-        args: Further arguments of the model's call.
-        kwargs: Further keyword arguments of the model's call.
+    For a single `ClusterState`, use `dropcluster_jax.resize_clusters`. See `init_clusters` for the arguments; `x` has
+    the new resolution.
 
     Returns:
         The variables with resized clusters. Each layer keeps its number of clusters.
@@ -461,10 +402,7 @@ def resize_clusters(
 
 
 def cluster_states(clusters: Mapping[str, Any]) -> dict[str, ClusterState]:
-    """Returns the `ClusterState` of each layer.
-
-    Args:
-        clusters: Collection "clusters" of a network.
+    """Returns the `ClusterState` of each layer in a collection "clusters".
 
     Returns:
         States by the path of the layer, e.g. `"drop_stage1"` or `"encoder/drop"`. The arrays of layers stacked by
@@ -472,11 +410,11 @@ def cluster_states(clusters: Mapping[str, Any]) -> dict[str, ClusterState]:
 
     Example:
         >>> import jax.numpy as jnp
-        >>> from dropcluster_jax import KMeans
-        >>> model = nn.Sequential([nn.Conv(4, (3, 3)), DropCluster(KMeans(num_clusters=4), deterministic=True)])
+        >>> from dropcluster_jax import Grid
+        >>> model = nn.Sequential([DropCluster(Grid(num_clusters=4), deterministic=True)])
         >>> variables = model.init(jax.random.key(0), jnp.ones((2, 8, 8, 3)))
-        >>> {layer: state.labels.shape for layer, state in cluster_states(variables["clusters"]).items()}
-        {'layers_1': (8, 8, 1)}
+        >>> cluster_states(variables["clusters"])["layers_0"].labels.shape
+        (8, 8, 1)
     """
     return {"/".join(path): state for path, state in _states(clusters).items()}
 

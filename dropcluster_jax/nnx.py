@@ -1,7 +1,7 @@
 """Dropout layers for Flax NNX.
 
-Each layer holds its options and a PRNG stream, and calls the function of the same name in `dropcluster_jax`. Arguments
-of the call take precedence over those of the constructor, as in Flax.
+Each layer holds a PRNG stream and the options of the function of the same name in `dropcluster_jax`, which it calls.
+Arguments of the call take precedence over those of the constructor, as in Flax.
 
 `DropCluster` keeps its clusters in `ClusterVariable`s. They change only in `update_clusters` and `set_clusters`.
 """
@@ -35,10 +35,7 @@ class ClusterVariable(nnx.Variable[Any]):
 
 
 class _DropLayer(nnx.Module):
-    """Base class of the layers, which are dataclasses with at least these fields.
-
-    The dataclasses use `eq=False` and `repr=False` to keep the methods of `nnx.Module`.
-    """
+    """Base class of the layers: dataclasses with these fields, and without `eq` and `repr` to keep those of Flax."""
 
     rate: Rate | None
     deterministic: bool | None
@@ -60,20 +57,12 @@ class _DropLayer(nnx.Module):
         deterministic: bool | None = None,
         rngs: Rngs | Array | None = None,
     ) -> Float[Array, "batch ..."]:
-        """Drops units of the input.
+        """Drops units of `x`. Returns `x` itself if deterministic or if the rate is a Python number equal to 0.
 
-        Args:
-            x: Activations, of the shape that the function of the layer takes.
-            rate: Rate, in [0, 1]. May be traced. Defaults to that of the layer.
-            deterministic: If True, `x` is returned unchanged. Defaults to the mode of the layer.
-            rngs: `nnx.Rngs`, `nnx.RngStream`, or PRNG key. Defaults to the stream of the layer.
-
-        Returns:
-            Array of the shape and dtype of `x`. It is `x` itself if the layer is deterministic or the rate is a Python
-            number equal to 0.
+        Arguments default to those of the constructor. `rate` may be traced, and `rngs` may be a PRNG key.
 
         Raises:
-            TypeError: If `x` is not floating-point, `rate` is not a number, or `rngs` is of another type.
+            TypeError: If an argument has the wrong type.
             ValueError: If an argument is invalid, or passed neither to the constructor nor to the call.
         """
         check_input(x, min_ndim=1)
@@ -110,16 +99,7 @@ class _DropLayer(nnx.Module):
         raise TypeError(f"rngs must be nnx.Rngs, nnx.RngStream, or a PRNG key, got {rngs!r}")
 
     def set_view(self, deterministic: bool | None = None, rate: Rate | None = None) -> None:
-        """Method used by `nnx.view`.
-
-        Args:
-            deterministic: If True, nothing is dropped.
-            rate: Rate, a Python number in [0, 1].
-
-        Raises:
-            TypeError: If `rate` is traced or not a number.
-            ValueError: If `rate` is outside [0, 1].
-        """
+        """Sets the mode and the rate, a Python number in [0, 1]. Used by `nnx.view`."""
         if deterministic is not None:
             self.deterministic = deterministic
         if rate is not None:
@@ -136,15 +116,11 @@ def _as_float(rate: Any) -> float:
 
 @dataclass(eq=False, repr=False)
 class Dropout(_DropLayer):
-    """Drops single units. See `dropcluster_jax.dropout`.
+    """Drops single units. See `dropcluster_jax.dropout`, whose arguments are also arguments of the constructor.
 
     Args:
-        rate: Probability of dropping a unit, a Python number in [0, 1]. Pass a traced rate at call time.
-        deterministic: If True, the input is returned unchanged and no key is needed. Set by `model.train()` and
-            `model.eval()`.
-        per_channel: Whether channels have separate masks.
-        per_example: Whether examples have separate masks.
-        rescale: Factor for kept units: `"rate"`, `"kept"`, `"batch"`, or `"none"`.
+        rate: Python number in [0, 1]. Pass a traced rate at call time.
+        deterministic: If True, `x` is returned unchanged without a key. Set by `model.train()` and `model.eval()`.
         rng_collection: Name of the PRNG stream.
         rngs: `nnx.Rngs` or `nnx.RngStream`. The layer keeps a fork of its stream.
 
@@ -262,16 +238,8 @@ class DropCluster(_DropLayer):
     Args:
         clusterer: Clusterer that updates the clusters: `KMeans(...)`, `ReNA(...)`, or `Grid(...)`.
         shape: Shape of the activations without the batch, `(*spatial, channels)`.
-        rate: Probability of dropping a cluster, a Python number in [0, 1]. Pass a traced rate at call time.
-        deterministic: If True, the input is returned unchanged and may have any resolution.
+        deterministic: If True, `x` is returned unchanged and may have any resolution.
         axis_name: Mapped axis over which the batch is split (`pmap`, `shard_map`), used by the update.
-        per_channel: Whether channels that share clusters have separate masks.
-        per_example: Whether examples have separate masks.
-        min_explained: Explained variance below which a channel (the whole layer, if clusters are shared) is neither
-            dropped nor rescaled, in [0, 1].
-        rescale: Factor for kept units: `"kept"`, `"rate"`, `"batch"`, or `"none"`.
-        rng_collection: Name of the PRNG stream.
-        rngs: `nnx.Rngs` or `nnx.RngStream`. The layer keeps a fork of its stream.
 
     Raises:
         TypeError: If `clusterer` is not a clusterer, or as for `Dropout`.
@@ -325,36 +293,15 @@ class DropCluster(_DropLayer):
     @property
     def clusters(self) -> ClusterState:
         """The clusters as a `ClusterState`."""
-        return ClusterState(
-            self.labels[...],
-            self.sizes[...],
-            self.explained_variance[...],
-            self.num_updates[...],
-            self.num_skipped[...],
-        )
+        return ClusterState(*(getattr(self, name)[...] for name in ClusterState._fields))
 
     def set_clusters(self, state: ClusterState) -> None:
-        """Replaces the clusters.
-
-        Args:
-            state: New clusters, e.g. `dropcluster_jax.resize_clusters(layer.clusters, spatial)`.
-        """
-        self.labels.set_value(state.labels)
-        self.sizes.set_value(state.sizes)
-        self.explained_variance.set_value(state.explained_variance)
-        self.num_updates.set_value(state.num_updates)
-        self.num_skipped.set_value(state.num_skipped)
+        """Replaces the clusters, e.g. by `dropcluster_jax.resize_clusters(layer.clusters, spatial)`."""
+        for name, value in state._asdict().items():
+            getattr(self, name).set_value(value)
 
     def update_clusters(self, x: Float[Array, "batch *spatial channels"]) -> None:
-        """Updates the clusters on a probe batch.
-
-        Args:
-            x: Input of this layer, `(batch, *spatial, channels)`, from a network in evaluation mode.
-
-        Raises:
-            TypeError: If `x` is not floating-point.
-            ValueError: If the shape of `x` does not match the clusters.
-        """
+        """Updates the clusters on `x`, the input of this layer in evaluation mode for a probe batch."""
         self.set_clusters(self.clusterer.update(self.clusters, x, axis_name=self.axis_name))
 
     def _drop(self, key: Array, x: Array, rate: Rate) -> Array:

@@ -20,17 +20,6 @@ class MonteCarloPrediction(NamedTuple):
         entropy: Entropy of the mean in nats, `(...)`, in [0, log(classes)]: the total uncertainty.
         mutual_information: Entropy of the mean minus the mean entropy in nats, `(...)`, in [0, entropy]: the
             disagreement of the masks, i.e. the uncertainty about the parameters.
-
-    Example:
-        >>> from dropcluster_jax import drop_path
-        >>> def apply(variables, x, rngs):
-        ...     return drop_path(rngs["dropout"], x, 0.4)
-        >>> prediction = mc_predict(apply, {}, jnp.array([[0.0, 0.0], [9.0, -9.0]]), jax.random.key(0), samples=500)
-        >>> prediction.mean.shape, prediction.entropy.shape
-        ((2, 2), (2,))
-        >>> unsure, disagreeing = prediction.mutual_information  # the first input is unsure under every mask
-        >>> bool(unsure < disagreeing)
-        True
     """
 
     mean: Float[Array, "... classes"]
@@ -55,7 +44,7 @@ def mc_predict(
         chunk: Number of masks computed in parallel, at least 1. Memory grows with `chunk` but not with `samples`.
 
     Returns:
-        A `MonteCarloPrediction`.
+        Moments of the probabilities over the masks.
 
     Raises:
         ValueError: If `samples` or `chunk` is below 1.

@@ -77,8 +77,8 @@ def _shortcut(block: BasicBlock | BottleneckBlock, x: Array, features: int) -> A
 class ResNet(nn.Module):
     """Residual network with optional drop layers.
 
-    Use `resnet50` and its siblings to create one. Bottleneck blocks stride in the 3x3 convolution ("ResNet v1.5"), and
-    the scale of each block's last BatchNorm is initialized to 0.
+    Bottleneck blocks stride in the 3x3 convolution ("ResNet v1.5"), and the scale of each block's last BatchNorm is
+    initialized to 0.
 
     Attributes:
         stage_sizes: Number of blocks in each stage.
@@ -159,21 +159,16 @@ class ResNet(nn.Module):
         deterministic: bool | None = None,
         update_clusters: bool = False,
     ) -> Float[Array, "batch classes"]:
-        """Returns the logits.
+        """Returns float32 logits.
 
         Args:
-            x: Normalized images, `(batch, height, width, channels)`.
+            x: Normalized images.
             train: Whether BatchNorm uses and updates batch statistics.
             rate: Rate of the drop layers that were created without one: a scalar, or one rate by place.
             deterministic: Whether to disable the drop layers. Defaults to `not train`.
             update_clusters: Whether `DropCluster` layers update their clusters from `x`.
-
-        Returns:
-            Logits, float32 `(batch, num_classes)`.
-
-        Raises:
-            KeyError: If `rate` lacks the place of a drop layer without its own rate.
         """
+        deterministic = not train if deterministic is None else deterministic
         norm = functools.partial(
             nn.BatchNorm,
             use_running_average=not train,
@@ -182,12 +177,7 @@ class ResNet(nn.Module):
             dtype=self.dtype,
             axis_name=self.axis_name,
         )
-        drop = functools.partial(
-            self._drop,
-            rate=rate,
-            deterministic=not train if deterministic is None else deterministic,
-            update_clusters=update_clusters,
-        )
+        drop = functools.partial(self._drop, rate=rate, deterministic=deterministic, update_clusters=update_clusters)
 
         if self.stem == "imagenet":
             x = _conv(self.width, (7, 7), (2, 2), padding=[(3, 3), (3, 3)], dtype=self.dtype, name="stem_conv")(x)

@@ -11,38 +11,13 @@ from dropcluster_jax.linen import cluster_states
 
 
 def mean_adjusted_rand_index(state: ClusterState, other: ClusterState) -> float:
-    """Returns the adjusted Rand index between two states of a layer's clusters, averaged over groups of channels.
-
-    States stacked along leading axes, e.g. by `nn.scan`, are averaged over these axes too.
-
-    Args:
-        state: Clusters of a layer.
-        other: Clusters of the same layer, e.g. before an update.
-
-    Returns:
-        Adjusted Rand index, at most 1.
-
-    Example:
-        >>> from dropcluster_jax import Grid
-        >>> state = Grid(num_clusters=4).init((8, 8))
-        >>> mean_adjusted_rand_index(state, state)
-        1.0
-    """
+    """Returns the adjusted Rand index of two states of a layer, averaged over channels and stacked layers."""
     labels, other_labels = jax.device_put((_flat_labels(state), _flat_labels(other)))
     return float(np.mean(jax.device_get(adjusted_rand_index(labels, other_labels))))
 
 
 def cluster_metrics(before: PyTree, after: PyTree) -> dict[str, dict[str, Any]]:
-    """Returns the metrics of a cluster update, by layer.
-
-    Args:
-        before: Collection `"clusters"` before the update.
-        after: Collection `"clusters"` after the update.
-
-    Returns:
-        For each layer `explained_variance`, `adjusted_rand_index` (with the labels before the update), `num_updates`
-        and `num_skipped`.
-    """
+    """Returns the metrics of an update of the collection "clusters", by layer."""
     old_states, states = (cluster_states(jax.device_get(clusters)) for clusters in (before, after))
     return {
         layer: {

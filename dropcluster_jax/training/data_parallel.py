@@ -22,11 +22,10 @@ def _mesh_of_all_devices() -> Mesh:
 class DataParallel:
     """Runs steps on several devices, with sharded batches and replicated parameters.
 
-    With `"jit"`, XLA partitions the computation: a step equals the step of one device on the whole batch up to
-    rounding, including BatchNorm. With `"shard_map"` and `"pmap"`, each replica draws separate masks for its part of
-    the batch, and BatchNorm normalizes over that part unless it has the axis name. Create the steps and the
-    `DropCluster` layers with `axis_name`; `"shard_map"` raises an error if a layer lacks it, `"pmap"` does not. States
-    have the same layout with all strategies, so a run can switch between them.
+    With `"jit"`, a step equals that of one device on the whole batch up to rounding, including BatchNorm. With
+    `"shard_map"` and `"pmap"`, each replica draws separate masks for its part of the batch, and BatchNorm normalizes
+    over that part unless it has the axis name. Create the steps and the `DropCluster` layers with `axis_name`;
+    `"shard_map"` raises an error if a layer lacks it, `"pmap"` does not. A run can switch between the strategies.
 
     Attributes:
         strategy: `"jit"`, `"shard_map"` or `"pmap"`.
@@ -34,8 +33,8 @@ class DataParallel:
         shard_optimizer: Whether to shard the optimizer state instead of replicating it. Requires `"jit"`.
 
     Raises:
-        ValueError: If `strategy` is unknown, `mesh` has several axes or one that is not automatic, `shard_optimizer` is
-            set with another strategy than `"jit"`, or `"pmap"` is used with devices of several processes.
+        ValueError: If `strategy` is unknown, `mesh` does not have a single automatic axis, `shard_optimizer` is set
+            without `"jit"`, or `"pmap"` is used with devices of several processes.
 
     References:
         Rajbhandari et al., "ZeRO: Memory Optimizations Toward Training Trillion Parameter Models", SC 2020,
@@ -98,29 +97,16 @@ class DataParallel:
         return NamedSharding(self.mesh, PartitionSpec())
 
     def shard_batch(self, batch: Batch) -> Batch:
-        """Moves a host batch to the devices.
+        """Moves a host batch to the devices. With multiple processes, it is the part of this process.
 
-        Args:
-            batch: Arrays with the batch as the first axis. With multiple processes, the part of this process.
-
-        Returns:
-            Arrays sharded by `batch_sharding`.
-
-        Raises:
-            ValueError: If the number of devices does not divide the batch size.
+        The number of devices must divide the batch size.
         """
         return shard_batch(dict(batch), self.batch_sharding)
 
     def compile(self, steps: Steps) -> Steps:
-        """Compiles steps for the devices.
+        """Compiles steps, which then take batches sharded by `batch_sharding`. `train` donates the state's buffers.
 
         Compiled steps are cached: calling this again with the same steps is cheap and returns the same object.
-
-        Args:
-            steps: Steps of `make_steps`, made with this `axis_name`.
-
-        Returns:
-            Compiled steps, which take batches sharded by `batch_sharding`. `train` donates the buffers of its state.
 
         Raises:
             ValueError: If the steps were made with another `axis_name`.
@@ -186,15 +172,9 @@ class DataParallel:
         )
 
     def abstract_state(self, steps: Steps, key: Array, batch: Batch) -> TrainState:
-        """Returns the shapes, dtypes and shardings of a state, e.g. to restore a checkpoint into.
+        """Returns the state as `jax.ShapeDtypeStruct`s with shardings, e.g. to restore a checkpoint into.
 
-        Args:
-            steps: Steps of `make_steps`, made with this `axis_name`.
-            key: PRNG key. Only its type is used.
-            batch: Arrays or `jax.ShapeDtypeStruct`s. Only shapes and dtypes are used.
-
-        Returns:
-            A state of `jax.ShapeDtypeStruct`s.
+        Only the shapes and dtypes of the batch are used, and the type of the key.
         """
         state = jax.eval_shape(steps.init, key, batch)
         abstract = jax.tree.map(lambda leaf: _with_sharding(leaf, self.replicated), state)

@@ -20,20 +20,13 @@ _PROFILED_STEPS = range(5, 10)  # counted from the first step of a call, after c
 
 
 class NonFiniteError(FloatingPointError):
-    """Raised if more steps are non-finite than allowed.
-
-    Example:
-        >>> issubclass(NonFiniteError, FloatingPointError)
-        True
-    """
+    """Raised if more steps are non-finite than allowed."""
 
 
 class Save(Protocol):
-    """Saves a checkpoint."""
+    """Saves a state, with its test accuracy if it was evaluated and the number of non-finite steps so far."""
 
-    def __call__(self, state: TrainState, *, accuracy: float | None, nonfinite_steps: int) -> None:
-        """Saves `state`, with its test accuracy if it was evaluated and the number of non-finite steps so far."""
-        ...
+    def __call__(self, state: TrainState, *, accuracy: float | None, nonfinite_steps: int) -> None: ...
 
 
 def fit(
@@ -66,21 +59,17 @@ def fit(
         state: State to start from, of any step. Its buffers are donated.
         batches: Training batches; with `parallel`, sharded by `batch_sharding`.
         num_steps: Step number after which training ends.
-        probe: Returns the probe batch of a cluster update, given its index counted from step 0. Defaults to the
-            training batch.
+        probe: Returns the probe batch of a cluster update, given its index. Defaults to the training batch.
         update_clusters_when: Predicate of the steps before which clusters are updated, e.g. `every(200, start=1000)`.
-            Defaults to never.
         test: Returns the test batches. Called for each evaluation.
         evaluate_every: Interval of evaluations. Also evaluates after the last step, unless disabled.
-        log_every: Interval of log entries and of checks for non-finite steps. The first and the last step are always
-            logged.
+        log_every: Interval of log entries and of checks for non-finite steps. The first and last steps are included.
         log: Called with each log entry, a dict with `event` and `step`. `"train"` entries have `loss`, `accuracy`,
             `rate` and `images_per_second` (None if not known yet). `"clusters"` entries have `layers`, a dict from
             layer names to `explained_variance`, `adjusted_rand_index` (with the previous labels), `num_updates` and
             `num_skipped`. `"test"` entries have the results of `evaluate`. `"nonfinite"` entries, one for each
             non-finite step, have `nonfinite_steps`, their number so far.
-        on_clusters: Called with the state after each cluster update. The next step donates its buffers; copy arrays
-            to keep, e.g. with `jax.device_get`.
+        on_clusters: Called with the state after each cluster update. The next step donates its buffers.
         parallel: Devices and parallelization strategy. Defaults to `jax.jit` on the default device.
         save: Called with the state after each evaluation, after the last step and when stopped. Never called with a
             state that depends on a non-finite step, unless `steps` were made with `skip_nonfinite=True`.

@@ -16,15 +16,12 @@ StepPredicate = Callable[[int], bool]
 
 
 def ramp(rate: Rate, start: int, end: int) -> optax.Schedule:
-    """Returns a schedule that increases linearly from 0 to `rate`.
+    """Returns an Optax schedule that increases linearly from 0 to `rate`. See `optax.linear_schedule`.
 
     Args:
         rate: Final rate, in [0, 1]. May be traced.
         start: Last step with rate 0. If equal to `end`, the first step with the final rate.
         end: First step with the final rate, at least `start`.
-
-    Returns:
-        Optax schedule.
 
     Raises:
         TypeError: If `rate` is not a number.
@@ -53,12 +50,9 @@ def every(steps: int | Callable[[int], int], start: int = 0) -> StepPredicate:
     """Returns a predicate that is true at `start`, `start + steps`, `start + 2 * steps`, ...
 
     Args:
-        steps: Interval in steps, or a schedule of it: the predicate is then true at the steps whose distance from
-            `start` is a multiple of the scheduled interval. 0 means never.
+        steps: Interval in steps, or a schedule of it: the predicate is then true if the distance from `start` is a
+            multiple of the scheduled interval. 0 means never.
         start: First step at which the predicate is true, at least 0.
-
-    Returns:
-        Function of the step number.
 
     Raises:
         TypeError: If `steps` or `start` is not an integer.
@@ -85,24 +79,18 @@ def every(steps: int | Callable[[int], int], start: int = 0) -> StepPredicate:
 
 
 def every_epochs(epochs: float, steps_per_epoch: int, start: float = 0) -> StepPredicate:
-    """Returns a predicate that is true every `epochs` epochs.
+    """Returns a predicate that is true every `epochs` epochs. See `every`.
 
     Args:
-        epochs: Interval in epochs, above 0 and not necessarily an integer. The predicate is true at the first step at
-            or after each multiple, and at every step if the interval is shorter than a step.
+        epochs: Interval in epochs, above 0. The predicate is true at the first step at or after each multiple, and at
+            every step if the interval is shorter than a step.
         steps_per_epoch: Number of steps in an epoch, above 0.
         start: Epoch at which the predicate is first true, at least 0. Rounded to a step.
-
-    Returns:
-        Function of the step number.
 
     Raises:
         ValueError: If an argument is out of range or not finite.
 
     Example:
-        >>> is_due = every_epochs(2, steps_per_epoch=100, start=0.5)
-        >>> [step for step in range(600) if is_due(step)]
-        [50, 250, 450]
         >>> is_due = every_epochs(0.25, steps_per_epoch=10)
         >>> [step for step in range(16) if is_due(step)]
         [0, 3, 5, 8, 10, 13, 15]

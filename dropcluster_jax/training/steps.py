@@ -34,17 +34,9 @@ class TrainState(NamedTuple):
         ema: Exponential moving averages, a dict with `params` and `batch_stats`, or an empty tuple.
 
     Example:
-        >>> state = TrainState(
-        ...     params={"w": jnp.array(3.0)},
-        ...     batch_stats={},
-        ...     clusters={},
-        ...     opt_state=(),
-        ...     key=jax.random.key(0),
-        ...     step=jnp.array(7),
-        ...     ema={"params": {"w": jnp.array(2.5)}, "batch_stats": {}},
-        ... )
-        >>> float(state.variables()["params"]["w"]), float(state.variables(ema=True)["params"]["w"])
-        (3.0, 2.5)
+        >>> state = TrainState({"w": jnp.array(3.0)}, {}, {}, (), jax.random.key(0), jnp.array(7))
+        >>> sorted(state.variables())
+        ['params']
     """
 
     params: PyTree
@@ -56,11 +48,7 @@ class TrainState(NamedTuple):
     ema: PyTree = ()
 
     def variables(self, ema: bool = False) -> dict[str, PyTree]:
-        """Returns the variables for `model.apply`, without empty collections.
-
-        Args:
-            ema: Whether to use the moving averages, if the state has any.
-        """
+        """Returns the variables for `model.apply`. `ema` selects the moving averages, if the state has any."""
         collections = {"params": self.params, "batch_stats": self.batch_stats, "clusters": self.clusters}
         if ema and self.ema:
             collections |= self.ema
@@ -84,21 +72,6 @@ class Steps(NamedTuple):
             for 100 or more classes. Uses the moving averages if the state has any. An optional `"weight"`, `(batch,)`,
             in the batch weights the examples; 0 marks padding.
         axis_name: Mapped axis the functions were made for, if any.
-
-    Example:
-        >>> class Linear(nn.Module):
-        ...     @nn.compact
-        ...     def __call__(self, x, train=False, rate=0.0):
-        ...         return nn.Dense(2)(x.reshape(len(x), -1))
-        >>> steps = make_steps(Linear(), optax.sgd(1.0))
-        >>> batch = {"image": jnp.array([1.0, -1.0]).reshape(2, 1, 1, 1), "label": jnp.array([0, 1])}
-        >>> state, train = steps.init(jax.random.key(0), batch), jax.jit(steps.train)
-        >>> for _ in range(9):
-        ...     state, metrics = train(state, batch)
-        >>> padded = {**batch, "weight": jnp.array([1.0, 0.0])}  # ignore the second example
-        >>> sums = steps.evaluate(state, padded)
-        >>> int(state.step), float(sums["correct"]), float(sums["count"]), float(sums["loss"]) < 0.1
-        (9, 1.0, 1.0, True)
     """
 
     init: Callable[[Array, Batch], TrainState]
@@ -109,20 +82,12 @@ class Steps(NamedTuple):
 
 
 def softmax_cross_entropy(logits: Float[Array, "batch classes"], labels: Labels) -> Float[Array, " batch"]:
-    """Returns the cross-entropy of each example, in nats.
-
-    Args:
-        logits: Logits, `(batch, classes)`.
-        labels: Class indices, `(batch,)`, or probabilities, `(batch, classes)`.
-
-    Returns:
-        Losses, `(batch,)`.
+    """Returns the cross-entropy of each example in nats, for labels that are class indices or probabilities.
 
     Example:
-        >>> logits = jnp.zeros((1, 4))
-        >>> losses = softmax_cross_entropy(logits, jnp.array([2]))
-        >>> bool(jnp.allclose(losses, jnp.log(4))), bool(losses == softmax_cross_entropy(logits, jnp.eye(4)[2:3]))
-        (True, True)
+        >>> loss = softmax_cross_entropy(jnp.zeros((1, 4)), jnp.array([2]))
+        >>> bool(jnp.allclose(loss, jnp.log(4)))
+        True
     """
     if labels.ndim == 2:
         return optax.softmax_cross_entropy(logits, labels)
@@ -158,11 +123,10 @@ def make_steps(
         mix: `(key, images, labels) -> (images, labels)`, e.g. mixup. Applied in training only, after `preprocess`. May
             return labels as probabilities, `(batch, classes)`, if `loss` accepts them.
         label_smoothing: Probability mass of each training label to spread over all classes, in [0, 1).
-        grad_accum_steps: Number of parts into which `train` splits a batch (of each replica). Gradients are averaged
-            over the parts, which are processed in sequence, so activations take less memory. BatchNorm normalizes each
-            part separately.
-        ema_decay: Decay of the moving averages of parameters and BatchNorm statistics, in [0, 1). The decay of a step
-            is at most `(1 + step) / (10 + step)`. 0 disables averaging.
+        grad_accum_steps: Number of sequential parts into which `train` splits a batch (of each replica) to save memory.
+            Gradients are averaged over the parts. BatchNorm normalizes each part separately.
+        ema_decay: Decay of the moving averages of parameters and BatchNorm statistics, in [0, 1), limited to
+            `(1 + step) / (10 + step)`. 0 disables averaging.
         skip_nonfinite: Whether a training step with non-finite loss, gradients, statistics or new parameters changes
             nothing but the step number.
         axis_name: Mapped axis over which the batch is split under `shard_map` or `pmap`. Gradients, statistics and
@@ -238,11 +202,7 @@ def make_steps(
 
 @dataclasses.dataclass(frozen=True, eq=False)
 class _StepFunctions:
-    """Implements `Steps`.
-
-    Fields are the arguments of `make_steps`, with a constant schedule for a constant rate and identities for `augment`,
-    `preprocess` and `mix` if not given.
-    """
+    """Implements `Steps`, with the arguments of `make_steps` after filling in defaults."""
 
     model: nn.Module
     tx: optax.GradientTransformation
@@ -404,13 +364,11 @@ def _smooth(labels: Labels, num_classes: int, label_smoothing: float) -> Float[A
 
 
 def _split_batch(batch: Batch, num_parts: int) -> Batch:
-    """Reshapes arrays to `(num_parts, batch / num_parts, ...)`.
-
-    Parts are strided, so that each contains examples from all devices and resharding is not needed.
-    """
+    """Reshapes arrays to `(num_parts, batch / num_parts, ...)`."""
     size = len(batch["label"])
     if size % num_parts:
         raise ValueError(f"grad_accum_steps must divide the batch size, {size}, got {num_parts}")
+    # Parts are strided, so that each contains examples from all devices and resharding is not needed.
     return jax.tree.map(lambda leaf: jnp.moveaxis(leaf.reshape(-1, num_parts, *leaf.shape[1:]), 1, 0), dict(batch))
 
 
