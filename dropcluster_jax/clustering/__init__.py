@@ -1,8 +1,7 @@
-"""Which units belong together: clusterings of a layer's positions by the correlation of their responses.
+"""Clusterings of a layer's positions by the correlation of their responses.
 
-`Grid`, `KMeans` and `ReNA` are clusterers: hyper-parameters with two pure methods, `init` and `update`, that make and
-renew a `ClusterState`. `quality` measures what they find. Dropping the clusters is the business of
-`dropcluster_jax.masking`.
+`Grid`, `KMeans` and `ReNA` are clusterers: hyperparameters with pure methods `init` and `update` that return a
+`ClusterState`. The metrics compare and evaluate clusterings. `dropcluster_jax.masking` drops the clusters.
 """
 
 from dropcluster_jax.clustering.grid import Grid

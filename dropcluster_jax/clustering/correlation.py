@@ -1,281 +1,221 @@
-"""The correlation geometry: responses of units as vectors of length 1, whose dot products are correlations.
+"""The correlation geometry: units as vectors of length 1 whose dot products are correlations.
 
-A unit is one (position, channel); its vector is its response over the examples of a probe batch. Here also the sums
-that clusterings are made of. Each is a sum over examples, so that replicas which hold parts of the batch need only
-add them up; and each is made for a few channels at a time, which bounds the memory and keeps a CPU in its cache.
+A unit is one (position, channel). Its vector u is its response over the examples of a probe batch, centered and scaled
+to length 1:
+
+    u = (x - mean(x)) / |x - mean(x)|,    <u, v> = correlation of u and v,    |u - v|^2 = 2 (1 - <u, v>).
+
+Distances are averages over channels, and every dot product is a sum over examples. If the batch is split over a mapped
+axis, each replica sums over its own examples, and a `psum` adds up the replicas.
 """
 
-import dataclasses
 import math
 from collections.abc import Callable
-from typing import Any
+from typing import Any, NamedTuple
 
 import jax
 import jax.numpy as jnp
-from jaxtyping import Array, Bool, Float, Int, PyTree, Shaped
+from jaxtyping import Array, Bool, Float, Int, PyTree
 
-# A unit whose deviation is below this share of its largest value varies by rounding alone.
+from dropcluster_jax.clustering.channels import map_channels, map_channels_in_place, sum_over_channels
+
+# Units whose standard deviation is below this fraction of their maximum are constant up to rounding.
 _MIN_DEVIATION = 1e-6
-# How many bytes of activations are worked on together: on a CPU what its cache holds, elsewhere enough to keep every
-# core busy. It changes the speed alone.
-_BYTES_AT_ONCE = {"cpu": 2 * 2**20}
-_BYTES_AT_ONCE_ELSEWHERE = 256 * 2**20
 
 
-@dataclasses.dataclass(frozen=True)
-class Group:
-    """Units that share their labels: those of one channel, or of all.
+class Units(NamedTuple):
+    """Units of all channels of a layer, or of one channel.
 
     Attributes:
-        vectors: centered over the (whole) batch, length 1; zero for a unit that does not vary.
-        varying: whether the unit varies.
-        axis_name: the mapped axis over which the batch is split, if any.
+        vectors: Correlation vectors, float32 `(channels, positions, batch)`; zero for constant units.
+        varying: Whether each unit varies over the batch, bool `(channels, positions)`.
     """
 
-    vectors: Float[Array, "members positions batch"]
-    varying: Bool[Array, "members positions"]
-    axis_name: str | None
-
-    def sum(self, partial: Callable[..., Float[Array, "..."]], *rest: Array) -> Float[Array, "..."]:
-        """Add up `partial(vectors, varying, *rest)` of each member, over all members and replicas.
-
-        Args:
-            partial: a function of one member's vectors, `(positions, batch)`, its `varying`, and its part of the rest.
-            rest: more arrays with the members first.
-        """
-
-        def some(members: tuple[Array, ...]) -> Array:
-            alone = len(members[0]) == 1  # without a dimension of length 1, which slows XLA down
-            parts = partial(*(each[0] for each in members)) if alone else jax.vmap(partial)(*members)
-            total = parts if alone else jnp.sum(parts, axis=0)
-            return total if self.axis_name is None else jax.lax.psum(total, self.axis_name)
-
-        members = (self.vectors, self.varying, *rest)
-        shape = jax.eval_shape(partial, *(each[0] for each in members))
-        chunk = _chunk(len(self.vectors), self.vectors[0].size + shape.size)
-        if chunk == len(self.vectors):
-            return some(members)
-
-        def add(i: Array, total: Array) -> Array:
-            return total + some(_chunks(members, i, chunk))
-
-        return jax.lax.fori_loop(0, len(self.vectors) // chunk, add, jnp.zeros(shape.shape, shape.dtype))
+    vectors: Float[Array, "channels positions batch"]
+    varying: Bool[Array, "channels positions"]
 
 
-def correlation_units(
-    x: Float[Array, "channels positions batch"], axis_name: str | None = None
-) -> tuple[Float[Array, "channels positions batch"], Bool[Array, "channels positions"], Bool[Array, ""]]:
-    """Centre each unit's response over the examples and scale it to length 1.
-
-    Then `<u_p, u_q>` is the correlation of units p and q, and `|u_p - u_q|^2 = 2 (1 - correlation)`.
+def correlation_vectors(
+    x: Float[Array, "*units batch"], axis_name: str | None = None
+) -> tuple[Float[Array, "*units batch"], Bool[Array, "*units"], Bool[Array, ""]]:
+    """Centers the response of each unit over the batch and scales it to length 1.
 
     Args:
-        x: activations, float32.
-        axis_name: a mapped axis over which the batch is split, if any.
+        x: Activations `(*units, batch)`, float32.
+        axis_name: Mapped axis over which the batch is split, if any.
 
     Returns:
-        The vectors, zero for units that do not vary; which units vary; and whether all activations are finite (and
-        none so large that its square is not).
+        The vectors, zero for constant units; whether each unit varies; and whether all activations and the sums of
+        their squares are finite.
 
     Example:
-        >>> x = jnp.array([[[1.0, 2.0, 3.0], [5.0, 3.0, 1.0], [0.0, 0.0, 0.0]]])  # 1 channel, 3 positions, 3 examples
-        >>> vectors, varying, finite = correlation_units(x)
-        >>> round(float(vectors[0, 0] @ vectors[0, 1]), 4), varying[0].tolist()
-        (-1.0, [True, True, False])
+        >>> x = jnp.array([[1.0, 2.0, 3.0], [5.0, 3.0, 1.0], [0.0, 0.0, 0.0]])  # 3 units, 3 examples
+        >>> vectors, varying, finite = correlation_vectors(x)
+        >>> vectors.shape, varying.tolist(), bool(finite)
+        ((3, 3), [True, True, False], True)
+        >>> bool(jnp.isclose(vectors[0] @ vectors[1], -1.0))
+        True
     """
-    # Relative to its largest value a constant unit is exactly 0, in whatever order replicas add up.
-    largest = jnp.max(x, axis=-1)
+    # Subtracting the maximum first makes constant units exactly zero, whatever the order of summation.
+    maximum = jnp.max(x, axis=-1)
     if axis_name is not None:
-        largest = jax.lax.pmax(largest, axis_name)
-    x = x - largest[..., None]
-    total, examples = jnp.sum(x, axis=-1), x.shape[-1]
-    if axis_name is not None:
-        total, examples = jax.lax.psum((total, examples), axis_name)
-    x = x - (total / examples)[..., None]
-    square = jnp.sum(jnp.square(x), axis=-1)
-    if axis_name is not None:
-        square = jax.lax.psum(square, axis_name)
-    varying = square > examples * jnp.square(_MIN_DEVIATION * largest)
-    scale = jnp.where(varying, jax.lax.rsqrt(jnp.where(varying, square, 1.0)), 0.0)
-    return x * scale[..., None], varying, jnp.all(jnp.isfinite(square))
+        maximum = jax.lax.pmax(maximum, axis_name)
+    x = x - maximum[..., None]
+    batch = psum(x.shape[-1], axis_name)
+    mean = psum(jnp.sum(x, axis=-1), axis_name) / batch
+    x = x - mean[..., None]
+    squared_norm = psum(jnp.sum(jnp.square(x), axis=-1), axis_name)
+    varying = squared_norm > batch * jnp.square(_MIN_DEVIATION * maximum)
+    scale = jnp.where(varying, jax.lax.rsqrt(jnp.where(varying, squared_norm, 1.0)), 0.0)
+    return x * scale[..., None], varying, jnp.all(jnp.isfinite(squared_norm))
+
+
+def layer_units(x: Float[Array, "batch *spatial channels"], axis_name: str | None) -> tuple[Units, Bool[Array, ""]]:
+    """Returns the units of a layer, and whether all activations are finite.
+
+    Raises:
+        ValueError: If the batch is empty.
+    """
+    batch, *spatial, channels = x.shape
+    if batch < 1:
+        raise ValueError(f"x must have at least one example, got shape {x.shape}")
+    # Transpose before reshaping; in the other order XLA makes an extra copy.
+    x = jnp.moveaxis(x.astype(jnp.float32), (0, -1), (-1, 0)).reshape(channels, math.prod(spatial), batch)
+
+    def normalize(x: Array) -> tuple[Array, tuple[Array, Array]]:
+        vectors, varying, finite = correlation_vectors(x, axis_name)
+        return vectors, (varying, finite)
+
+    vectors, (varying, finite) = map_channels_in_place(normalize, x)
+    return Units(vectors, varying), jnp.all(finite)
 
 
 def map_groups(
-    function: Callable[..., PyTree[Array]],
-    x: Float[Array, "batch *spatial channels"],
-    *parts: Shaped[Array, "groups ..."],
-    axis_name: str | None,
-    per_position: int,
-) -> tuple[PyTree[Array], Bool[Array, ""]]:
-    """Do `function(group, *parts)` for each group of units, a few at a time.
-
-    With labels per channel there are `channels` groups of one member each, else one group with all channels as
-    members.
+    function: Callable[[Units, Int[Array, " positions"]], PyTree[Array]],
+    units: Units,
+    labels: Int[Array, "*spatial groups"],
+    elements_per_position: int,
+) -> Any:
+    """Applies `function(units, labels)` to each group of units that share their labels.
 
     Args:
-        function: of a `Group` and its part of each array.
-        x: activations.
-        parts: arrays with the groups first; they say how many there are.
-        axis_name: the mapped axis over which the batch is split, if any.
-        per_position: how many numbers the function holds for each position, beside the activations.
+        function: Function of the units of one group and their labels.
+        units: Units of a layer.
+        labels: Labels, of one group with all channels or of one group per channel.
+        elements_per_position: Number of float32 values per position that `function` needs in memory for each channel,
+            in addition to the vectors.
 
     Returns:
-        The results with the groups first; and whether all activations were finite.
-
-    Raises:
-        ValueError: there is no example.
+        The results, stacked along a leading axis of groups.
     """
-    batch, channels, groups = x.shape[0], x.shape[-1], len(parts[0])
-    positions = math.prod(x.shape[1:-1])
-    if batch < 1:
-        raise ValueError(f"x must hold at least one example, got the shape {x.shape}")
-    # Transposed in the shape that it has: reshaped before, XLA would copy it once more.
-    x = jnp.transpose(x.astype(jnp.float32), (x.ndim - 1, *range(1, x.ndim - 1), 0)).reshape(channels, positions, batch)
-    if groups == 1:
-        vectors, varying, finite = _correlation_units_in_place(x, axis_name)
-        result = function(Group(vectors, varying, axis_name), *(each[0] for each in parts))
-        return jax.tree.map(lambda each: each[None], result), finite
+    _, positions, batch = units.vectors.shape
+    labels = flatten_labels(labels)
+    if len(labels) == 1:
+        return jax.tree.map(lambda result: result[None], function(units, labels[0]))
 
-    def one(vectors: Array, varying: Array, *parts: Array) -> PyTree[Array]:
-        return function(Group(vectors[None], varying[None], axis_name), *parts)
+    def map_channel(vectors: Array, varying: Array, labels: Array) -> PyTree[Array]:
+        return function(Units(vectors[None], varying[None]), labels)
 
-    def some(i: Array) -> tuple[PyTree[Array], Array]:
-        some_x, *some_parts = _chunks((x, *parts), i, chunk)
-        vectors, varying, finite = correlation_units(some_x, axis_name)
-        return jax.vmap(one)(vectors, varying, *some_parts), finite
-
-    chunk = _chunk(groups, positions * (batch + per_position))
-    results, finite = jax.lax.map(some, jnp.arange(groups // chunk))
-    return jax.tree.map(lambda each: each.reshape(groups, *each.shape[2:]), results), jnp.all(finite)
+    return map_channels(map_channel, *units, labels, elements=positions * (batch + elements_per_position))
 
 
-def by_group(labels: Int[Array, "*spatial groups"]) -> Int[Array, "groups positions"]:
-    """The labels of each group, in a row."""
+def distances_to_centroids(
+    units: Units, membership: Float[Array, "clusters positions"], axis_name: str | None
+) -> Float[Array, "positions clusters"]:
+    """Returns the mean over channels of the squared distance of each position to each cluster's centroid.
+
+    In each channel, the centroid is the mean vector of the cluster's varying units, and zero if all are constant.
+
+    Args:
+        units: Units that share their clusters.
+        membership: 1 if a position is in a cluster, else 0.
+        axis_name: Mapped axis over which the batch is split, if any.
+    """
+
+    def terms(vectors: Float[Array, "positions batch"], varying: Bool[Array, " positions"]) -> Array:
+        counts = matmul(membership, varying.astype(jnp.float32))
+        centroids = matmul(membership, vectors) / jnp.maximum(counts, 1.0)[:, None]
+        return _distance_terms(vectors, varying, centroids)
+
+    return _mean_distances(units, psum(sum_over_channels(terms, *units), axis_name))
+
+
+def distances_to_positions(
+    units: Units, indices: Int[Array, " points"], axis_name: str | None
+) -> Float[Array, "positions points"]:
+    """Returns the mean over channels of the squared distance of each position to the positions `indices`."""
+
+    def terms(vectors: Float[Array, "positions batch"], varying: Bool[Array, " positions"]) -> Array:
+        return _distance_terms(vectors, varying, vectors[indices])
+
+    return _mean_distances(units, psum(sum_over_channels(terms, *units), axis_name))
+
+
+def _distance_terms(
+    vectors: Float[Array, "positions batch"], varying: Bool[Array, " positions"], points: Float[Array, "points batch"]
+) -> Float[Array, "positions points"]:
+    """Returns the terms with v of `|u - v|^2 = |u|^2 + |v|^2 - 2 <u, v>` in one channel; 0 if u is constant."""
+    squared_norms = jnp.sum(jnp.square(points), axis=1)
+    return jnp.where(varying[:, None], squared_norms, 0.0) - 2.0 * matmul(vectors, points.T)
+
+
+def _mean_distances(units: Units, terms: Float[Array, "positions points"]) -> Float[Array, "positions points"]:
+    """Adds the terms `|u|^2` and divides by the number of channels that vary at all."""
+    squared_norms = jnp.sum(units.varying, axis=0, dtype=jnp.float32)
+    channels = jnp.sum(jnp.any(units.varying, axis=1), dtype=jnp.float32)
+    # Rounding can make a zero distance negative.
+    return jnp.maximum(squared_norms[:, None] + terms, 0.0) / jnp.maximum(channels, 1.0)
+
+
+def explained_variance(
+    units: Units, labels: Int[Array, " positions"], num_clusters: int, axis_name: str | None
+) -> Float[Array, ""]:
+    """Returns `between / total`, the fraction of the varying units' variance between clusters; 0 if total is 0.
+
+    With s_k the sum of the n_k varying units of cluster k, and s and n the sum and number of all varying units, each of
+    length 1, the variances of one channel are:
+
+        total = sum_u |u - s / n|^2 = n - |s|^2 / n
+        between = sum_k n_k |s_k / n_k - s / n|^2 = sum_k |s_k|^2 / n_k - |s|^2 / n
+    """
+
+    def terms(vectors: Float[Array, "positions batch"], varying: Bool[Array, " positions"]) -> Array:
+        counts = jax.ops.segment_sum(varying.astype(jnp.float32), labels, num_clusters)
+        sums = jax.ops.segment_sum(vectors, labels, num_clusters)
+        clusters = jnp.sum(jnp.sum(jnp.square(sums), axis=1) / jnp.maximum(counts, 1.0))
+        overall = jnp.sum(jnp.square(jnp.sum(sums, axis=0))) / jnp.maximum(jnp.sum(counts), 1.0)
+        return jnp.stack([clusters, overall])
+
+    clusters, overall = psum(sum_over_channels(terms, *units), axis_name)
+    count = jnp.sum(units.varying, dtype=jnp.float32)
+    total, between = count - overall, clusters - overall
+    varies = total > 1e-6 * count  # otherwise all units are equal, up to rounding
+    return jnp.where(varies, jnp.clip(between / jnp.where(varies, total, 1.0), 0.0, 1.0), 0.0)
+
+
+def flatten_labels(labels: Int[Array, "*spatial groups"]) -> Int[Array, "groups positions"]:
+    """Returns the labels of each group in one row."""
     return labels.reshape(-1, labels.shape[-1]).T
 
 
-def _correlation_units_in_place(
-    x: Float[Array, "channels positions batch"], axis_name: str | None
-) -> tuple[Float[Array, "channels positions batch"], Bool[Array, "channels positions"], Bool[Array, ""]]:
-    """`correlation_units` of a few channels at a time, so that no second copy of all is held."""
-    channels, positions, batch = x.shape
-    chunk = _chunk(channels, positions * batch)
-
-    def step(i: Array, carry: tuple[Array, Array, Array]) -> tuple[Array, Array, Array]:
-        vectors, varying, finite = carry
-        (some,) = _chunks((vectors,), i, chunk)
-        some, some_live, some_finite = correlation_units(some, axis_name)
-        return (
-            jax.lax.dynamic_update_slice_in_dim(vectors, some, i * chunk, axis=0),
-            jax.lax.dynamic_update_slice_in_dim(varying, some_live, i * chunk, axis=0),
-            finite & some_finite,
-        )
-
-    return jax.lax.fori_loop(0, channels // chunk, step, (x, jnp.zeros((channels, positions), bool), jnp.array(True)))
-
-
-def _chunk(number: int, elements: int) -> int:
-    """How many things of so many float32 numbers to work on together: a divisor of their number, at least 1."""
-    bytes_at_once = _BYTES_AT_ONCE.get(jax.default_backend(), _BYTES_AT_ONCE_ELSEWHERE)
-    most = max(1, bytes_at_once // (4 * elements))
-    return next(chunk for chunk in range(min(most, number), 0, -1) if number % chunk == 0)
-
-
-def _chunks(arrays: tuple[Array, ...], i: Array, chunk: int) -> tuple[Array, ...]:
-    """The i-th part of each array. A reshape, of which a loop takes the i-th row, would make XLA copy them all."""
-    return tuple(jax.lax.dynamic_slice_in_dim(each, i * chunk, chunk) for each in arrays)
-
-
-def apply_if(
-    predicate: Bool[Array, ""], function: Callable[[PyTree[Array]], PyTree[Array]], operand: PyTree[Array]
-) -> Any:
-    """`function(operand)` where the predicate holds, else `operand`.
-
-    A loop of at most one turn: under `vmap` it is left out where no example needs it; `lax.cond` would always run it.
-    """
-    return jax.lax.while_loop(
-        lambda carry: carry[0], lambda carry: (jnp.array(False), function(carry[1])), (predicate, operand)
-    )[1]
-
-
-def depend_on(x: Float[Array, "..."], index: Int[Array, "..."]) -> Float[Array, "..."]:
-    """`x`, but not before `index` is known, integers of at least 0.
-
-    Where `psum` is used within one process, on several CPU devices, XLA crashes when two of them run at once (all carry
-    the same channel). So what sums over replicas is made to depend on what did so before. An optimization barrier does
-    not varying long enough for that.
-    """
-    return jnp.where(index.ravel()[0] >= 0, x, 0.0)
-
-
-def membership(labels: Int[Array, " positions"], num_clusters: int) -> Float[Array, "clusters positions"]:
-    """1 where the position belongs to the cluster. A label outside `[0, num_clusters)` belongs to none."""
-    return (labels == jnp.arange(num_clusters)[:, None]).astype(jnp.float32)
-
-
-def product(left: Float[Array, "..."], right: Float[Array, "..."]) -> Float[Array, "..."]:
-    """The matrix product in full float32: by default accelerators would round to bfloat16 or tf32."""
+def matmul(left: Float[Array, "..."], right: Float[Array, "..."]) -> Float[Array, "..."]:
+    """Multiplies matrices in full float32; by default, accelerators round the inputs to bfloat16 or TF32."""
     return jnp.matmul(left, right, precision=jax.lax.Precision.HIGHEST)
 
 
-def squared_distances(
-    group: Group, points: Callable[[Array, Array], Float[Array, "points batch"]]
-) -> Float[Array, "positions points"]:
-    """The squared distance of each position to each point: the mean over channels, over a position's varying ones.
+def psum(x: Any, axis_name: str | None) -> Any:
+    """Sums over replicas; returns `x` unchanged if `axis_name` is None."""
+    return x if axis_name is None else jax.lax.psum(x, axis_name)
 
-    Channels without any varying unit do not count.
 
-    Args:
-        group: the units.
-        points: gives the points in one channel, centroids or units, from its vectors and their liveness.
+def apply_if(predicate: Bool[Array, ""], function: Callable[[Array], Array], operand: Array) -> Array:
+    """Returns `function(operand)` if the predicate is true, else `operand`.
+
+    This is a loop of at most one iteration, because `vmap` with a batched predicate turns `jax.lax.cond` into a select
+    that always runs `function`.
     """
 
-    def partial(vectors: Array, varying: Array) -> Array:
-        there = points(vectors, varying)
-        square = jnp.sum(jnp.square(there), axis=1)
-        return jnp.where(varying[:, None], square, 0.0) - 2.0 * product(vectors, there.T)
+    def body(carry: tuple[Array, Array]) -> tuple[Array, Array]:
+        return jnp.array(False), function(carry[1])
 
-    own = jnp.sum(group.varying, axis=0, dtype=jnp.float32)
-    channels = jnp.sum(jnp.any(group.varying, axis=1), dtype=jnp.float32)
-    # Rounding can take a distance of 0 below it.
-    return jnp.maximum(own[:, None] + group.sum(partial), 0.0) / jnp.maximum(channels, 1.0)
-
-
-def centroids(
-    member: Float[Array, "clusters positions"],
-) -> Callable[[Array, Array], Float[Array, "clusters batch"]]:
-    """In one channel, the mean of each cluster's varying units; zero where it has none."""
-
-    def points(vectors: Array, varying: Array) -> Array:
-        counts = product(member, varying.astype(jnp.float32))
-        return product(member, vectors) / jnp.maximum(counts, 1.0)[:, None]
-
-    return points
-
-
-def explained(group: Group, labels: Int[Array, " positions"], num_clusters: int) -> Float[Array, ""]:
-    """1 - (variance within clusters) / (total variance) over the group's varying units; 0 where nothing varies."""
-
-    def partial(vectors: Array, varying: Array) -> Array:
-        counts = jax.ops.segment_sum(varying.astype(jnp.float32), labels, num_clusters)
-        sums = jax.ops.segment_sum(vectors, labels, num_clusters)
-        each = jnp.sum(jnp.sum(jnp.square(sums), axis=1) / jnp.maximum(counts, 1.0))
-        overall = jnp.sum(jnp.square(jnp.sum(sums, axis=0))) / jnp.maximum(jnp.sum(counts), 1.0)
-        return jnp.stack([each, overall])
-
-    each, overall = group.sum(partial)
-    units = jnp.sum(group.varying, dtype=jnp.float32)
-    # Units that all agree leave nothing to explain, but for rounding.
-    varies = units - overall > 1e-6 * units
-    return jnp.where(varies, jnp.clip((each - overall) / jnp.where(varies, units - overall, 1.0), 0.0, 1.0), 0.0)
-
-
-def within_correlation(group: Group, labels: Int[Array, " positions"], num_clusters: int) -> Float[Array, ""]:
-    """The mean correlation of two different varying units of one channel and one cluster; 0 where there are none."""
-    counts = jax.vmap(lambda varying: jax.ops.segment_sum(varying, labels, num_clusters))(
-        group.varying.astype(jnp.float32)
-    )
-    squares = group.sum(lambda vectors, _: jnp.sum(jnp.square(jax.ops.segment_sum(vectors, labels, num_clusters))))
-    pairs = jnp.sum(counts * (counts - 1.0))
-    mean = (squares - jnp.sum(group.varying, dtype=jnp.float32)) / jnp.maximum(pairs, 1.0)
-    return jnp.where(pairs > 0, jnp.clip(mean, -1.0, 1.0), 0.0)
+    return jax.lax.while_loop(lambda carry: carry[0], body, (predicate, operand))[1]

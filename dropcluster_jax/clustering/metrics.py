@@ -1,4 +1,4 @@
-"""Measures of a clustering, as plain functions of labels and activations."""
+"""Metrics of clusterings, as functions of labels and activations."""
 
 import functools
 import math
@@ -10,6 +10,8 @@ import numpy as np
 from jaxtyping import Array, Bool, Float, Int
 
 from dropcluster_jax.clustering import correlation
+from dropcluster_jax.clustering.channels import sum_over_channels
+from dropcluster_jax.clustering.correlation import Units, flatten_labels
 from dropcluster_jax.clustering.grid import edges
 from dropcluster_jax.clustering.state import check_shapes
 
@@ -20,30 +22,35 @@ def explained_variance(
     num_clusters: int,
     axis_name: str | None = None,
 ) -> Float[Array, " groups"]:
-    """The share of the units' variance that lies between clusters: `1 - within / total`, over varying units.
+    """Computes the fraction of the units' variance that the clusters explain, `1 - within / total`.
 
-    In the correlation geometry: each unit's response over the batch, centered and scaled to length 1.
+    Each unit's response over the batch is centered and scaled to length 1. Units that do not vary are ignored.
 
     Args:
-        labels: int32 `(*spatial, groups)`; `groups` is 1 (shared by all channels) or the number of channels.
-        x: activations `(batch, *spatial, channels)`.
-        num_clusters: the number of clusters; labels lie in `[0, num_clusters)`.
-        axis_name: a mapped axis over which the batch is split, if any.
+        labels: Cluster of each position, int32 `(*spatial, groups)`, in `[0, num_clusters)`. `groups` is 1 (shared by
+            all channels) or the number of channels.
+        x: Activations `(batch, *spatial, channels)`.
+        num_clusters: Number of clusters.
+        axis_name: Mapped axis over which the batch is split, if any.
 
     Returns:
-        float32 `(groups,)` in [0, 1]; 0 where no unit varies, NaN if any activation is not finite.
+        float32 `(groups,)`, in [0, 1]; 0 if no unit varies, NaN if any activation is not finite.
 
     Raises:
-        TypeError, ValueError: `x` is not floating-point, or of another shape than the labels.
+        TypeError: If `x` is not floating-point.
+        ValueError: If the batch is empty, or the shape of `x` does not match the labels.
 
     Example:
         >>> import jax, jax.numpy as jnp
         >>> signal = jax.random.normal(jax.random.key(0), (50, 2))
-        >>> x = signal[:, jnp.array([0, 0, 1, 1]), None]  # positions 0, 1 and positions 2, 3 respond alike
-        >>> [round(float(explained_variance(jnp.array(l)[:, None], x, 2)[0]), 2) for l in ([0, 0, 1, 1], [0, 0, 0, 0])]
-        [1.0, 0.0]
+        >>> x = signal[:, jnp.array([0, 0, 1, 1]), None]  # 4 positions, the first two equal and the last two equal
+        >>> explained = explained_variance(jnp.array([[0], [0], [1], [1]]), x, num_clusters=2)
+        >>> explained.shape, bool(jnp.allclose(explained, 1.0))
+        ((1,), True)
+        >>> bool(jnp.allclose(explained_variance(jnp.zeros((4, 1), int), x, num_clusters=2), 0.0))
+        True
     """
-    return _measure(correlation.explained, jnp.asarray(labels), jnp.asarray(x), num_clusters, axis_name)
+    return _measure(correlation.explained_variance, jnp.asarray(labels), jnp.asarray(x), num_clusters, axis_name)
 
 
 def mean_within_correlation(
@@ -52,65 +59,73 @@ def mean_within_correlation(
     num_clusters: int,
     axis_name: str | None = None,
 ) -> Float[Array, " groups"]:
-    """The mean correlation of two units of one cluster, over all pairs of different varying units of one channel.
+    """Computes the mean correlation over all pairs of different varying units in the same cluster and channel.
 
-    With `s_k` the sum of the vectors of cluster k and `n_k` their number: `sum (|s_k|^2 - n_k) / sum n_k (n_k - 1)`,
-    over clusters and, where they share labels, channels.
-
-    Args:
-        labels: int32 `(*spatial, groups)`; `groups` is 1 (shared by all channels) or the number of channels.
-        x: activations `(batch, *spatial, channels)`.
-        num_clusters: the number of clusters; labels lie in `[0, num_clusters)`.
-        axis_name: a mapped axis over which the batch is split, if any.
+    See `explained_variance` for the arguments and exceptions.
 
     Returns:
-        float32 `(groups,)` in [-1, 1]; 0 where no cluster has two varying units, NaN if any activation is not finite.
-
-    Raises:
-        TypeError, ValueError: `x` is not floating-point, or of another shape than the labels.
+        float32 `(groups,)`, in [-1, 1]; 0 if no cluster has two varying units, NaN if any activation is not finite.
 
     Example:
         >>> import jax, jax.numpy as jnp
         >>> signal = jax.random.normal(jax.random.key(0), (50, 2))
-        >>> x = signal[:, jnp.array([0, 0, 1, 1]), None]  # positions 0, 1 and positions 2, 3 respond alike
-        >>> [round(float(mean_within_correlation(jnp.array(l)[:, None], x, 2)[0]), 2) for l in ([0, 0, 1, 1], [0] * 4)]
-        [1.0, 0.24]
+        >>> x = signal[:, jnp.array([0, 0, 1, 1]), None]  # 4 positions, the first two equal and the last two equal
+        >>> bool(jnp.allclose(mean_within_correlation(jnp.array([[0], [0], [1], [1]]), x, num_clusters=2), 1.0))
+        True
+        >>> bool(mean_within_correlation(jnp.zeros((4, 1), int), x, num_clusters=2)[0] < 1.0)
+        True
     """
-    return _measure(correlation.within_correlation, jnp.asarray(labels), jnp.asarray(x), num_clusters, axis_name)
+    return _measure(_mean_within_correlation, jnp.asarray(labels), jnp.asarray(x), num_clusters, axis_name)
 
 
 @functools.partial(jax.jit, static_argnums=(0, 3, 4))
 def _measure(
-    measure: Callable[[correlation.Group, Array, int], Float[Array, ""]],
-    labels: Array,
-    x: Array,
+    metric: Callable[[Units, Array, int, str | None], Float[Array, ""]],
+    labels: Int[Array, "*spatial groups"],
+    x: Float[Array, "batch *spatial channels"],
     num_clusters: int,
     axis_name: str | None,
 ) -> Float[Array, " groups"]:
+    """Applies a metric of correlation vectors to each group; NaN if any activation is not finite."""
     check_shapes(x, labels)
+    units, finite = correlation.layer_units(x, axis_name)
 
-    def one(group: correlation.Group, labels: Array) -> Float[Array, ""]:
-        return measure(group, labels, num_clusters)
+    def measure(units: Units, labels: Int[Array, " positions"]) -> Float[Array, ""]:
+        return metric(units, labels, num_clusters, axis_name)
 
-    result, finite = correlation.map_groups(
-        one, x, correlation.by_group(labels), axis_name=axis_name, per_position=num_clusters
-    )
+    result = correlation.map_groups(measure, units, labels, elements_per_position=num_clusters)
     return jnp.where(finite, result, jnp.nan)
+
+
+def _mean_within_correlation(
+    units: Units, labels: Int[Array, " positions"], num_clusters: int, axis_name: str | None
+) -> Float[Array, ""]:
+    """With the sum `s_k` of the `n_k` varying units of cluster k: `sum_k (|s_k|^2 - n_k) / sum_k n_k (n_k - 1)`."""
+
+    def sum_by_cluster(values: Array) -> Array:
+        return jax.ops.segment_sum(values, labels, num_clusters)
+
+    def squared_sums(vectors: Float[Array, "positions batch"]) -> Float[Array, ""]:
+        return jnp.sum(jnp.square(sum_by_cluster(vectors)))
+
+    counts = jax.vmap(sum_by_cluster)(units.varying.astype(jnp.float32))
+    squares = correlation.psum(sum_over_channels(squared_sums, units.vectors), axis_name)
+    pairs = jnp.sum(counts * (counts - 1.0))
+    mean = (squares - jnp.sum(units.varying, dtype=jnp.float32)) / jnp.maximum(pairs, 1.0)
+    return jnp.where(pairs > 0, jnp.clip(mean, -1.0, 1.0), 0.0)
 
 
 def is_connected(
     labels: Int[Array | np.ndarray, "*spatial groups"], num_clusters: int
 ) -> Bool[Array, "clusters groups"]:
-    """Whether each cluster is connected: from each of its positions one can step to any other within it.
-
-    A step goes to a neighbor along one dimension. No position at all is connected too.
+    """Checks whether each cluster is connected through neighbors along single dimensions.
 
     Args:
-        labels: int32 `(*spatial, groups)`, in `[0, num_clusters)`.
-        num_clusters: the number of clusters.
+        labels: Cluster of each position, int32 `(*spatial, groups)`, in `[0, num_clusters)`.
+        num_clusters: Number of clusters.
 
     Returns:
-        bool `(num_clusters, groups)`.
+        bool `(num_clusters, groups)`; True for empty clusters.
 
     Example:
         >>> import jax.numpy as jnp
@@ -126,76 +141,84 @@ def _is_connected(labels: Int[Array, "*spatial groups"], num_clusters: int) -> B
     first, second = edges(tuple(spatial))
     positions = math.prod(spatial)
 
-    def one(labels: Int[Array, " positions"]) -> Bool[Array, " clusters"]:
-        inside = labels[first] == labels[second]
+    def check_group(labels: Int[Array, " positions"]) -> Bool[Array, " clusters"]:
+        same_cluster = labels[first] == labels[second]
 
         def spread(carry: tuple[Array, Array]) -> tuple[Array, Array]:
-            """Each position takes the lowest position that it or a neighbor knows of, and what that one knows."""
-            lowest, _ = carry
-            across = jnp.where(inside, jnp.minimum(lowest[first], lowest[second]), positions)
-            known = lowest.at[first].min(across).at[second].min(across)
-            known = known[known]
-            return known, jnp.any(known != lowest)
+            """Replaces each position's root by the lowest root of its neighbors, then by the root of that root."""
+            roots, _ = carry
+            lowest = jnp.where(same_cluster, jnp.minimum(roots[first], roots[second]), positions)
+            new_roots = roots.at[first].min(lowest).at[second].min(lowest)
+            new_roots = new_roots[new_roots]
+            return new_roots, jnp.any(new_roots != roots)
 
-        lowest, _ = jax.lax.while_loop(lambda carry: carry[1], spread, (jnp.arange(positions), jnp.array(True)))
-        parts = jnp.bincount(jnp.where(lowest == jnp.arange(positions), labels, num_clusters), length=num_clusters)
-        return parts <= 1
+        roots, _ = jax.lax.while_loop(lambda carry: carry[1], spread, (jnp.arange(positions), jnp.array(True)))
+        is_root = roots == jnp.arange(positions)
+        components = jnp.bincount(jnp.where(is_root, labels, num_clusters), length=num_clusters)
+        return components <= 1
 
-    return jax.lax.map(one, correlation.by_group(labels)).T
+    return jax.lax.map(check_group, flatten_labels(labels)).T
 
 
 def adjusted_rand_index(
     labels: Int[Array | np.ndarray, "*spatial groups"],
     other: Int[Array | np.ndarray, "*spatial groups"],
 ) -> Float[Array, " groups"]:
-    """The adjusted Rand index of two clusterings of the same positions, whatever the names of their clusters.
+    """Computes the adjusted Rand index of two clusterings of the same positions.
 
-    With `n_ij` the positions in cluster i of the one and j of the other, `a_i` and `b_j` its sums, n all positions,
-    `C(m) = m (m - 1) / 2` and `e = sum C(a_i) sum C(b_j) / C(n)`:
-    `(sum C(n_ij) - e) / ((sum C(a_i) + sum C(b_j)) / 2 - e)`.
+    With `n_ij` the number of positions in cluster i of one and cluster j of the other clustering, `a_i` and `b_j` its
+    row and column sums, n their total, `C(m) = m (m - 1) / 2`, and the expected index
+    `e = sum_i C(a_i) sum_j C(b_j) / C(n)`:
+
+        (sum_ij C(n_ij) - e) / ((sum_i C(a_i) + sum_j C(b_j)) / 2 - e)
 
     Args:
-        labels: int32 `(*spatial, groups)`.
-        other: of the same shape.
+        labels: Cluster of each position, int32 `(*spatial, groups)`.
+        other: Clusters to compare with, of the same shape.
 
     Returns:
-        float32 `(groups,)`, at most 1: 1 for equal partitions, about 0 for unrelated ones, below 0 for worse.
+        float32 `(groups,)`: 1 for identical partitions, 0 on average for random ones, negative below chance.
 
     Raises:
-        ValueError: the shapes differ.
+        ValueError: If the shapes differ.
 
     References:
         Hubert, Arabie, "Comparing partitions", Journal of Classification 2, 1985.
 
     Example:
-        >>> one, renamed, half = (jnp.array(l)[:, None] for l in ([0, 0, 1, 1], [1, 1, 0, 0], [0, 0, 0, 1]))
-        >>> adjusted_rand_index(one, renamed).tolist(), adjusted_rand_index(one, half).tolist()
-        ([1.0], [0.0])
+        >>> labels = jnp.array([0, 0, 1, 1])[:, None]
+        >>> adjusted_rand_index(labels, 1 - labels).tolist()
+        [1.0]
+        >>> adjusted_rand_index(labels, jnp.array([0, 0, 0, 1])[:, None]).tolist()
+        [0.0]
     """
     if labels.shape != other.shape:
         raise ValueError(f"other must have the shape of labels, {labels.shape}, got {other.shape}")
-    return _agreement(*(correlation.by_group(jnp.asarray(each)) for each in (labels, other)))
+    return _adjusted_rand_index(flatten_labels(jnp.asarray(labels)), flatten_labels(jnp.asarray(other)))
 
 
 @jax.jit
-def _agreement(
+def _adjusted_rand_index(
     labels: Int[Array, "groups positions"], other: Int[Array, "groups positions"]
 ) -> Float[Array, " groups"]:
     positions = labels.shape[1]
 
-    def pairs(counts: Array | float) -> Array | float:
+    def num_pairs(counts: Array | float) -> Array | float:
         return counts * (counts - 1) / 2
 
-    def together(labels: Array, other: Array) -> Float[Array, ""]:
-        """Pairs of positions that both put together. After sorting, equal pairs of labels are neighbors."""
-        sorted_labels, sorted_other = jax.lax.sort((labels, other), num_keys=2)
-        differs = (jnp.diff(sorted_labels) != 0) | (jnp.diff(sorted_other) != 0)
+    @jax.vmap
+    def num_pairs_in_both(labels: Array, other: Array) -> Float[Array, ""]:
+        """Counts the pairs of positions that share a cluster in both clusterings."""
+        # Sorting puts positions with the same two labels next to each other.
+        labels, other = jax.lax.sort((labels, other), num_keys=2)
+        differs = (jnp.diff(labels) != 0) | (jnp.diff(other) != 0)
         run = jnp.cumsum(jnp.concatenate([jnp.zeros(1, jnp.int32), differs]))
-        return jnp.sum(pairs(jnp.bincount(run, length=positions).astype(jnp.float32)))
+        return jnp.sum(num_pairs(jnp.bincount(run, length=positions).astype(jnp.float32)))
 
-    both, first, second = (jax.vmap(together)(*two) for two in ((labels, other), (labels, labels), (other, other)))
-    expected = first * second / max(pairs(positions), 1)
-    most = (first + second) / 2
-    # Both put all positions together, or each by itself: they agree, and chance could do nothing else.
-    trivial = most - expected <= 1e-6 * most
-    return jnp.where(trivial, 1.0, (both - expected) / jnp.where(trivial, 1.0, most - expected))
+    pairs_in_both = num_pairs_in_both(labels, other)
+    pairs, other_pairs = num_pairs_in_both(labels, labels), num_pairs_in_both(other, other)
+    expected = pairs * other_pairs / max(num_pairs(positions), 1)
+    maximum = (pairs + other_pairs) / 2
+    # Both clusterings have a single cluster, or one cluster per position: they are identical.
+    trivial = maximum - expected <= 1e-6 * maximum
+    return jnp.where(trivial, 1.0, (pairs_in_both - expected) / jnp.where(trivial, 1.0, maximum - expected))
