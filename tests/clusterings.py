@@ -1,4 +1,4 @@
-"""What the tests of clustering share: a compiled update, activations with planted clusters, equality up to names."""
+"""Helpers of the clustering tests: a jitted update, planted clusters, and comparison up to a renaming."""
 
 import functools
 
@@ -13,21 +13,21 @@ def update(clusterer, state, x):
 
 
 def planted(key, spatial=(6, 7), channels=3, num_clusters=5, batch=64, noise=0.2):
-    """Activations whose positions follow one of a few signals, in each channel others; and which one."""
-    blobs, signals, jitter = jax.random.split(key, 3)
-    # Each blob at least once, then at random.
+    """Returns activations in which each position follows one of a few signals per channel, and the true clusters."""
+    labels_key, signal_key, noise_key = jax.random.split(key, 3)
+    # Every cluster has at least one position.
     positions = int(np.prod(spatial))
     truth = jnp.concatenate(
-        [jnp.arange(num_clusters), jax.random.randint(blobs, (positions - num_clusters,), 0, num_clusters)]
+        [jnp.arange(num_clusters), jax.random.randint(labels_key, (positions - num_clusters,), 0, num_clusters)]
     )
-    truth = jax.random.permutation(blobs, truth)
-    signal = jax.random.normal(signals, (batch, num_clusters, channels))
-    x = signal[:, truth] + noise * jax.random.normal(jitter, (batch, positions, channels))
+    truth = jax.random.permutation(labels_key, truth)
+    signal = jax.random.normal(signal_key, (batch, num_clusters, channels))
+    x = signal[:, truth] + noise * jax.random.normal(noise_key, (batch, positions, channels))
     return x.reshape(batch, *spatial, channels), np.asarray(truth)
 
 
-def same_partition(one, other) -> bool:
-    """Whether two labellings are equal up to the names of clusters."""
-    one, other = np.ravel(one), np.ravel(other)
-    pairs = {(int(a), int(b)) for a, b in zip(one, other, strict=True)}
-    return len(pairs) == len(set(one.tolist())) == len(set(other.tolist()))
+def same_partition(labels, other) -> bool:
+    """Checks whether two labelings are equal up to a renaming of the clusters."""
+    labels, other = np.ravel(labels), np.ravel(other)
+    pairs = set(zip(labels.tolist(), other.tolist(), strict=True))
+    return len(pairs) == len(set(labels.tolist())) == len(set(other.tolist()))

@@ -1,4 +1,4 @@
-"""The same clusters on any number of devices, and in bounded memory."""
+"""Clusterers on several devices, and their memory."""
 
 import functools
 import os
@@ -21,7 +21,9 @@ CLUSTERERS = [
     dc.ReNA(num_clusters=20, per_channel=True),
     dc.ReNA(num_clusters=20),
 ]
-EACH = pytest.mark.parametrize("clusterer", CLUSTERERS, ids=lambda each: f"{type(each).__name__} {each.per_channel}")
+each_clusterer = pytest.mark.parametrize(
+    "clusterer", CLUSTERERS, ids=lambda clusterer: f"{type(clusterer).__name__} {clusterer.per_channel}"
+)
 
 
 @functools.cache
@@ -54,20 +56,20 @@ def under_pmap(clusterer, state, x):
     return jax.tree.map(lambda leaf: leaf[0], states)
 
 
-@EACH
-@pytest.mark.parametrize("how", [under_jit, under_shard_map, under_pmap])
-def test_eight_devices_find_what_one_finds(cifar10_features, clusterer, how):
-    """From the same state: the first update, with its seeding, and a warm one on other features."""
+@each_clusterer
+@pytest.mark.parametrize("transform", [under_jit, under_shard_map, under_pmap])
+def test_eight_devices_agree_with_one(cifar10_features, clusterer, transform):
+    """Compares the first update, with its seeding, and a warm update on other features."""
     state = clusterer.init(cifar10_features.shape[1:])
     for x in (cifar10_features, cifar10_features[:, ::-1]):
-        one, many = update(clusterer, state, x), how(clusterer, state, x)
-        assert (np.asarray(one.labels) == np.asarray(many.labels)).mean() >= 0.9999
-        assert np.allclose(one.explained_variance, many.explained_variance, atol=1e-4)
-        state = one
+        expected, actual = update(clusterer, state, x), transform(clusterer, state, x)
+        assert (np.asarray(expected.labels) == np.asarray(actual.labels)).mean() >= 0.9999
+        assert np.allclose(expected.explained_variance, actual.explained_variance, atol=1e-4)
+        state = expected
 
 
-@EACH
-def test_the_batch_is_never_gathered_on_one_device(cifar10_features, clusterer):
+@each_clusterer
+def test_batch_is_never_gathered_on_one_device(cifar10_features, clusterer):
     state = clusterer.init(cifar10_features.shape[1:])
     compiled = jax.jit(clusterer.update).lower(state, sharded(cifar10_features)).compile()
     program = compiled.as_text()
@@ -75,8 +77,7 @@ def test_the_batch_is_never_gathered_on_one_device(cifar10_features, clusterer):
     assert not re.search(r"all-gather|all-to-all|collective-permute", program)
 
 
-def test_with_64_bit_numbers_enabled_all_is_the_same():
-    """Labels and their types, for both clusterers."""
+def test_results_are_independent_of_x64_mode():
     code = (
         "import jax, jax.numpy as jnp, dropcluster_jax as dc\n"
         "x = jax.random.normal(jax.random.key(0), (16, 6, 7, 2), jnp.float32)\n"
@@ -84,7 +85,7 @@ def test_with_64_bit_numbers_enabled_all_is_the_same():
         "    state = clusterer.update(clusterer.init(x.shape[1:]), x)\n"
         "    print([str(leaf.dtype) for leaf in state], state.labels.ravel().tolist())\n"
     )
-    said = [
+    outputs = [
         subprocess.run(
             [sys.executable, "-W", "error", "-c", code],
             capture_output=True,
@@ -94,11 +95,11 @@ def test_with_64_bit_numbers_enabled_all_is_the_same():
         ).stdout
         for enabled in ("0", "1")
     ]
-    assert said[0] == said[1] and "int64" not in said[1]
+    assert outputs[0] == outputs[1] and "int64" not in outputs[1]
 
 
 @pytest.mark.bad_input
-def test_an_uneven_batch_is_refused(cifar10_features):
+def test_uneven_batch_raises(cifar10_features):
     clusterer, x = CLUSTERERS[0], cifar10_features[:127]
     state = clusterer.init(x.shape[1:])
     with pytest.raises(ValueError, match=r"dimension size is 127 .* should evenly divide"):
@@ -107,12 +108,30 @@ def test_an_uneven_batch_is_refused(cifar10_features):
         under_shard_map(clusterer, state, x)
 
 
-@pytest.mark.parametrize(("number", "per_channel"), [({"num_clusters": 64}, False), ({"cluster_size": 49}, True)])
+@pytest.mark.parametrize(("arguments", "per_channel"), [({"num_clusters": 64}, False), ({"cluster_size": 49}, True)])
 @pytest.mark.parametrize("make", [dc.KMeans, dc.ReNA])
-def test_an_imagenet_stem_clusters_within_three_times_its_activations(make, per_channel, number):
+def test_imagenet_stem_needs_less_than_three_times_its_activations(make, per_channel, arguments):
     x = jax.ShapeDtypeStruct((128, 112, 112, 64), jnp.float32)
-    clusterer = make(per_channel=per_channel, **number)
+    clusterer = make(per_channel=per_channel, **arguments)
     state = jax.eval_shape(lambda: clusterer.init(x.shape[1:]))
     memory = jax.jit(clusterer.update).lower(state, x).compile().memory_analysis()
-    held = memory.argument_size_in_bytes + memory.output_size_in_bytes + memory.temp_size_in_bytes
-    assert held < 3 * x.size * 4
+    total = memory.argument_size_in_bytes + memory.output_size_in_bytes + memory.temp_size_in_bytes
+    assert total < 3 * x.size * 4
+
+
+@pytest.mark.parametrize("clusterer", [dc.KMeans(num_clusters=64), dc.KMeans(num_clusters=64, per_channel=True)])
+def test_chunks_depend_on_the_target_platform(clusterer):
+    """Programs for accelerators have larger chunks, also if JAX runs on CPU."""
+    x = jax.ShapeDtypeStruct((64, 28, 28, 64), jnp.float32)
+    state = jax.eval_shape(lambda: clusterer.init(x.shape[1:]))
+    traced = jax.jit(clusterer.update).trace(state, x)
+    slices = {
+        platform: max(
+            int(channels)
+            for channels in re.findall(
+                r"dynamic_slice .* -> tensor<(\d+)x784x64xf32>", traced.lower(lowering_platforms=(platform,)).as_text()
+            )
+        )
+        for platform in ("cpu", "tpu", "cuda")
+    }
+    assert slices["cpu"] < 64 and slices["tpu"] == slices["cuda"] == 64

@@ -13,7 +13,7 @@ SPATIAL = st.lists(st.integers(1, 9), min_size=1, max_size=3).map(tuple)
 
 
 @given(SPATIAL, st.data())
-def test_every_map_is_cut_into_exactly_the_tiles_asked_for(spatial, data):
+def test_number_of_tiles_is_exact(spatial, data):
     num_clusters = data.draw(st.integers(1, math.prod(spatial)))
     labels = tile_labels(spatial, num_clusters)
     assert labels.shape == spatial
@@ -21,29 +21,29 @@ def test_every_map_is_cut_into_exactly_the_tiles_asked_for(spatial, data):
 
 
 @given(SPATIAL, st.data())
-def test_every_tile_is_a_box(spatial, data):
+def test_tiles_are_boxes(spatial, data):
     labels = tile_labels(spatial, data.draw(st.integers(1, math.prod(spatial))))
     for label in np.unique(labels):
-        where = np.argwhere(labels == label)
-        assert np.prod(where.max(0) - where.min(0) + 1) == len(where)
+        indices = np.argwhere(labels == label)
+        assert np.prod(indices.max(0) - indices.min(0) + 1) == len(indices)
 
 
 @pytest.mark.parametrize(
     ("spatial", "num_clusters", "side"),
     [((8, 8), 16, 2), ((9, 9), 9, 3), ((4, 4, 4), 8, 2), ((12,), 3, 4), ((6, 4), 6, 2)],
 )
-def test_tiles_are_equal_cubes_where_they_can_be(spatial, num_clusters, side):
+def test_tiles_are_equal_cubes_if_possible(spatial, num_clusters, side):
     labels = tile_labels(spatial, num_clusters)
     for label in range(num_clusters):
-        where = np.argwhere(labels == label)
-        assert (where.max(0) - where.min(0) + 1 == side).all()
+        indices = np.argwhere(labels == label)
+        assert (indices.max(0) - indices.min(0) + 1 == side).all()
 
 
 @pytest.mark.parametrize("per_channel", [False, True])
-def test_the_state_is_as_documented(per_channel):
+def test_state_shapes_and_dtypes(per_channel):
     state = dc.Grid(num_clusters=5, per_channel=per_channel).init((6, 7, 3))
     groups = 3 if per_channel else 1
-    assert [(a.shape, a.dtype) for a in state] == [
+    assert [(leaf.shape, leaf.dtype) for leaf in state] == [
         ((6, 7, groups), jnp.int32),
         ((5, groups), jnp.int32),
         ((groups,), jnp.float32),
@@ -54,14 +54,14 @@ def test_the_state_is_as_documented(per_channel):
 
 
 @pytest.mark.parametrize(
-    ("positions", "size", "number"),
+    ("positions", "size", "num_clusters"),
     [(1024, 49, 21), (16, 16, 1), (1, 16, 1), (4, 16, 1), (16, 1, 16), (64, 2.5, 26)],
 )
-def test_cluster_size_fits_every_map(positions, size, number):
-    assert dc.Grid(cluster_size=size).init((positions, 2)).sizes.shape == (number, 1)
+def test_cluster_size_sets_the_number_of_clusters(positions, size, num_clusters):
+    assert dc.Grid(cluster_size=size).init((positions, 2)).sizes.shape == (num_clusters, 1)
 
 
-def test_an_update_keeps_the_tiles_and_measures_them(cifar10_features):
+def test_update_keeps_the_tiles_and_measures_explained_variance(cifar10_features):
     clusterer = dc.Grid(num_clusters=20, per_channel=True)
     before = clusterer.init(cifar10_features.shape[1:])
     after = clusterer.update(before, cifar10_features)
@@ -69,7 +69,7 @@ def test_an_update_keeps_the_tiles_and_measures_them(cifar10_features):
     assert ((after.explained_variance > 0.1) & (after.explained_variance < 1)).all()
 
 
-def test_equal_clusterers_are_equal_and_hash_alike():
+def test_clusterers_are_comparable_and_hashable():
     assert dc.Grid(num_clusters=4) == dc.Grid(num_clusters=4) != dc.Grid(num_clusters=5)
     assert hash(dc.KMeans(cluster_size=4)) == hash(dc.KMeans(cluster_size=4))
     assert isinstance(dc.Grid(num_clusters=4), dc.Clusterer) and isinstance(dc.KMeans(cluster_size=4), dc.Clusterer)
@@ -88,25 +88,25 @@ def test_equal_clusterers_are_equal_and_hash_alike():
         ({"cluster_size": float("nan")}, ValueError, "cluster_size.* got nan"),
     ],
 )
-def test_bad_numbers_are_refused(clusterer, arguments, error, message):
+def test_invalid_number_of_clusters_raises(clusterer, arguments, error, message):
     with pytest.raises(error, match=message):
         clusterer(**arguments)
 
 
 @pytest.mark.bad_input
-def test_more_clusters_than_positions_are_refused():
+def test_more_clusters_than_positions_raises():
     with pytest.raises(ValueError, match="num_clusters must be at most the number of positions, 16 here, got 17"):
         dc.KMeans(num_clusters=17).init((4, 4, 3))
 
 
 @pytest.mark.bad_input
 @pytest.mark.parametrize("shape", [(3,), (0, 4, 3), (4, 4, 0)])
-def test_no_map_is_refused(shape):
+def test_invalid_shape_raises(shape):
     with pytest.raises(ValueError, match="shape must be"):
         dc.Grid(num_clusters=1).init(shape)
 
 
-def test_resizing_there_and_back_changes_nothing():
+def test_resizing_to_a_multiple_is_reversible():
     state = dc.Grid(num_clusters=6).init((6, 4, 3))
     larger = dc.resize_clusters(state, (12, 16))
     assert larger.labels.shape == (12, 16, 1) and larger.sizes.sum() == 12 * 16
@@ -115,6 +115,6 @@ def test_resizing_there_and_back_changes_nothing():
 
 @pytest.mark.bad_input
 @pytest.mark.parametrize("spatial", [(4,), (0, 4)])
-def test_resizing_to_no_map_of_this_kind_is_refused(spatial):
+def test_resizing_to_an_invalid_shape_raises(spatial):
     with pytest.raises(ValueError, match="spatial must be 2 lengths"):
         dc.resize_clusters(dc.Grid(num_clusters=6).init((6, 4, 3)), spatial)

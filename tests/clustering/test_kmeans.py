@@ -11,22 +11,19 @@ from references import correlation_vectors, explained, lloyd
 from sklearn.cluster import KMeans
 
 import dropcluster_jax as dc
-from dropcluster_jax.clustering import explained_variance
+from dropcluster_jax.clustering import cluster_sizes, explained_variance
 
 
-def started(clusterer, x, labels=None, count=1):
-    """A state with these labels (else the grid's) that has been updated before, so that the next update is warm."""
+def warm_state(clusterer, x, labels=None):
+    """Returns a state after one update, with the given labels or the grid's, so that the next update is warm."""
     state = clusterer.init(x.shape[1:])
     labels = state.labels if labels is None else jnp.asarray(labels, jnp.int32).reshape(state.labels.shape)
-    sizes = jnp.stack(
-        [jnp.bincount(group.ravel(), length=len(state.sizes)) for group in jnp.moveaxis(labels, -1, 0)], axis=1
-    )
-    return state._replace(labels=labels, sizes=sizes.astype(jnp.int32), num_updates=jnp.int32(count))
+    return state._replace(labels=labels, sizes=cluster_sizes(labels, len(state.sizes)), num_updates=jnp.int32(1))
 
 
 @pytest.mark.parametrize("spatial", [(42,), (6, 7), (2, 3, 7)])
 @pytest.mark.parametrize("seed", range(5))
-def test_planted_blobs_are_recovered_exactly(spatial, seed):
+def test_planted_clusters_are_recovered(spatial, seed):
     x, truth = planted(jax.random.key(seed), spatial)
     clusterer = dc.KMeans(num_clusters=5)
     state = update(clusterer, clusterer.init(x.shape[1:]), x)
@@ -35,68 +32,68 @@ def test_planted_blobs_are_recovered_exactly(spatial, seed):
     assert state.explained_variance[0] > 0.9
 
 
-def test_per_channel_recovers_each_channels_own_blobs():
-    one, truth_one = planted(jax.random.key(1), channels=1)
-    two, truth_two = planted(jax.random.key(2), channels=1)
-    x = jnp.concatenate([one, two], axis=-1)
+def test_per_channel_recovers_the_clusters_of_each_channel():
+    first, first_truth = planted(jax.random.key(1), channels=1)
+    second, second_truth = planted(jax.random.key(2), channels=1)
+    x = jnp.concatenate([first, second], axis=-1)
     clusterer = dc.KMeans(num_clusters=5, per_channel=True)
     state = update(clusterer, clusterer.init(x.shape[1:]), x)
-    assert same_partition(state.labels[..., 0], truth_one) and same_partition(state.labels[..., 1], truth_two)
-    assert not same_partition(truth_one, truth_two)
+    assert same_partition(state.labels[..., 0], first_truth) and same_partition(state.labels[..., 1], second_truth)
+    assert not same_partition(first_truth, second_truth)
 
 
 @pytest.mark.parametrize("weight", [0.0, 0.3])
 @pytest.mark.parametrize("iterations", [1, 3])
 @pytest.mark.parametrize("seed", range(3))
-def test_a_warm_update_equals_plain_numpy_lloyd(seed, iterations, weight):
+def test_warm_update_matches_the_reference(seed, iterations, weight):
     x, _ = planted(jax.random.key(seed), noise=1.0)
     clusterer = dc.KMeans(num_clusters=6, iterations=iterations, spatial_weight=weight)
-    state = started(clusterer, x)
-    spatial = np.stack(np.meshgrid(np.linspace(0, 1, 6), np.linspace(0, 1, 7), indexing="ij"), -1).reshape(-1, 2)
+    state = warm_state(clusterer, x)
+    coordinates = np.stack(np.meshgrid(np.linspace(0, 1, 6), np.linspace(0, 1, 7), indexing="ij"), -1).reshape(-1, 2)
     expected = np.asarray(state.labels).ravel()
     for _ in range(iterations):
-        expected = lloyd(np.asarray(x), expected, 6, spatial, weight)
+        expected = lloyd(np.asarray(x), expected, 6, coordinates, weight)
     updated = update(clusterer, state, x)
     assert np.array_equal(np.asarray(updated.labels).ravel(), expected)
     assert np.array_equal(updated.sizes[:, 0], np.bincount(expected, minlength=6))
     assert updated.explained_variance[0] == pytest.approx(explained(np.asarray(x), expected), abs=1e-5)
 
 
-def test_a_warm_update_per_channel_equals_one_channel_at_a_time():
+def test_per_channel_matches_single_channel_layers():
     x, _ = planted(jax.random.key(3), noise=1.0)
-    together = dc.KMeans(num_clusters=6, per_channel=True)
-    alone = dc.KMeans(num_clusters=6)
-    updated = update(together, started(together, x), x)
+    per_channel = dc.KMeans(num_clusters=6, per_channel=True)
+    shared = dc.KMeans(num_clusters=6)
+    updated = update(per_channel, warm_state(per_channel, x), x)
     for c in range(x.shape[-1]):
-        one = update(alone, started(alone, x[..., c : c + 1]), x[..., c : c + 1])
-        assert (updated.labels[..., c] == one.labels[..., 0]).all()
-        assert updated.explained_variance[c] == pytest.approx(float(one.explained_variance[0]), abs=1e-6)
+        channel = x[..., c : c + 1]
+        expected = update(shared, warm_state(shared, channel), channel)
+        assert (updated.labels[..., c] == expected.labels[..., 0]).all()
+        assert updated.explained_variance[c] == pytest.approx(float(expected.explained_variance[0]), abs=1e-6)
 
 
 @given(st.integers(0, 10_000), st.booleans())
-def test_at_a_fixed_point_an_update_changes_nothing(seed, per_channel):
+def test_update_at_a_fixed_point_changes_nothing(seed, per_channel):
     x, _ = planted(jax.random.key(seed), noise=0.8)
     clusterer = dc.KMeans(num_clusters=6, iterations=40, per_channel=per_channel)
-    settled = update(clusterer, clusterer.init(x.shape[1:]), x)
-    again = update(clusterer, settled, x)
-    assert (again.labels == settled.labels).all() and (again.sizes == settled.sizes).all()
-    assert (
-        again.explained_variance == settled.explained_variance
-    ).all() and again.num_updates == settled.num_updates + 1
+    converged = update(clusterer, clusterer.init(x.shape[1:]), x)
+    updated = update(clusterer, converged, x)
+    assert (updated.labels == converged.labels).all() and (updated.sizes == converged.sizes).all()
+    assert (updated.explained_variance == converged.explained_variance).all()
+    assert updated.num_updates == converged.num_updates + 1
 
 
 @pytest.mark.parametrize("per_channel", [False, True])
-def test_explained_never_falls_from_one_iteration_to_the_next(cifar10_features, per_channel):
+def test_explained_variance_never_decreases_between_iterations(cifar10_features, per_channel):
     x = cifar10_features[:64, ::2, ::2]
     clusterer = dc.KMeans(num_clusters=12, iterations=1, per_channel=per_channel)
-    state, explained_before = started(clusterer, x), np.zeros(8 if per_channel else 1)
+    state, explained_before = warm_state(clusterer, x), np.zeros(8 if per_channel else 1)
     gains = []
     for _ in range(15):
         state = update(clusterer, state, x)
         gains.append(np.asarray(state.explained_variance) - explained_before)
         explained_before = np.asarray(state.explained_variance)
     assert np.min(gains) >= -1e-6
-    assert np.max(gains[1:]) > 1e-3  # and it does rise
+    assert np.max(gains[1:]) > 1e-3
 
 
 def test_learned_clusters_explain_more_than_the_grid(cifar10_features):
@@ -106,24 +103,25 @@ def test_learned_clusters_explain_more_than_the_grid(cifar10_features):
     assert (learned.explained_variance > tiles.explained_variance).all()
 
 
-def test_a_first_update_explains_as_much_as_scikit_learns(cifar10_features):
-    """On real features, with as many iterations: at least what scikit-learn reaches on average over its seeds."""
+def test_first_update_explains_as_much_as_scikit_learn(cifar10_features):
+    """Compares with the average of scikit-learn over seeds, with the same number of iterations."""
     side, channels = cifar10_features.shape[2:]
     clusterer = dc.KMeans(num_clusters=20, iterations=10, per_channel=True)
-    ours = update(clusterer, clusterer.init(cifar10_features.shape[1:]), cifar10_features).explained.mean()
+    state = update(clusterer, clusterer.init(cifar10_features.shape[1:]), cifar10_features)
     vectors = correlation_vectors(np.asarray(cifar10_features))[0].astype(np.float32)
-    theirs = []
+    sklearn_explained = []
     for seed in range(6):
-        peer = KMeans(20, n_init=1, max_iter=10, random_state=seed)
+        sklearn_kmeans = KMeans(20, n_init=1, max_iter=10, random_state=seed)
         with warnings.catch_warnings():
-            warnings.simplefilter("ignore")  # 10 iterations are not convergence
-            labels = np.stack([peer.fit_predict(vectors[:, c]) for c in range(channels)], axis=-1)
-        theirs.append(explained_variance(labels.reshape(side, side, channels), cifar10_features, 20).mean())
-    assert ours >= np.mean(theirs)
+            warnings.simplefilter("ignore")  # 10 iterations do not converge
+            labels = np.stack([sklearn_kmeans.fit_predict(vectors[:, c]) for c in range(channels)], axis=-1)
+        labels = labels.reshape(side, side, channels)
+        sklearn_explained.append(explained_variance(labels, cifar10_features, 20).mean())
+    assert state.explained_variance.mean() >= np.mean(sklearn_explained)
 
 
-def test_an_iteration_keeps_warm_clusters_near_their_names(cifar10_features):
-    """Half of the examples replaced: most positions keep the very label they had."""
+def test_warm_update_keeps_most_labels(cifar10_features):
+    """Replaces a third of the examples between two updates."""
     x = cifar10_features
     clusterer = dc.KMeans(num_clusters=20)
     first = update(clusterer, clusterer.init(x.shape[1:]), x[:96])
@@ -131,10 +129,10 @@ def test_an_iteration_keeps_warm_clusters_near_their_names(cifar10_features):
     assert (first.labels == second.labels).mean() > 0.7
 
 
-# Units that do not vary
+# Units that do not vary.
 
 
-def test_dead_positions_join_the_cluster_whose_mean_position_is_nearest():
+def test_constant_positions_join_the_nearest_mean_position():
     signal = jax.random.normal(jax.random.key(0), (32, 2))
     x = jnp.stack([signal[:, 0]] * 3 + [jnp.full(32, 7.3)] * 4 + [signal[:, 1]] * 3, axis=1)[..., None]
     clusterer = dc.KMeans(num_clusters=2)
@@ -145,28 +143,27 @@ def test_dead_positions_join_the_cluster_whose_mean_position_is_nearest():
 
 
 @given(st.integers(0, 10_000))
-def test_dead_units_take_no_part_in_centroids(seed):
-    """Dead channels beside varying ones change no label and no explained variance."""
+def test_constant_channels_are_ignored(seed):
     x, _ = planted(jax.random.key(seed), noise=0.8)
-    dead = jnp.full((*x.shape[:-1], 2), 3.7).at[..., 1].set(0.0)
+    constant = jnp.full((*x.shape[:-1], 2), 3.7).at[..., 1].set(0.0)
+    extended = jnp.concatenate([x, constant], -1)
     clusterer = dc.KMeans(num_clusters=5)
-    alone = update(clusterer, started(clusterer, x), x)
-    beside = update(clusterer, started(clusterer, x), jnp.concatenate([x, dead], -1))
-    assert (alone.labels == beside.labels).all()
-    assert jnp.allclose(alone.explained_variance, beside.explained_variance, atol=1e-6)
+    expected = update(clusterer, warm_state(clusterer, x), x)
+    actual = update(clusterer, warm_state(clusterer, x), extended)
+    assert (actual.labels == expected.labels).all()
+    assert jnp.allclose(actual.explained_variance, expected.explained_variance, atol=1e-6)
 
 
-def test_partly_dead_positions_agree_with_the_reference_measure():
+def test_explained_variance_with_constant_units_matches_the_reference():
     x, _ = planted(jax.random.key(4), noise=0.8)
     x = jnp.where(jax.random.bernoulli(jax.random.key(5), 0.3, x.shape[1:]), 1.0, x)
     clusterer = dc.KMeans(num_clusters=5)
     state = update(clusterer, clusterer.init(x.shape[1:]), x)
-    assert state.explained_variance[0] == pytest.approx(
-        explained(np.asarray(x), np.asarray(state.labels).ravel()), abs=1e-5
-    )
+    expected = explained(np.asarray(x), np.asarray(state.labels).ravel())
+    assert state.explained_variance[0] == pytest.approx(expected, abs=1e-5)
 
 
-def test_a_dead_channel_keeps_its_labels_while_the_others_learn():
+def test_constant_channel_keeps_its_labels_while_others_learn():
     x, _ = planted(jax.random.key(0))
     x = x.at[..., 1].set(0.0)
     clusterer = dc.KMeans(num_clusters=5, per_channel=True)
@@ -176,58 +173,58 @@ def test_a_dead_channel_keeps_its_labels_while_the_others_learn():
     assert (after.labels[..., 0] != before.labels[..., 0]).any() and after.explained_variance[0] > 0.9
 
 
-# Emptied clusters
+# Empty clusters.
 
 
 @given(st.integers(0, 10_000), st.sampled_from([3, 12]), st.integers(1, 4), st.booleans())
-def test_no_cluster_stays_empty(seed, num_clusters, different, per_channel):
-    """Even where there are fewer different units than clusters, and dead ones among them."""
+def test_no_cluster_stays_empty(seed, num_clusters, num_signals, per_channel):
+    """Includes constant units, and fewer distinct units than clusters."""
     key = jax.random.key(seed)
-    signal = jax.random.normal(key, (16, different + 1, 2)).at[:, -1].set(0.0)
-    which = jax.random.randint(key, (12,), 0, different + 1)
-    x = signal[:, which].reshape(16, 3, 4, 2)
+    signal = jax.random.normal(key, (16, num_signals + 1, 2)).at[:, -1].set(0.0)
+    indices = jax.random.randint(key, (12,), 0, num_signals + 1)
+    x = signal[:, indices].reshape(16, 3, 4, 2)
     clusterer = dc.KMeans(num_clusters=num_clusters, per_channel=per_channel)
-    before = clusterer.init(x.shape[1:])
-    state = update(clusterer, before, x)
+    state = update(clusterer, clusterer.init(x.shape[1:]), x)
     assert (state.sizes > 0).all() and (state.sizes.sum(0) == 12).all()
-    assert (update(clusterer, state, x).labels == state.labels).all() or different > 1
+    assert (update(clusterer, state, x).labels == state.labels).all() or num_signals > 1
 
 
-def test_an_emptied_cluster_gets_the_unit_farthest_from_its_centroid():
+def test_empty_cluster_gets_the_unit_farthest_from_its_centroid():
     signal = np.asarray(jax.random.normal(jax.random.key(0), (64, 3)))
     x = np.stack([signal[:, 0]] * 4 + [signal[:, 1]] * 3 + [signal[:, 2] + signal[:, 1]], axis=1)[..., None]
     clusterer = dc.KMeans(num_clusters=3, iterations=1)
-    state = update(clusterer, started(clusterer, x, [0, 0, 0, 0, 1, 1, 1, 1]), jnp.asarray(x))
+    state = update(clusterer, warm_state(clusterer, x, [0, 0, 0, 0, 1, 1, 1, 1]), jnp.asarray(x))
     assert state.labels[:, 0].tolist() == [0, 0, 0, 0, 1, 1, 1, 2]
 
 
-# Kinds of numbers, transformations, errors
+# Dtypes, transformations, errors.
 
 
 @given(st.integers(0, 10_000), st.sampled_from([1e-3, 1.0, 50.0]), st.sampled_from([0.0, -3.0, 100.0]))
-def test_scale_and_offset_of_a_channel_change_nothing(seed, scale, offset):
+def test_clusters_are_invariant_to_scale_and_offset_of_a_channel(seed, scale, offset):
     x, truth = planted(jax.random.key(seed), noise=0.1)
     clusterer = dc.KMeans(num_clusters=5)
-    moved = x * jnp.array([1.0, scale, 1.0]) + jnp.array([0.0, 0.0, offset])
-    assert same_partition(update(clusterer, clusterer.init(x.shape[1:]), moved).labels, truth)
+    transformed = x * jnp.array([1.0, scale, 1.0]) + jnp.array([0.0, 0.0, offset])
+    assert same_partition(update(clusterer, clusterer.init(x.shape[1:]), transformed).labels, truth)
 
 
 @pytest.mark.parametrize("dtype", [jnp.bfloat16, jnp.float16])
-def test_arithmetic_is_float32_whatever_comes_in(dtype):
+def test_arithmetic_is_float32(dtype):
     x, truth = planted(jax.random.key(0))
     clusterer = dc.KMeans(num_clusters=5)
     state = update(clusterer, clusterer.init(x.shape[1:]), x.astype(dtype))
-    same = update(clusterer, clusterer.init(x.shape[1:]), x.astype(dtype).astype(jnp.float32))
-    assert state.explained_variance.dtype == jnp.float32 and (state.explained_variance == same.explained_variance).all()
+    expected = update(clusterer, clusterer.init(x.shape[1:]), x.astype(dtype).astype(jnp.float32))
+    assert state.explained_variance.dtype == jnp.float32
+    assert (state.explained_variance == expected.explained_variance).all()
     assert same_partition(state.labels, truth)
 
 
-def test_jit_vmap_and_neither_agree():
+def test_jit_and_vmap_match_eager_execution():
     xs = jnp.stack([planted(jax.random.key(seed), noise=0.8)[0] for seed in range(3)])
     clusterer = dc.KMeans(num_clusters=5)
     states = [clusterer.init(xs.shape[2:])] * 3
     stacked = jax.tree.map(lambda *leaves: jnp.stack(leaves), *states)
-    for _ in range(2):  # the first seeds, the second is warm
+    for _ in range(2):  # a first update and a warm one
         eager = clusterer.update(states[0], xs[0])
         states = [update(clusterer, state, x) for state, x in zip(states, xs, strict=True)]
         stacked = jax.jit(jax.vmap(clusterer.update))(stacked, xs)
@@ -237,12 +234,12 @@ def test_jit_vmap_and_neither_agree():
 
 
 @pytest.mark.bad_input
-def test_the_wrong_activations_are_refused():
+def test_invalid_activations_raise():
     clusterer = dc.KMeans(num_clusters=4, per_channel=True)
     state = clusterer.init((4, 4, 3))
     with pytest.raises(TypeError, match="floating-point type, got int32"):
         update(clusterer, state, jnp.ones((2, 4, 4, 3), jnp.int32))
-    with pytest.raises(ValueError, match=r"\(2, 8, 8, 3\).*\(4, 4\).*resize"):
+    with pytest.raises(ValueError, match=r"\(4, 4\), got shape \(2, 8, 8, 3\).*resize_clusters"):
         update(clusterer, state, jnp.ones((2, 8, 8, 3)))
     with pytest.raises(ValueError, match="x has 5 channels, but the clusters are per channel, for 3"):
         update(clusterer, state, jnp.ones((2, 4, 4, 5)))
@@ -253,6 +250,6 @@ def test_the_wrong_activations_are_refused():
     ("arguments", "message"),
     [({"iterations": 0}, "iterations .* got 0"), ({"spatial_weight": -1.0}, "spatial_weight .* got -1.0")],
 )
-def test_bad_settings_are_refused(arguments, message):
+def test_invalid_hyperparameters_raise(arguments, message):
     with pytest.raises(ValueError, match=message):
         dc.KMeans(num_clusters=4, **arguments)

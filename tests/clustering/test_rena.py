@@ -13,111 +13,112 @@ import dropcluster_jax as dc
 from dropcluster_jax.clustering import is_connected
 
 
-def learned(clusterer, x):
+def learn(clusterer, x):
     return update(clusterer, clusterer.init(x.shape[1:]), x)
 
 
 @pytest.mark.parametrize("num_clusters", [3, 8, 25])
 @pytest.mark.parametrize("spatial", [(42,), (6, 7), (3, 4, 5)])
 @pytest.mark.parametrize("seed", range(2))
-def test_shared_labels_equal_plain_numpy(seed, spatial, num_clusters):
+def test_shared_labels_match_the_reference(seed, spatial, num_clusters):
     x = jax.random.normal(jax.random.key(seed), (20, *spatial, 3))
-    state = learned(dc.ReNA(num_clusters=num_clusters), x)
+    state = learn(dc.ReNA(num_clusters=num_clusters), x)
     expected = rena(np.asarray(x), num_clusters)
     assert same_partition(state.labels, expected)
     assert state.explained_variance[0] == pytest.approx(explained(np.asarray(x), expected), abs=1e-5)
 
 
 @pytest.mark.parametrize("num_clusters", [5, 13])
-def test_labels_per_channel_equal_plain_numpy_channel_by_channel(num_clusters):
+def test_labels_per_channel_match_the_reference(num_clusters):
     x = jax.random.normal(jax.random.key(0), (20, 6, 7, 3))
-    state = learned(dc.ReNA(num_clusters=num_clusters, per_channel=True), x)
+    state = learn(dc.ReNA(num_clusters=num_clusters, per_channel=True), x)
     for c in range(3):
         assert same_partition(state.labels[..., c], rena(np.asarray(x[..., c : c + 1]), num_clusters))
 
 
 @given(st.integers(0, 10_000), st.sampled_from([2, 20, 40]), st.integers(1, 40))
-def test_there_are_always_exactly_k_connected_clusters(seed, num_clusters, different):
-    """With dead positions, and with duplicates, which are ties."""
+def test_number_of_clusters_is_exact_and_all_are_connected(seed, num_clusters, num_signals):
+    """Includes constant positions, and duplicates, which are ties."""
     key = jax.random.key(seed)
-    signal = jax.random.normal(key, (8, different + 1, 1)).at[:, -1].set(0.0)
-    x = signal[:, jax.random.randint(key, (42,), 0, different + 1)].reshape(8, 6, 7, 1)
-    state = learned(dc.ReNA(num_clusters=num_clusters), x)
+    signal = jax.random.normal(key, (8, num_signals + 1, 1)).at[:, -1].set(0.0)
+    x = signal[:, jax.random.randint(key, (42,), 0, num_signals + 1)].reshape(8, 6, 7, 1)
+    state = learn(dc.ReNA(num_clusters=num_clusters), x)
     assert (state.sizes > 0).all() and state.sizes.sum() == 42
     assert is_connected(state.labels, num_clusters).all()
 
 
-def test_connected_blobs_are_recovered_exactly():
+def test_planted_connected_clusters_are_recovered():
     truth = np.array([[0, 0, 1, 1], [0, 2, 2, 1], [3, 2, 2, 1], [3, 3, 3, 3]])
     signal = jax.random.normal(jax.random.key(0), (64, 4, 2))
     x = signal[:, truth] + 0.05 * jax.random.normal(jax.random.key(1), (64, 4, 4, 2))
-    state = learned(dc.ReNA(num_clusters=4), x)
+    state = learn(dc.ReNA(num_clusters=4), x)
     assert same_partition(state.labels, truth) and state.explained_variance[0] > 0.95
 
 
-def test_the_last_round_merges_the_closest_pairs():
-    """Four pairs of positions; two merges are left to make, those of the most alike."""
+def test_last_round_merges_the_closest_pairs():
+    """Only two of four pairs of similar positions can merge."""
     signal = jax.random.normal(jax.random.key(0), (64, 4))
     noise = jax.random.normal(jax.random.key(1), (64, 4))
-    alike = signal + jnp.array([0.4, 0.1, 0.3, 0.2]) * noise
-    x = jnp.stack([signal, alike], axis=-1).reshape(64, 8, 1)
-    state = learned(dc.ReNA(num_clusters=6), x)
+    similar = signal + jnp.array([0.4, 0.1, 0.3, 0.2]) * noise
+    x = jnp.stack([signal, similar], axis=-1).reshape(64, 8, 1)
+    state = learn(dc.ReNA(num_clusters=6), x)
     assert state.labels[:, 0].tolist() == [0, 1, 2, 2, 3, 4, 5, 5]
 
 
-def test_the_mean_of_a_cluster_is_that_of_its_parts_means():
-    """As in the algorithm's paper: the members of a part that merged earlier weigh less. A case where that decides."""
+def test_mean_of_a_cluster_is_the_mean_of_its_parts():
+    """As in the paper, members of parts that merged earlier weigh less. This matters for some of the seeds."""
     for seed in range(50):
         x = np.asarray(jax.random.normal(jax.random.key(seed), (6, 12, 1)))
-        state = learned(dc.ReNA(num_clusters=2), jnp.asarray(x))
+        state = learn(dc.ReNA(num_clusters=2), jnp.asarray(x))
         assert same_partition(state.labels, rena(x, 2))
 
 
-def test_labels_before_have_no_influence():
+def test_previous_labels_have_no_influence():
     x, _ = planted(jax.random.key(0), noise=1.0)
     clusterer = dc.ReNA(num_clusters=5)
-    first = learned(clusterer, x)
-    again = update(clusterer, first, x)
-    assert (again.labels == first.labels).all() and again.num_updates == 2
+    first = learn(clusterer, x)
+    second = update(clusterer, first, x)
+    assert (second.labels == first.labels).all() and second.num_updates == 2
 
 
-def test_positions_that_do_not_vary_join_living_neighbours():
+def test_constant_positions_join_varying_neighbors():
     signal = jax.random.normal(jax.random.key(0), (32, 2))
     x = jnp.stack([signal[:, 0]] * 2 + [jnp.full(32, 7.3)] * 4 + [signal[:, 1]] * 4, axis=1)[..., None]
-    labels = learned(dc.ReNA(num_clusters=2), x).labels[:, 0].tolist()
+    labels = learn(dc.ReNA(num_clusters=2), x).labels[:, 0].tolist()
     assert labels[:2] == [labels[0]] * 2 and labels[6:] == [labels[6]] * 4 and labels[0] != labels[6]
     assert set(labels[2:6]) <= {labels[0], labels[6]}
 
 
-def test_what_does_not_vary_connects_nothing():
-    """Three signals between dead positions: these join one side, and no two signals become one cluster."""
+def test_constant_positions_connect_nothing():
+    """Three signals are separated by constant positions, which must not connect two of them."""
     a, b, c = jax.random.normal(jax.random.key(0), (3, 32))
-    dead = jnp.zeros(32)
-    x = jnp.stack([a, dead, b, dead, c, c, c], axis=1)[..., None]
-    state = learned(dc.ReNA(num_clusters=3), x)
+    constant = jnp.zeros(32)
+    x = jnp.stack([a, constant, b, constant, c, c, c], axis=1)[..., None]
+    state = learn(dc.ReNA(num_clusters=3), x)
     assert state.labels[:, 0].tolist() == [0, 0, 1, 1, 2, 2, 2] and state.explained_variance[0] == pytest.approx(1)
 
 
-def test_what_does_not_vary_joins_what_does_before_its_like():
+def test_constant_positions_join_varying_before_constant_neighbors():
     signal = jax.random.normal(jax.random.key(0), (32, 3))
     x = jnp.stack([jnp.zeros(32)] * 2 + list(signal.T), axis=1)[..., None]
-    assert learned(dc.ReNA(num_clusters=4), x).labels[:, 0].tolist() == [0, 1, 1, 2, 3]
+    assert learn(dc.ReNA(num_clusters=4), x).labels[:, 0].tolist() == [0, 1, 1, 2, 3]
 
 
-def test_positions_that_have_no_channel_in_common_still_merge():
-    """In each channel another half of the positions does not vary."""
+def test_positions_without_a_common_channel_still_merge():
+    """Each half of the positions varies in a different channel."""
     x = jax.random.normal(jax.random.key(0), (16, 6, 1)) * jnp.ones(2)
     x = x.at[:, ::2, 0].set(0.0).at[:, 1::2, 1].set(0.0)
-    state = learned(dc.ReNA(num_clusters=2), x)
+    state = learn(dc.ReNA(num_clusters=2), x)
     assert (state.sizes > 0).all() and is_connected(state.labels, 2).all()
 
 
-def test_dead_channels_beside_live_ones_change_nothing():
+def test_constant_channels_are_ignored():
     x = jax.random.normal(jax.random.key(3), (20, 6, 7, 3))
-    dead = jnp.full((20, 6, 7, 2), 3.7).at[..., 1].set(0.0)
-    alone, beside = (learned(dc.ReNA(num_clusters=5), each) for each in (x, jnp.concatenate([x, dead], -1)))
-    assert (alone.labels == beside.labels).all()
-    assert jnp.allclose(alone.explained_variance, beside.explained_variance, atol=1e-6)
+    constant = jnp.full((20, 6, 7, 2), 3.7).at[..., 1].set(0.0)
+    clusterer = dc.ReNA(num_clusters=5)
+    expected, actual = learn(clusterer, x), learn(clusterer, jnp.concatenate([x, constant], -1))
+    assert (actual.labels == expected.labels).all()
+    assert jnp.allclose(actual.explained_variance, expected.explained_variance, atol=1e-6)
 
 
 @pytest.fixture(scope="module")
@@ -137,14 +138,14 @@ def nilearn_rena():
 
 
 @pytest.mark.parametrize("channel", range(3))
-def test_nilearn_finds_the_same_where_its_last_round_cuts_nothing(cifar10_features, nilearn_rena, channel):
-    """Down to the number of clusters that its rounds arrive at by themselves, on real features without ties."""
+def test_complete_rounds_match_nilearn(cifar10_features, nilearn_rena, channel):
+    """Only numbers of clusters at the end of a complete round are comparable: nilearn's last round is different."""
     x = cifar10_features[..., channel : channel + 1]
     vectors = np.asarray(x).reshape(128, -1)
     vectors = (vectors - vectors.mean(0)) / np.linalg.norm(vectors - vectors.mean(0), axis=0)
-    rounds = []
-    rena(np.asarray(x), 1, rounds)
-    assert len(rounds) >= 3
-    for number in rounds[1:]:
-        state = learned(dc.ReNA(num_clusters=number), x)
-        assert same_partition(state.labels, nilearn_rena(vectors, 32, number))
+    cluster_counts = []
+    rena(np.asarray(x), 1, cluster_counts)
+    assert len(cluster_counts) >= 3
+    for num_clusters in cluster_counts[1:]:
+        state = learn(dc.ReNA(num_clusters=num_clusters), x)
+        assert same_partition(state.labels, nilearn_rena(vectors, 32, num_clusters))
