@@ -28,21 +28,8 @@ def check(
 ) -> dict[str, Any]:
     """Inspects the data of a run and writes `check.json`, `images.png` and `corruptions.png`.
 
-    The figures require Matplotlib.
-
-    Args:
-        config: The configuration of the run.
-        folder: Output folder.
-        on_progress: Called with a description before each long task.
-
-    Returns:
-        The content of `check.json`: `name`; `train` and `test`, numbers of examples; `classes`, numbers of examples per
-        class; `image_shape`; `mean` and `std`; `loader`; `batch_size`; `first_batch_seconds` and `images_per_second`,
-        augmented and normalized; and `skipped`, the location and reason for each skipped image. Encoded images are
-        decoded when they are read, so only those that were read can be reported as skipped.
-
-    Raises:
-        ValueError, OSError, ImportError: As in `data.load`.
+    Returns the content of `check.json`. The figures require Matplotlib. Encoded images are decoded when they are read,
+    so `skipped` lists only those that were read. `on_progress` is called before each long task.
     """
     on_progress("opening the dataset")
     start = time.perf_counter()

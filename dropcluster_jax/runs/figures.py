@@ -81,19 +81,10 @@ def draw_run_clusters(
     on_progress: Callable[[str], None] = lambda task: None,
     notify: Callable[[str], None] = print,
 ) -> list[pathlib.Path]:
-    """Draws the clusters of a run: over activations, over the course of training, and as masks.
+    """Draws the clusters of a run: over activations, over the course of training, and as masks at a rate.
 
-    Args:
-        folder: Run folder; the run may be unfinished.
-        out: Folder for the figures. Default: `pictures/` in the run folder.
-        best: Whether to use the checkpoint with the best test accuracy.
-        rate: Rate of the masks, in [0, 1].
-        data_dir: TFDS data directory, if not the one the run used.
-        on_progress: Called with a description before each long task.
-        notify: Called with a message if a checkpoint is damaged.
-
-    Returns:
-        The files: `clusters.png`, `masks-PLACE.png` for each place, `quality.png`, `history.png` and `history.gif`.
+    Returns the files in `out`, by default `pictures/` in the run folder: `clusters.png`, `masks-PLACE.png` for each
+    place, `quality.png`, `history.png` and `history.gif`. `on_progress` is called before each long task.
 
     Raises:
         ValueError: If the run has no clusters, or `out` is a file.
