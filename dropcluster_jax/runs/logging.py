@@ -26,14 +26,8 @@ _NOT_SCALARS = ("event", "step", "count")
 class RunWriter:
     """Writes the log of a run to its folder: `metrics.jsonl`, `clusters.jsonl` and event files. A context manager.
 
-    Args:
-        folder: Run folder.
-        sizes: Sizes in bytes of the log files at the restored checkpoint, from `sizes()`; later entries are removed.
-        clusters: Whether the network has clusters.
-        tensorboard: Whether to write TensorBoard event files.
-
-    Attributes:
-        last: The last entry of each event.
+    Entries beyond `sizes`, the result of `sizes()` at the restored checkpoint, are removed. `last` is the last entry of
+    each event.
     """
 
     def __init__(

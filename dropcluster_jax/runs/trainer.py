@@ -129,11 +129,8 @@ def execute(
 ) -> dict[str, Any]:
     """Trains, from the start or from the latest checkpoint, and writes the results.
 
-    Args:
-        run: The result of `prepare`.
-        log: Called with each log entry after it was written.
-        notify: Called with messages about checkpoints.
-        restart: Whether to remove an existing run in the output folder.
+    With `restart`, an existing run in the output folder is removed first. `log` is called with each log entry after it
+    was written, `notify` with messages about checkpoints.
 
     Returns:
         The summary, as in `summary.json`; empty except in the first process.
