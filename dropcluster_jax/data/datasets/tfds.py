@@ -153,7 +153,8 @@ def _download(name: str, root: Any) -> None:
     try:
         tfds.builder(name, data_dir=root, file_format="array_record").download_and_prepare()
     except ImportError as error:
-        raise ImportError(f"TFDS needs TensorFlow to prepare {name!r}: pip install tensorflow") from error
+        package = (error.name or "tensorflow").partition(".")[0]
+        raise ImportError(f"TFDS needs {package} to prepare {name!r}: pip install {package}") from error
     except Exception as error:  # Each dataset has its own code, which can raise anything.
         reason = str(error).strip().splitlines() or [""]
         raise OSError(f"{name!r} could not be prepared in {root}: {type(error).__name__}: {reason[0]}") from error

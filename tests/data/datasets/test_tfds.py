@@ -263,7 +263,7 @@ def test_download_prepares_the_dataset(tmp_path, monkeypatch):
     np.testing.assert_array_equal(data.train.images[:, 0, 0, 0], 10 * data.train.labels)
 
     encode = False  # TFDS encodes arrays with TensorFlow.
-    with pytest.raises(ImportError, match="TFDS needs TensorFlow to prepare 'gray_squares'"):
+    with pytest.raises(ImportError, match="TFDS needs tensorflow to prepare 'gray_squares'"):
         load("gray_squares", tmp_path / "without_tensorflow", download=True)
 
 
