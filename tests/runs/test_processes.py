@@ -122,8 +122,8 @@ def test_when_one_process_is_killed_the_other_exits_and_both_can_resume(turn, tm
         wait_for_checkpoint(folder, 5 * (turn % 5), processes)
         processes[victim].kill()
         since = time.monotonic()
-        _, err = processes[1 - victim].communicate(timeout=90)
-        assert time.monotonic() - since < 60 and processes[1 - victim].returncode != 0
+        _, err = processes[1 - victim].communicate(timeout=60)
+        assert time.monotonic() - since < 30 and processes[1 - victim].returncode != 0
         assert "another task died" in err or "another process died" in err
     with start(two_processes(folder), devices=2) as processes:
         outputs = [process.communicate(timeout=120) for process in processes]
