@@ -6,6 +6,7 @@ Arguments of the call take precedence over those of the constructor, as in Flax.
 `DropCluster` keeps its clusters in `ClusterVariable`s. They change only in `update_clusters` and `set_clusters`.
 """
 
+import abc
 from dataclasses import KW_ONLY, InitVar, dataclass, field
 from typing import Any
 
@@ -79,9 +80,9 @@ class _DropLayer(nnx.Module):
         check_rate(rate)
         return self._drop(self._key(rngs), x, rate)
 
+    @abc.abstractmethod
     def _drop(self, key: Array, x: Array, rate: Rate) -> Array:
         """Calls the function of the layer."""
-        raise NotImplementedError
 
     def _key(self, rngs: Rngs | Array | None) -> Array:
         rngs = self.rngs if rngs is None else rngs

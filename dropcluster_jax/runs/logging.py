@@ -9,13 +9,16 @@ import time
 from collections.abc import Callable, Iterator, Mapping
 from typing import Any, Self
 
+import jax
 import numpy as np
 
 from dropcluster_jax._optional import optional_import
 from dropcluster_jax.clustering import ClusterState
+from dropcluster_jax.linen import cluster_states
 from dropcluster_jax.runs import run_folder
 from dropcluster_jax.runs.run_folder import JsonLinesFile
 from dropcluster_jax.training.loop import LogEntry
+from dropcluster_jax.training.steps import TrainState
 from dropcluster_jax.viz import cluster_history_figure
 from dropcluster_jax.viz.canvas import figure_to_array
 from dropcluster_jax.viz.clusters import match_labels
@@ -122,7 +125,7 @@ class TensorBoard:
 
     Example:
         >>> import tempfile
-        >>> with TensorBoard(tempfile.mkdtemp()) as board:  # fit(..., log=board)
+        >>> with TensorBoard(tempfile.mkdtemp()) as board:  # fit(..., log=board, on_clusters=board.log_clusters)
         ...     board({"event": "train", "step": 10, "loss": 0.5, "rate": 0.1})
     """
 
@@ -154,6 +157,11 @@ class TensorBoard:
         for name, value in _flatten({name: value for name, value in entry.items() if name not in _NOT_SCALARS}).items():
             self._write(entry["step"], summary=scalar(f"{entry['event']}/{name}", value))
         self._writer.flush()
+
+    def log_clusters(self, state: TrainState) -> None:
+        """Writes images of the clusters of a state, as `fit(on_clusters=board.log_clusters)`. See `log_labels`."""
+        step, clusters = jax.device_get((state.step, state.clusters))
+        self.log_labels(int(step), {name: layer.labels for name, layer in cluster_states(clusters).items()})
 
     def log_labels(self, step: int, labels: Mapping[str, np.ndarray]) -> None:
         """Writes an image of the clusters of each layer; with clusters per channel, of the first channel.
