@@ -161,7 +161,7 @@ class TensorBoard:
     def log_clusters(self, state: TrainState) -> None:
         """Writes images of the clusters of a state, as `fit(on_clusters=board.log_clusters)`. See `log_labels`."""
         step, clusters = jax.device_get((state.step, state.clusters))
-        self.log_labels(int(step), {name: layer.labels for name, layer in cluster_states(clusters).items()})
+        self.log_labels(int(step), {name: np.asarray(layer.labels) for name, layer in cluster_states(clusters).items()})
 
     def log_labels(self, step: int, labels: Mapping[str, np.ndarray]) -> None:
         """Writes an image of the clusters of each layer; with clusters per channel, of the first channel.
