@@ -1,10 +1,11 @@
 """ResNets (He et al., 2016) in Flax Linen, with optional drop layers after the stem and after each stage."""
 
 import functools
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from typing import Any, Literal
 
 import flax.linen as nn
+import jax
 import jax.numpy as jnp
 from flax.core import FrozenDict
 from jaxtyping import Array, Float
@@ -12,9 +13,25 @@ from jaxtyping import Array, Float
 from dropcluster_jax.linen import DropCluster
 from dropcluster_jax.masking.common import Rate
 
+
+def _conv_general_dilated(x: Array, kernel: Array, strides: Sequence[int], padding: Any, **kwargs: Any) -> Array:
+    """See `jax.lax.conv_general_dilated`. On CPU, a 1x1 convolution is a matrix product, which XLA compiles better."""
+    convolve = functools.partial(jax.lax.conv_general_dilated, window_strides=strides, padding=padding, **kwargs)
+
+    def multiply(x: Array, kernel: Array) -> Array:
+        return jnp.matmul(x[:, :: strides[0], :: strides[1]], kernel[0, 0])
+
+    if kernel.shape[:2] != (1, 1):
+        return convolve(x, kernel)
+    return jax.lax.platform_dependent(x, kernel, cpu=multiply, default=convolve)
+
+
 # He initialization, arXiv:1502.01852, equation 14.
 _conv = functools.partial(
-    nn.Conv, use_bias=False, kernel_init=nn.initializers.variance_scaling(2.0, "fan_out", "normal")
+    nn.Conv,
+    use_bias=False,
+    kernel_init=nn.initializers.variance_scaling(2.0, "fan_out", "normal"),
+    conv_general_dilated_cls=lambda: _conv_general_dilated,
 )
 
 

@@ -9,7 +9,7 @@ import pytest
 import dropcluster_jax as dc
 from dropcluster_jax import models
 from dropcluster_jax.linen import DropBlock, DropCluster, Dropout, SpatialDropout
-from dropcluster_jax.models.resnet import BottleneckBlock
+from dropcluster_jax.models.resnet import BottleneckBlock, _conv
 
 KMEANS = dc.KMeans(cluster_size=4)
 
@@ -152,6 +152,44 @@ def test_equal_models_do_not_recompile():
     for _ in range(2):
         compiled(models.resnet20(drop={"stage1": DropCluster(dc.KMeans(cluster_size=4))}), jax.random.key(0))
     assert len(traces) == 1
+
+
+# 1x1 convolutions
+
+
+@pytest.mark.parametrize("strides", [1, 2])
+@pytest.mark.parametrize(("dtype", "tolerance"), [(jnp.float32, 1e-5), (jnp.bfloat16, 1e-2)])
+def test_1x1_convolutions_equal_those_of_flax(strides, dtype, tolerance):
+    x = jax.random.normal(jax.random.key(1), (4, 7, 8, 16))
+    arguments = {"features": 24, "kernel_size": (1, 1), "strides": (strides, strides), "dtype": dtype}
+    conv = _conv(**arguments)
+    plain = nn.Conv(**arguments, use_bias=False, kernel_init=conv.kernel_init)
+    variables = conv.init(jax.random.key(0), x)
+    for leaf, expected in zip(*map(jax.tree.leaves, (variables, plain.init(jax.random.key(0), x))), strict=True):
+        assert leaf.shape == (1, 1, 16, 24) and (leaf == expected).all()
+
+    def gradients_and_output(conv):
+        def loss(variables, x):
+            y = conv.apply(variables, x)
+            return jnp.sum(jnp.sin(y.astype(jnp.float32))), y
+
+        return jax.jit(jax.grad(loss, argnums=(0, 1), has_aux=True))(variables, x)
+
+    for leaf, expected in zip(*(jax.tree.leaves(gradients_and_output(conv)) for conv in (conv, plain)), strict=True):
+        assert leaf.dtype == expected.dtype and leaf.shape == expected.shape
+        leaf, expected = leaf.astype(jnp.float32), expected.astype(jnp.float32)
+        assert jnp.linalg.norm(leaf - expected) <= tolerance * jnp.linalg.norm(expected)
+
+
+def test_1x1_convolutions_are_matrix_products_on_cpu_only():
+    conv = _conv(24, (1, 1), (2, 2))
+    x = jnp.ones((4, 8, 8, 16))
+    gradients = jax.jit(jax.grad(lambda v, x: jnp.sum(conv.apply(v, x) ** 2), argnums=(0, 1)))
+    traced = gradients.trace(conv.init(jax.random.key(0), x), x)
+    program = traced.lower(lowering_platforms=("cpu",)).compile().as_text()
+    assert " convolution(" not in program and " conditional(" not in program
+    for platform in ("tpu", "cuda"):
+        assert "dot_general" not in traced.lower(lowering_platforms=(platform,)).as_text()
 
 
 # Drop layers
