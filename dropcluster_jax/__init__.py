@@ -7,6 +7,8 @@ This module exports the clusterers, the dropout functions, and `mc_predict`, whi
 
 from dropcluster_jax.clustering import Clusterer, ClusterState, Grid, KMeans, ReNA, resize_clusters
 from dropcluster_jax.masking import (
+    corr_drop,
+    corr_drop_mask,
     cutout,
     cutout_mask,
     drop_block,
@@ -17,6 +19,8 @@ from dropcluster_jax.masking import (
     drop_path_mask,
     dropout,
     dropout_mask,
+    focused_dropout,
+    focused_dropout_mask,
     spatial_dropout,
     spatial_dropout_mask,
 )
@@ -31,6 +35,8 @@ __all__ = [
     "KMeans",
     "MonteCarloPrediction",
     "ReNA",
+    "corr_drop",
+    "corr_drop_mask",
     "cutout",
     "cutout_mask",
     "drop_block",
@@ -41,6 +47,8 @@ __all__ = [
     "drop_path_mask",
     "dropout",
     "dropout_mask",
+    "focused_dropout",
+    "focused_dropout_mask",
     "mc_predict",
     "resize_clusters",
     "spatial_dropout",

@@ -20,14 +20,18 @@ from dropcluster_jax import masking
 from dropcluster_jax.clustering import Clusterer, ClusterState
 from dropcluster_jax.clustering import resize_clusters as resize_state
 from dropcluster_jax.masking.common import Rate, Rescale, check_input
+from dropcluster_jax.masking.corr_drop import CorrVariant
 from dropcluster_jax.masking.drop_block import Seeding
+from dropcluster_jax.masking.focused_dropout import FocusedRescale
 
 __all__ = [
+    "CorrDrop",
     "Cutout",
     "DropBlock",
     "DropCluster",
     "DropPath",
     "Dropout",
+    "FocusedDropout",
     "SpatialDropout",
     "cluster_inputs",
     "cluster_states",
@@ -178,6 +182,56 @@ class DropBlock(nn.Module):
         options = {"per_channel": self.per_channel, "per_example": self.per_example, "rescale": self.rescale}
         options |= {"block_size": self.block_size, "seeding": self.seeding}
         return _drop(self, masking.drop_block, x, rate, deterministic, rng, **options)
+
+
+class CorrDrop(nn.Module):
+    """Drops cells of a grid or channels by their correlation. See `dropcluster_jax.corr_drop` and `Dropout`."""
+
+    rate: Rate | None = None
+    deterministic: bool | None = None
+    variant: CorrVariant = "spatial"
+    block_size: int = 7
+    rescale: Rescale = "kept"
+    rng_collection: str = "dropout"
+
+    @nn.compact
+    def __call__(
+        self,
+        x: Float[Array, "batch *spatial channels"],
+        rate: Rate | None = None,
+        deterministic: bool | None = None,
+        *,
+        rng: Array | None = None,
+    ) -> Float[Array, "batch *spatial channels"]:
+        """Drops cells or channels of the input. See `Dropout.__call__`."""
+        options = {"variant": self.variant, "block_size": self.block_size, "rescale": self.rescale}
+        return _drop(self, masking.corr_drop, x, rate, deterministic, rng, **options)
+
+
+class FocusedDropout(nn.Module):
+    """Keeps only strong positions, in a fraction of the calls. See `dropcluster_jax.focused_dropout` and `Dropout`.
+
+    `rate` is the fraction of calls in which units are dropped, not the fraction of dropped units.
+    """
+
+    rate: Rate | None = None
+    deterministic: bool | None = None
+    threshold_range: tuple[float, float] = (0.3, 0.6)
+    rescale: FocusedRescale = "none"
+    rng_collection: str = "dropout"
+
+    @nn.compact
+    def __call__(
+        self,
+        x: Float[Array, "batch *spatial channels"],
+        rate: Rate | None = None,
+        deterministic: bool | None = None,
+        *,
+        rng: Array | None = None,
+    ) -> Float[Array, "batch *spatial channels"]:
+        """Drops weak positions of the input. See `Dropout.__call__`."""
+        options = {"threshold_range": self.threshold_range, "rescale": self.rescale}
+        return _drop(self, masking.focused_dropout, x, rate, deterministic, rng, **options)
 
 
 class DropCluster(nn.Module):

@@ -4,14 +4,18 @@ Each method is a pair of functions. `drop(key, x, rate, ...)` drops units and re
 `drop_mask(key, x, rate, ...)` returns only the mask: True where a unit is kept, broadcastable to `x`.
 """
 
+from dropcluster_jax.masking.corr_drop import corr_drop, corr_drop_mask
 from dropcluster_jax.masking.cutout import cutout, cutout_mask
 from dropcluster_jax.masking.drop_block import drop_block, drop_block_mask
 from dropcluster_jax.masking.drop_cluster import drop_cluster, drop_cluster_mask
 from dropcluster_jax.masking.drop_path import drop_path, drop_path_mask
 from dropcluster_jax.masking.dropout import dropout, dropout_mask
+from dropcluster_jax.masking.focused_dropout import focused_dropout, focused_dropout_mask
 from dropcluster_jax.masking.spatial_dropout import spatial_dropout, spatial_dropout_mask
 
 __all__ = [
+    "corr_drop",
+    "corr_drop_mask",
     "cutout",
     "cutout_mask",
     "drop_block",
@@ -22,6 +26,8 @@ __all__ = [
     "drop_path_mask",
     "dropout",
     "dropout_mask",
+    "focused_dropout",
+    "focused_dropout_mask",
     "spatial_dropout",
     "spatial_dropout_mask",
 ]

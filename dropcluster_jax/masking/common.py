@@ -1,6 +1,7 @@
 """Argument checks and rescaling, shared by all masks."""
 
 import math
+from collections.abc import Sequence
 from typing import Literal, get_args
 
 import jax.numpy as jnp
@@ -39,6 +40,21 @@ def check_input(x: Array, min_ndim: int = 3) -> None:
     if x.ndim < min_ndim:
         layout = {1: "(batch, ...)", 2: "(batch, ..., channels)", 3: "(batch, *spatial, channels)"}[min_ndim]
         raise ValueError(f"x must have shape {layout}, got {x.shape}")
+
+
+def check_block_size(block_size: int, spatial: Sequence[int]) -> None:
+    """Checks that `block_size` is a side of a block that fits the map.
+
+    Raises:
+        TypeError: If `block_size` is not an integer.
+        ValueError: If the block does not fit.
+    """
+    if isinstance(block_size, bool) or not isinstance(block_size, (int, np.integer)):
+        raise TypeError(f"block_size must be an integer, got {block_size!r}")
+    if not 1 <= block_size <= min(spatial):
+        raise ValueError(
+            f"block_size must be in [1, {min(spatial)}] for a map of shape {tuple(spatial)}, got {block_size}"
+        )
 
 
 def rescale_factor(kept: Int[Array, " batch"], units: int | Int[Array, ""], rate: Rate, rescale: Rescale) -> Array:

@@ -11,7 +11,15 @@ import numpy as np
 from jaxtyping import Array, Bool, Float
 
 from dropcluster_jax.masking.bernoulli import bernoulli_keep
-from dropcluster_jax.masking.common import Rate, Rescale, apply_mask, check_input, check_rate, mask_rescale_factor
+from dropcluster_jax.masking.common import (
+    Rate,
+    Rescale,
+    apply_mask,
+    check_block_size,
+    check_input,
+    check_rate,
+    mask_rescale_factor,
+)
 
 Seeding = Literal["exact", "paper"]
 
@@ -91,12 +99,7 @@ def drop_block_mask(
     check_input(x)
     check_rate(rate)
     batch, *spatial, channels = x.shape
-    if isinstance(block_size, bool) or not isinstance(block_size, (int, np.integer)):
-        raise TypeError(f"block_size must be an integer, got {block_size!r}")
-    if not 1 <= block_size <= min(spatial):
-        raise ValueError(
-            f"block_size must be in [1, {min(spatial)}] for a map of shape {tuple(spatial)}, got {block_size}"
-        )
+    check_block_size(block_size, spatial)
     if seeding not in get_args(Seeding):
         raise ValueError(f"seeding must be one of {', '.join(map(repr, get_args(Seeding)))}, got {seeding!r}")
 

@@ -21,7 +21,7 @@ from dropcluster_jax.data import (
     random_resized_crop,
     random_shift,
 )
-from dropcluster_jax.linen import DropBlock, DropCluster, Dropout, SpatialDropout
+from dropcluster_jax.linen import CorrDrop, DropBlock, DropCluster, Dropout, FocusedDropout, SpatialDropout
 from dropcluster_jax.models import MODELS, ResNet
 from dropcluster_jax.runs.config import AugmentConfig, DropConfig, TrainConfig
 from dropcluster_jax.training.schedules import ramp
@@ -87,6 +87,8 @@ def make_drop_layers(drop: DropConfig, axis_name: str | None = None) -> dict[str
         "dropout": Dropout,
         "spatial": SpatialDropout,
         "block": lambda: DropBlock(block_size=drop.block_size, per_channel=drop.per_channel),
+        "corr": lambda: CorrDrop(variant="channel" if drop.per_channel else "spatial", block_size=drop.block_size),
+        "focused": lambda: FocusedDropout(threshold_range=drop.threshold_range),
         "cluster": lambda: DropCluster(
             clusterers[drop.clusterer](cluster_size=drop.cluster_size, per_channel=drop.per_channel),
             min_explained=drop.min_explained,

@@ -11,7 +11,7 @@ from dropcluster_jax.data.config import DataConfig
 from dropcluster_jax.models import ModelName
 from dropcluster_jax.training.data_parallel import Strategy
 
-Method = Literal["none", "dropout", "spatial", "block", "cluster"]
+Method = Literal["none", "dropout", "spatial", "block", "corr", "focused", "cluster"]
 ClustererName = Literal["kmeans", "rena", "grid"]
 
 
@@ -38,9 +38,10 @@ class DropConfig:
     """The drop layers."""
 
     method: Method = "cluster"
-    """Drop method: nothing, units, channels, blocks of positions, or learned clusters."""
+    """Drop method: nothing, units, channels, blocks of positions, cells of a grid by their correlation (CorrDrop),
+    positions where the strongest channel is weak (FocusedDropout), or learned clusters."""
     rate: float = 0.1
-    """Fraction of units to drop after the ramp."""
+    """Fraction of units to drop after the ramp. For the method focused, fraction of batches to which it applies."""
     places: tuple[str, ...] = ("stage1", "stage2")
     """Places of the drop layers: stem, stage1, stage2, ..."""
     clusterer: ClustererName = "kmeans"
@@ -50,9 +51,11 @@ class DropConfig:
     min_explained: float = 0.0
     """Do not drop in layers (channels, with per_channel) whose clusters explain less of the variance than this."""
     block_size: int = 3
-    """Side of a block in positions, for the method block."""
+    """Side of a block or cell in positions, for the methods block and corr."""
+    threshold_range: tuple[float, float] = (0.3, 0.6)
+    """Bounds of the threshold, as a fraction of the maximum of the strongest channel, for the method focused."""
     per_channel: bool = False
-    """Give each channel its own clusters or blocks."""
+    """Give each channel its own clusters or blocks. For the method corr, drop channels instead of cells."""
     ramp_start: float = 0.1
     """Fraction of training after which the rate starts to rise and cluster updates begin."""
     ramp_end: float = 0.5
@@ -163,6 +166,9 @@ class TrainConfig:
         _check_range("seed", self.seed, least=0, most=2**32 - 1)
         _check_range("drop.rate", self.drop.rate, least=0, most=1)
         _check_range("drop.min_explained", self.drop.min_explained, least=0, most=1)
+        low, high = self.drop.threshold_range
+        _check_range("drop.threshold_range[0]", low, least=0, most=1)
+        _check_range("drop.threshold_range[1]", high, least=low, most=1)
         _check_range("drop.ramp_start", self.drop.ramp_start, least=0, most=1)
         _check_range("drop.ramp_end", self.drop.ramp_end, least=self.drop.ramp_start, most=1)
         _check_range("drop.update_every", self.drop.update_every, least=1)
