@@ -7,7 +7,7 @@ import math
 import jax
 import jax.numpy as jnp
 import numpy as np
-from jaxtyping import Array, Float, Int
+from jaxtyping import Array, Bool, Float, Int
 
 from dropcluster_jax.clustering import correlation
 from dropcluster_jax.clustering.state import (
@@ -76,14 +76,20 @@ class Grid:
 # Jitted for callers outside of `jit`, for whom every call would compile the loops again.
 @functools.partial(jax.jit, static_argnums=2)
 def _update(state: ClusterState, x: Array, axis_name: str | None) -> ClusterState:
-    num_clusters = state.sizes.shape[0]
+    explained, finite = measure_explained_variance(state.labels, state.sizes.shape[0], x, axis_name)
+    return commit_update(state, state.labels, explained, finite)
+
+
+def measure_explained_variance(
+    labels: Int[Array, "*spatial groups"], num_clusters: int, x: Array, axis_name: str | None
+) -> tuple[Float[Array, " groups"], Bool[Array, ""]]:
+    """Returns the fraction of variance that given clusters explain, and whether all activations are finite."""
     units, finite = correlation.layer_units(x, axis_name)
 
     def measure(units: correlation.Units, labels: Int[Array, " positions"]) -> Float[Array, ""]:
         return correlation.explained_variance(units, labels, num_clusters, axis_name)
 
-    explained = correlation.map_groups(measure, units, state.labels, elements_per_position=num_clusters)
-    return commit_update(state, state.labels, explained, finite)
+    return correlation.map_groups(measure, units, labels, elements_per_position=num_clusters), finite
 
 
 def tile_labels(spatial: tuple[int, ...], num_clusters: int) -> Int[np.ndarray, "*spatial"]:

@@ -10,7 +10,7 @@ import jax.numpy as jnp
 import numpy as np
 import optax
 
-from dropcluster_jax.clustering import Clusterer, Grid, KMeans, ReNA
+from dropcluster_jax.clustering import Clusterer, Grid, KMeans, ReNA, Shuffled, Voronoi
 from dropcluster_jax.data import (
     DatasetSpec,
     cutmix,
@@ -82,7 +82,13 @@ def make_model(config: TrainConfig, spec: DatasetSpec, axis_name: str | None = N
 
 def make_drop_layers(drop: DropConfig, axis_name: str | None = None) -> dict[str, nn.Module]:
     """Returns the drop layer of each place."""
-    clusterers: dict[str, Callable[..., Clusterer]] = {"kmeans": KMeans, "rena": ReNA, "grid": Grid}
+    clusterers: dict[str, Callable[..., Clusterer]] = {
+        "kmeans": KMeans,
+        "rena": ReNA,
+        "grid": Grid,
+        "voronoi": Voronoi,
+        "shuffled": lambda **options: Shuffled(KMeans(**options)),
+    }
     constructors: dict[str, Callable[[], nn.Module]] = {
         "dropout": Dropout,
         "spatial": SpatialDropout,

@@ -12,7 +12,7 @@ from dropcluster_jax.models import ModelName
 from dropcluster_jax.training.data_parallel import Strategy
 
 Method = Literal["none", "dropout", "spatial", "block", "corr", "focused", "cluster"]
-ClustererName = Literal["kmeans", "rena", "grid"]
+ClustererName = Literal["kmeans", "rena", "grid", "voronoi", "shuffled"]
 
 
 @dataclasses.dataclass(frozen=True)
@@ -45,7 +45,8 @@ class DropConfig:
     places: tuple[str, ...] = ("stage1", "stage2")
     """Places of the drop layers: stem, stage1, stage2, ..."""
     clusterer: ClustererName = "kmeans"
-    """Clusterer: kmeans, rena (connected clusters), or grid (fixed tiles)."""
+    """Clusterer: kmeans, rena (connected clusters), grid (fixed tiles), or a random control: voronoi (cells of random
+    points) or shuffled (k-means with all positions permuted)."""
     cluster_size: float = 4.0
     """Mean number of positions per cluster."""
     min_explained: float = 0.0

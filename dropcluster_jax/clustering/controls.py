@@ -1,0 +1,140 @@
+"""Random clusters, as controls for experiments on what learned clusters contribute."""
+
+import dataclasses
+import functools
+import math
+
+import jax
+import jax.numpy as jnp
+from jaxtyping import Array, Float, Int
+
+from dropcluster_jax.clustering.grid import Grid, measure_explained_variance
+from dropcluster_jax.clustering.state import (
+    Clusterer,
+    ClusterState,
+    check_activations,
+    check_num_clusters,
+    commit_update,
+)
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class Voronoi:
+    """Voronoi cells of random points, drawn again at each update and independent of the activations.
+
+    Compact like learned clusters, but random: a control for whether learning matters.
+
+    Attributes:
+        num_clusters: Number of clusters, at least 1 and at most the number of positions. Give either this or
+            `cluster_size`.
+        cluster_size: Mean number of positions per cluster, at least 1, for `max(1, round(positions / cluster_size))`
+            clusters.
+        per_channel: Whether each channel has its own cells.
+        seed: Seed of the points. The n-th update draws the same points in every run with this seed.
+
+    Raises:
+        TypeError: If `num_clusters` is not an integer.
+        ValueError: If not exactly one of `num_clusters` and `cluster_size` is given, or it is below 1.
+
+    Example:
+        >>> x = jax.random.normal(jax.random.key(0), (8, 4, 6, 3))
+        >>> clusterer = Voronoi(num_clusters=3)
+        >>> state = clusterer.update(clusterer.init(x.shape[1:]), x)
+        >>> state.labels.shape, int(state.sizes.sum()), int(state.num_updates)
+        ((4, 6, 1), 24, 1)
+    """
+
+    num_clusters: int | None = None
+    cluster_size: float | None = None
+    per_channel: bool = False
+    seed: int = 0
+
+    def __post_init__(self) -> None:
+        check_num_clusters(self.num_clusters, self.cluster_size)
+
+    def init(self, shape: tuple[int, ...]) -> ClusterState:
+        """Returns the tiles of a regular grid. See `Clusterer.init`."""
+        grid = Grid(num_clusters=self.num_clusters, cluster_size=self.cluster_size, per_channel=self.per_channel)
+        return grid.init(shape)
+
+    def update(
+        self, state: ClusterState, x: Float[Array, "batch *spatial channels"], axis_name: str | None = None
+    ) -> ClusterState:
+        """Draws new cells and measures the variance that they explain. See `Clusterer.update`."""
+        check_activations(x, state)
+        return _update_voronoi(state, x, self.seed, axis_name)
+
+
+@functools.partial(jax.jit, static_argnums=(2, 3))
+def _update_voronoi(state: ClusterState, x: Array, seed: int, axis_name: str | None) -> ClusterState:
+    *spatial, groups = state.labels.shape
+    key = _update_key(seed, state.num_updates)
+    # The nearest of K distinct positions; distinct, so that no cell is empty.
+    centers = jax.vmap(lambda key: jax.random.choice(key, math.prod(spatial), (state.sizes.shape[0],), replace=False))(
+        jax.random.split(key, groups)
+    )
+    positions = jnp.stack(jnp.unravel_index(jnp.arange(math.prod(spatial)), tuple(spatial)), axis=-1)
+    distances = jnp.sum(jnp.square(positions[:, None, None] - positions[centers]), axis=-1)
+    labels = jnp.argmin(distances, axis=-1).astype(jnp.int32).reshape(state.labels.shape)
+    explained, finite = measure_explained_variance(labels, state.sizes.shape[0], x, axis_name)
+    return commit_update(state, labels, explained, finite)
+
+
+@dataclasses.dataclass(frozen=True)
+class Shuffled:
+    """Clusters of another clusterer with all positions permuted at random: random partitions with learned sizes.
+
+    The permutation is drawn again at each update. Clusters before the first update are the other clusterer's.
+
+    Attributes:
+        clusterer: Clusterer that determines the sizes.
+        seed: Seed of the permutations. The n-th update draws the same permutation in every run with this seed.
+
+    Example:
+        >>> from dropcluster_jax.clustering import KMeans
+        >>> x = jax.random.normal(jax.random.key(0), (8, 4, 6, 3))
+        >>> state = (clusterer := KMeans(num_clusters=3)).init(x.shape[1:])
+        >>> learned, shuffled = clusterer.update(state, x), Shuffled(clusterer).update(state, x)
+        >>> bool(jnp.all(learned.sizes == shuffled.sizes)), bool(jnp.all(learned.labels == shuffled.labels))
+        (True, False)
+    """
+
+    clusterer: Clusterer
+    seed: int = 0
+
+    def init(self, shape: tuple[int, ...]) -> ClusterState:
+        """Returns the other clusterer's clusters. See `Clusterer.init`."""
+        return self.clusterer.init(shape)
+
+    def update(
+        self, state: ClusterState, x: Float[Array, "batch *spatial channels"], axis_name: str | None = None
+    ) -> ClusterState:
+        """Updates the other clusterer's clusters and permutes their positions. See `Clusterer.update`.
+
+        `explained_variance` is that of the permuted clusters.
+        """
+        check_activations(x, state)
+        # The learned labels are restored, so that the other clusterer starts from its own clusters.
+        order = self._permutation(state)
+        restored = _flat(state.labels).at[order].set(_flat(state.labels)).reshape(state.labels.shape)
+        learned = jnp.where(state.num_updates > 0, restored, state.labels)
+        updated = self.clusterer.update(state._replace(labels=learned), x, axis_name)
+        labels = _flat(updated.labels)[self._permutation(updated)].reshape(state.labels.shape)
+        explained, _ = measure_explained_variance(labels, state.sizes.shape[0], x, axis_name)
+        shuffled = updated._replace(labels=labels, explained_variance=explained)
+        skipped = state._replace(num_skipped=updated.num_skipped)
+        advanced = updated.num_updates > state.num_updates
+        return jax.tree.map(lambda new, old: jnp.where(advanced, new, old), shuffled, skipped)
+
+    def _permutation(self, state: ClusterState) -> Int[Array, " positions"]:
+        key = _update_key(self.seed, state.num_updates)
+        return jax.random.permutation(key, math.prod(state.labels.shape[:-1]))
+
+
+def _update_key(seed: int, num_updates: Int[Array, ""]) -> Array:
+    # Threefry, so that clusters do not depend on the device or on jax_default_prng_impl.
+    return jax.random.fold_in(jax.random.key(seed, impl="threefry2x32"), num_updates)
+
+
+def _flat(labels: Int[Array, "*spatial groups"]) -> Int[Array, "positions groups"]:
+    return labels.reshape(-1, labels.shape[-1])
