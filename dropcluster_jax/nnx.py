@@ -17,9 +17,21 @@ from jaxtyping import Array, Float
 from dropcluster_jax import masking
 from dropcluster_jax.clustering import Clusterer, ClusterState
 from dropcluster_jax.masking.common import Rate, Rescale, check_input, check_rate
+from dropcluster_jax.masking.corr_drop import CorrVariant
 from dropcluster_jax.masking.drop_block import Seeding
+from dropcluster_jax.masking.focused_dropout import FocusedRescale
 
-__all__ = ["ClusterVariable", "Cutout", "DropBlock", "DropCluster", "DropPath", "Dropout", "SpatialDropout"]
+__all__ = [
+    "ClusterVariable",
+    "CorrDrop",
+    "Cutout",
+    "DropBlock",
+    "DropCluster",
+    "DropPath",
+    "Dropout",
+    "FocusedDropout",
+    "SpatialDropout",
+]
 
 Rngs = nnx.Rngs | nnx.RngStream
 
@@ -228,6 +240,42 @@ class DropBlock(_DropLayer):
             seeding=self.seeding,
             rescale=self.rescale,
         )
+
+
+@dataclass(eq=False, repr=False)
+class CorrDrop(_DropLayer):
+    """Drops cells of a grid or channels by their correlation. See `dropcluster_jax.corr_drop` and `Dropout`."""
+
+    rate: Rate | None = None
+    _: KW_ONLY
+    deterministic: bool | None = False
+    variant: CorrVariant = "spatial"
+    block_size: int = 7
+    rescale: Rescale = "kept"
+    rng_collection: str = "dropout"
+    rngs: Rngs | None = None
+
+    def _drop(self, key: Array, x: Array, rate: Rate) -> Array:
+        return masking.corr_drop(key, x, rate, variant=self.variant, block_size=self.block_size, rescale=self.rescale)
+
+
+@dataclass(eq=False, repr=False)
+class FocusedDropout(_DropLayer):
+    """Keeps only strong positions, in a fraction of the calls. See `dropcluster_jax.focused_dropout` and `Dropout`.
+
+    `rate` is the fraction of calls in which units are dropped, not the fraction of dropped units.
+    """
+
+    rate: Rate | None = None
+    _: KW_ONLY
+    deterministic: bool | None = False
+    threshold_range: tuple[float, float] = (0.3, 0.6)
+    rescale: FocusedRescale = "none"
+    rng_collection: str = "dropout"
+    rngs: Rngs | None = None
+
+    def _drop(self, key: Array, x: Array, rate: Rate) -> Array:
+        return masking.focused_dropout(key, x, rate, threshold_range=self.threshold_range, rescale=self.rescale)
 
 
 @dataclass(eq=False, repr=False)

@@ -1,4 +1,4 @@
-"""Reference implementations of the clusterings in NumPy and float64, with plain loops."""
+"""Reference implementations in NumPy and float64, with plain loops."""
 
 import numpy as np
 
@@ -84,3 +84,39 @@ def rena(x: np.ndarray, num_clusters: int, cluster_counts: list[int] | None = No
         if cluster_counts is not None:
             cluster_counts.append(len(means))
     return np.unique(labels, return_inverse=True)[1]
+
+
+def cells(spatial: tuple[int, ...], block_size: int) -> np.ndarray:
+    """Returns the index of the cell of each position, on a grid that is centered on the map."""
+    index = np.zeros(spatial, int)
+    for axis, length in enumerate(spatial):
+        count = -(-length // block_size)
+        along = (np.arange(length) + (count * block_size - length) // 2) // block_size
+        index = index * count + along.reshape([-1 if i == axis else 1 for i in range(len(spatial))])
+    return index
+
+
+def cell_information(features: list[np.ndarray]) -> np.ndarray:
+    """Returns the mean over all cells of |cosine similarity| to the other cells."""
+    information = np.zeros(len(features))
+    for i, a in enumerate(features):
+        for j, b in enumerate(features):
+            if i != j and a.any() and b.any():
+                information[i] += abs(a @ b) / (np.linalg.norm(a) * np.linalg.norm(b)) / len(features)
+    return information
+
+
+def corr_drop_probabilities(features: list[np.ndarray], areas: np.ndarray, rate: float) -> np.ndarray:
+    """Returns the probability of dropping each cell, whose mean weighted by area is `rate`."""
+    information = cell_information(features)
+    eligible = 1 - np.exp(information) / np.exp(information).sum()
+    eligible_area = (eligible * areas).sum()
+    if rate <= eligible_area:
+        return eligible * rate / eligible_area if rate else np.zeros(len(features))
+    return eligible + (1 - eligible) * (rate - eligible_area) / (1 - eligible_area)
+
+
+def focused_mask(x: np.ndarray, fraction: float) -> np.ndarray:
+    """Returns the mask `spatial` of one example `(*spatial, channels)` for a fraction of the maximum."""
+    reference = max(np.moveaxis(x, -1, 0), key=lambda channel: channel.mean())
+    return reference >= fraction * reference.max()

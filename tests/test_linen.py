@@ -14,11 +14,13 @@ import pytest
 import dropcluster_jax as dc
 from dropcluster_jax.clustering.state import cluster_sizes
 from dropcluster_jax.linen import (
+    CorrDrop,
     Cutout,
     DropBlock,
     DropCluster,
     Dropout,
     DropPath,
+    FocusedDropout,
     SpatialDropout,
     cluster_inputs,
     cluster_states,
@@ -65,6 +67,8 @@ LAYERS = {
     "DropPath": (DropPath, {}, dc.drop_path),
     "Cutout": (Cutout, {}, dc.cutout),
     "DropBlock": (DropBlock, {"block_size": 2}, dc.drop_block),
+    "CorrDrop": (CorrDrop, {"block_size": 2}, dc.corr_drop),
+    "FocusedDropout": (FocusedDropout, {}, dc.focused_dropout),
     "DropCluster": (DropCluster, {"clusterer": SHARED}, dc.drop_cluster),
 }
 every_layer = pytest.mark.parametrize("kind", LAYERS)
@@ -73,6 +77,11 @@ every_layer = pytest.mark.parametrize("kind", LAYERS)
 def make(kind, **arguments):
     layer, defaults, _ = LAYERS[kind]
     return layer(**defaults | arguments)
+
+
+def rate_of(kind, rate):
+    """Returns a rate at which the layer drops units with any key: FocusedDropout drops in a fraction of the calls."""
+    return 1.0 if kind == "FocusedDropout" else rate
 
 
 def activations(seed=0, shape=SHAPE, dtype=jnp.float32):
@@ -162,7 +171,8 @@ def test_a_python_rate_of_0_is_the_identity_without_a_key(kind, rate):
 @every_layer
 def test_layers_drop_if_not_deterministic(kind):
     """Otherwise the comparisons below would pass for the identity."""
-    y = compiled(make(kind), deterministic=False)(variables_of(kind), activations(), rate=0.5, rng=KEY)
+    rate = rate_of(kind, 0.5)
+    y = compiled(make(kind), deterministic=False)(variables_of(kind), activations(), rate=rate, rng=KEY)
     assert 0.2 < (y == 0).mean() < 0.8
 
 
@@ -171,7 +181,7 @@ def test_layers_drop_if_not_deterministic(kind):
 
 @every_layer
 def test_arguments_of_the_constructor_and_the_call_are_equivalent(kind):
-    arguments = {"rate": 0.4, "deterministic": False}
+    arguments = {"rate": rate_of(kind, 0.4), "deterministic": False}
     outputs = []
     for call_names in ((), ("rate",), ("rate", "deterministic")):
         layer = make(kind, **{name: value for name, value in arguments.items() if name not in call_names})
@@ -217,7 +227,7 @@ def pure_output(kind, *options):
     """Returns the output of the jitted pure function."""
     _, defaults, pure = LAYERS[kind]
     defaults = {"state": learned()} if kind == "DropCluster" else defaults
-    return jax.jit(lambda x, rate: pure(KEY, x, rate, **defaults | dict(options)))(activations(), 0.4)
+    return jax.jit(lambda x, rate: pure(KEY, x, rate, **defaults | dict(options)))(activations(), rate_of(kind, 0.4))
 
 
 @pytest.mark.parametrize(
@@ -229,13 +239,19 @@ def pure_output(kind, *options):
         ("DropBlock", {"rescale": "rate"}),
         ("DropBlock", {"block_size": 3}),
         ("DropBlock", {"per_channel": True}),
+        ("CorrDrop", {"variant": "channel"}),
+        ("CorrDrop", {"block_size": 1}),
+        ("CorrDrop", {"rescale": "rate"}),
+        ("FocusedDropout", {"threshold_range": (0.1, 0.2)}),
+        ("FocusedDropout", {"rescale": "kept"}),
         ("DropCluster", {"rescale": "rate"}),
         ("DropCluster", {"min_explained": 1.0}),
     ],
 )
 def test_layers_pass_all_options_to_the_pure_function(kind, options):
     """With `rng`, layers need no `rngs`. Each option changes the output."""
-    y = compiled(make(kind, **options), deterministic=False)(variables_of(kind), activations(), rate=0.4, rng=KEY)
+    rate, layer = rate_of(kind, 0.4), make(kind, **options)
+    y = compiled(layer, deterministic=False)(variables_of(kind), activations(), rate=rate, rng=KEY)
     assert same_bits(y, pure_output(kind, *options.items()))
     assert not options or not same_bits(y, pure_output(kind))
 
@@ -251,9 +267,9 @@ def test_drop_cluster_uses_the_clusters_of_its_collection():
 
 @every_layer
 def test_keys_come_from_rng_collection(kind):
-    x, variables, other = activations(), variables_of(kind), jax.random.key(12)
-    default = compiled(make(kind, rate=0.4), deterministic=False)
-    named = compiled(make(kind, rate=0.4, rng_collection="noise"), deterministic=False)
+    x, variables, other, rate = activations(), variables_of(kind), jax.random.key(12), rate_of(kind, 0.4)
+    default = compiled(make(kind, rate=rate), deterministic=False)
+    named = compiled(make(kind, rate=rate, rng_collection="noise"), deterministic=False)
     y = default(variables, x, {"dropout": KEY, "noise": other})
     assert same_bits(named(variables, x, {"noise": KEY, "dropout": other}), y)
     assert not same_bits(named(variables, x, {"noise": other, "dropout": KEY}), y)
@@ -273,7 +289,8 @@ def test_layers_and_calls_draw_different_masks(kind):
     class Twice(nn.Module):
         @nn.compact
         def __call__(self, x):
-            first, second = (make(kind, rate=0.5, deterministic=False, name=name) for name in ("first", "second"))
+            arguments = {"rate": rate_of(kind, 0.5), "deterministic": False}
+            first, second = (make(kind, **arguments, name=name) for name in ("first", "second"))
             return first(x), first(x), second(x)
 
     clusters = {"clusters": dict.fromkeys(("first", "second"), learned()._asdict())}
@@ -361,7 +378,8 @@ def test_a_call_that_updates_and_drops_uses_the_new_clusters():
 
 def test_layers_in_sequential():
     """`nn.Sequential` passes arguments of the call only to its first layer."""
-    model = nn.Sequential((nn.Dense(3), *(make(kind, rate=0.3, deterministic=False) for kind in LAYERS)))
+    drops = [make(kind, rate=rate_of(kind, 0.3), deterministic=False) for kind in LAYERS]
+    model = nn.Sequential((nn.Dense(3), *drops))
     x = activations()
     variables = jax.jit(lambda x: model.init(KEY, x))(x)
     y, state = compiled(model, "intermediates", capture_intermediates=True)(variables, x, {"dropout": KEY})
@@ -381,7 +399,7 @@ class Tower(nn.Module):
         x = nn.tanh(nn.Dense(3)(x))
         for kind, (layer, arguments, _) in LAYERS.items():
             layer = nn.remat(layer) if self.remat else layer
-            x = layer(**arguments, rate=0.3, deterministic=False, name=kind)(x)
+            x = layer(**arguments, rate=rate_of(kind, 0.3), deterministic=False, name=kind)(x)
         return nn.Dense(2)(x)
 
 
@@ -548,7 +566,8 @@ def test_equal_layers_and_new_rates_do_not_retrace(kind):
     arguments = {"clusterer": Levels()} if kind == "DropCluster" else {}
     outputs = [run(make(kind, **arguments), variables_of(kind), activations(), rate) for rate in (0.0, 0.5, 1.0)]
     assert len(traces) == 1
-    assert same_bits(outputs[0], activations()) and outputs[1].any() and not outputs[2].any()
+    assert same_bits(outputs[0], activations()) and outputs[1].any()
+    assert outputs[2].any() == (kind == "FocusedDropout")
 
 
 # Multiple devices
@@ -587,9 +606,10 @@ def test_updates_with_an_axis_name_match_one_device(clusterer):
 
 @every_layer
 def test_gradient_is_the_mask_times_the_factor(kind):
-    layer, variables, weights = make(kind, rate=0.4, deterministic=False), variables_of(kind), activations(2)
-    factor = compiled(layer)(variables, jnp.ones(SHAPE), rng=KEY)  # 0 where dropped
-    gradient = jax.jit(jax.grad(lambda x: jnp.sum(weights * layer.apply(variables, x, rng=KEY))))(activations(1))
+    layer, variables = make(kind, rate=rate_of(kind, 0.4), deterministic=False), variables_of(kind)
+    x, weights = activations(1), activations(2)
+    factor = compiled(layer)(variables, x, rng=KEY) / x  # 0 where dropped
+    gradient = jax.jit(jax.grad(lambda x: jnp.sum(weights * layer.apply(variables, x, rng=KEY))))(x)
     np.testing.assert_allclose(gradient, factor * weights, rtol=1e-6)
     assert (factor == 0).any() and (factor >= 1).any()
 
@@ -621,7 +641,7 @@ def test_no_gradient_flows_through_the_update():
 @every_layer
 def test_bfloat16_is_preserved(kind):
     x, variables = activations(dtype=jnp.bfloat16), variables_of(kind)
-    layer = make(kind, rate=0.4, deterministic=False)
+    layer = make(kind, rate=rate_of(kind, 0.4), deterministic=False)
 
     def loss(x):
         y = layer.apply(variables, x, rng=KEY)
@@ -811,7 +831,7 @@ def test_invalid_inputs_raise(kind):
 @every_layer
 @pytest.mark.bad_input
 def test_unknown_rescale_raises(kind):
-    with pytest.raises(ValueError, match="rescale must be one of 'kept', 'rate', 'batch', 'none', got 'mean'"):
+    with pytest.raises(ValueError, match=r"rescale must be one of 'kept', ('rate', )?'batch', 'none', got 'mean'"):
         make(kind, rescale="mean").apply(variables_of(kind), activations(), rate=0.5, deterministic=False, rng=KEY)
 
 

@@ -22,6 +22,8 @@ LAYERS = {
     "DropPath": ({}, dc.drop_path),
     "Cutout": ({"per_channel": True}, dc.cutout),
     "DropBlock": ({"block_size": 2, "seeding": "paper"}, dc.drop_block),
+    "CorrDrop": ({"block_size": 2, "variant": "channel"}, dc.corr_drop),
+    "FocusedDropout": ({"threshold_range": (0.2, 0.4)}, dc.focused_dropout),
     "DropCluster": ({"min_explained": 0.01}, dc.drop_cluster),
 }
 every_layer = pytest.mark.parametrize("kind", LAYERS)
@@ -29,6 +31,11 @@ every_layer = pytest.mark.parametrize("kind", LAYERS)
 
 def activations(seed=0):
     return jax.random.normal(jax.random.key(seed), SHAPE)
+
+
+def rate_of(kind, rate):
+    """Returns a rate at which the layer drops units with any key: FocusedDropout drops in a fraction of the calls."""
+    return 1.0 if kind == "FocusedDropout" else rate
 
 
 def make(kind, **arguments):
@@ -57,14 +64,15 @@ class Net(nnx.Module):
 @every_layer
 def test_nnx_linen_and_the_pure_function_agree(kind):
     options, pure = LAYERS[kind]
-    layer, x = make(kind, rate=0.4), activations(1)
+    rate = rate_of(kind, 0.4)
+    layer, x = make(kind, rate=rate), activations(1)
     clusterer, state, variables = (), {}, {}
     if kind == "DropCluster":
         clusterer, state, variables = (CLUSTERER,), {"state": layer.clusters}, {"clusters": layer.clusters._asdict()}
-    linen_layer = getattr(linen, kind)(*clusterer, rate=0.4, deterministic=False, **options)
+    linen_layer = getattr(linen, kind)(*clusterer, rate=rate, deterministic=False, **options)
     y = layer(x, rngs=KEY)
     assert (y == linen_layer.apply(variables, x, rng=KEY)).all()
-    assert (y == pure(KEY, x, 0.4, **options, **state)).all()
+    assert (y == pure(KEY, x, rate, **options, **state)).all()
     assert (y == 0).any()
 
 
@@ -80,7 +88,7 @@ def test_updates_match_the_clusterer():
 
 @every_layer
 def test_deterministic_layers_are_the_identity_without_a_key(kind):
-    x, layer = activations(), make(kind, rate=0.5)
+    x, layer = activations(), make(kind, rate=rate_of(kind, 0.5))
     assert (layer(x, deterministic=True) == x).all()
     layer.eval()
     assert (layer(x) == x).all()

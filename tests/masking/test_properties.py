@@ -38,6 +38,9 @@ DROPS = {
     "drop_cluster per channel": (dc.drop_cluster, {"state": uneven(3)}),
     "drop_cluster, shared labels, per channel": (dc.drop_cluster, {"state": uneven(1), "per_channel": True}),
     "drop_path": (dc.drop_path, {}),
+    "corr_drop": (dc.corr_drop, {"block_size": 2}),
+    "corr_drop of uneven cells": (dc.corr_drop, {"block_size": 5}),
+    "corr_drop of channels": (dc.corr_drop, {"variant": "channel"}),
     "cutout": (dc.cutout, {}),
     "cutout per channel": (dc.cutout, {"per_channel": True}),
 }
@@ -47,10 +50,14 @@ MASKS = {
     dc.drop_block: dc.drop_block_mask,
     dc.drop_cluster: dc.drop_cluster_mask,
     dc.drop_path: dc.drop_path_mask,
+    dc.corr_drop: dc.corr_drop_mask,
     dc.cutout: dc.cutout_mask,
 }
-# Methods that drop every unit with the same probability. Blocks and boxes cover the center more often than the border.
-UNIFORM = [name for name in DROPS if not name.startswith(("drop_block", "cutout"))]
+# Methods that drop every unit with the same probability. Blocks and boxes cover the center more often than the border,
+# and the probabilities of `corr_drop` depend on the activations.
+UNIFORM = [name for name in DROPS if not name.startswith(("drop_block", "cutout", "corr_drop"))]
+# Methods whose examples can share a mask.
+SHAREABLE = [name for name in DROPS if not name.startswith("corr_drop")]
 RESCALINGS = ["kept", "rate", "batch", "none"]
 every_drop = pytest.mark.parametrize("name", DROPS)
 
@@ -133,7 +140,7 @@ def test_traced_rates_are_clipped(name):
     assert (drop(jax.random.key(0), x, -0.5) == x).all() and not drop(jax.random.key(0), x, 1.5).any()
 
 
-@every_drop
+@pytest.mark.parametrize("name", SHAREABLE)
 def test_examples_can_share_a_mask(name):
     x = jax.random.normal(jax.random.key(0), (6, *SHAPE[1:]))
     for seed in range(5):
@@ -142,7 +149,7 @@ def test_examples_can_share_a_mask(name):
         assert mask.shape[0] == 1 and (y == jnp.where(mask, x, 0)).all()
 
 
-@every_drop
+@pytest.mark.parametrize("name", SHAREABLE)
 def test_shared_masks_have_the_rate(name):
     mask = mask_of(name, per_example=False)
     testing.assert_rate(lambda key, x: mask(key, x, 0.3), jnp.ones(SHAPE), 0.3)
@@ -186,7 +193,10 @@ def test_examples_are_independent(name):
         assert abs(np.corrcoef(first[:, unit], second[:, unit])[0, 1]) < SIGMAS / np.sqrt(4000)
 
 
-@pytest.mark.parametrize("name", [name for name in DROPS if "per channel" in name] + ["dropout", "spatial_dropout"])
+@pytest.mark.parametrize(
+    "name",
+    [name for name in DROPS if "per channel" in name] + ["dropout", "spatial_dropout", "corr_drop of channels"],
+)
 def test_channels_are_independent(name):
     masks = np.asarray(sample_masks(name, 0.4, 4000), float)[:, 0]
     for position in [(0, 0), (3, 2), (5, 5)]:
@@ -194,7 +204,7 @@ def test_channels_are_independent(name):
         assert (np.abs(correlation - np.eye(3)) < SIGMAS / np.sqrt(4000)).all()
 
 
-@pytest.mark.parametrize("name", ["drop_block", "drop_cluster", "cutout"])
+@pytest.mark.parametrize("name", ["drop_block", "drop_cluster", "cutout", "corr_drop"])
 def test_channels_share_the_mask_by_default(name):
     masks = sample_masks(name, 0.4, 50)
     assert (masks == masks[..., :1]).all()
@@ -245,7 +255,13 @@ def test_dropped_nans_become_zero(name):
     assert (jnp.isnan(y) == mask).all() and (y[~mask] == 0).all()
 
 
-@pytest.mark.parametrize("name", ["dropout", "spatial_dropout", "drop_block", "drop_cluster", "drop_path", "cutout"])
+@pytest.mark.parametrize(
+    "name",
+    [
+        *("dropout", "spatial_dropout", "drop_block", "drop_cluster", "drop_path", "cutout"),
+        *("corr_drop", "corr_drop of channels"),
+    ],
+)
 def test_drops_are_pure_and_masks_broadcast(name):
     x = jax.random.normal(jax.random.key(0), (8, *SHAPE[1:]))
     testing.assert_pure(lambda key, x: drop_of(name)(key, x, 0.5), x)

@@ -17,6 +17,9 @@ DROPS = (
     ("drop_block_per_channel", lambda key, x, rate: dc.drop_block(key, x, rate, block_size=4, per_channel=True)),
     ("drop_path", dc.drop_path),
     ("cutout", dc.cutout),
+    ("corr_drop", lambda key, x, rate: dc.corr_drop(key, x, rate, block_size=4)),
+    ("corr_drop_of_channels", lambda key, x, rate: dc.corr_drop(key, x, rate, variant="channel")),
+    ("focused_dropout", lambda key, x, rate: dc.focused_dropout(key, x, 1 - rate / 10, rescale="kept")),
     ("drop_cluster", lambda key, x, rate: dc.drop_cluster(key, x, rate, STATE)),
     ("drop_cluster_per_channel", lambda key, x, rate: dc.drop_cluster(key, x, rate, STATE_PER_CHANNEL)),
 )
@@ -28,7 +31,7 @@ class Variants(chex.TestCase):
     def test_gradient_is_the_mask_times_the_factor(self, drop):
         key, x = jax.random.key(0), jax.random.normal(jax.random.key(1), (4, 6, 6, 3))
         gradient = self.variant(jax.grad(lambda x: jnp.sum(drop(key, x, 0.3))))(x)
-        np.testing.assert_allclose(gradient, drop(key, jnp.ones_like(x), 0.3), rtol=1e-6)
+        np.testing.assert_allclose(gradient, drop(key, x, 0.3) / x, rtol=1e-6)
 
     @parameterized.named_parameters(*DROPS)
     def test_masks_do_not_depend_on_sharding(self, drop):
