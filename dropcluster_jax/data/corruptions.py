@@ -9,17 +9,19 @@ import functools
 import io
 import math
 from collections.abc import Callable, Sequence
-from typing import Any
+from typing import Any, NamedTuple
 
 import jax
 import jax.numpy as jnp
 import numpy as np
 from jax.scipy.ndimage import map_coordinates
-from jaxtyping import Array, Float, Int, UInt8
+from jaxtyping import Array, Float, UInt8, UInt32
 
 from dropcluster_jax._optional import optional_import
 
 Image = Float[Array, "height width channels"]
+Scalar = Float[Array, ""]
+Matrices = tuple[Float[Array, "height height"], Float[Array, "width width"]]  # For the columns and rows of an image.
 
 _CHUNK = 500 * 32 * 32  # Pixels corrupted at a time; bounds the memory.
 
@@ -29,11 +31,12 @@ def corrupt(
 ) -> UInt8[np.ndarray, "batch height width channels"]:
     """Corrupts images as in CIFAR-10-C.
 
-    The result for an image depends only on the key, the image and its index. Not for use under `jit`: chunks of images
-    are processed by a function that is compiled once per corruption, severity and chunk shape.
+    The result for an image depends only on the key, the image and its index. Values are truncated to 8 bits, as in the
+    published code. Not for use under `jit`: chunks of images are processed by a function that is compiled once per
+    corruption and chunk shape.
 
     The severities are those for images of 32x32 pixels. Lengths in pixels (radius and sigma of blurs, the trail of
-    `snow`, the reach of `glass_blur`) are not scaled, so these corruptions are milder on larger images. All other
+    `snow`) are not scaled, so these corruptions are milder on larger images. All other
     parameters are relative, to intensities or to the shorter side.
 
     `frost` uses a procedural texture with the brightness, contrast and tint of the original's photos, which are not
@@ -67,35 +70,37 @@ def corrupt(
     check_corruption(name, severity)
     _check_images(name, images)
     images = np.asarray(images)
-    function, parameters = _CORRUPTIONS[name]
-    if function is _jpeg_compression:
-        return _jpeg_compression(images, *parameters[severity - 1])
+    corruption = _CORRUPTIONS[name]
+    parameters = corruption.severities[severity - 1]
+    if name == "jpeg_compression":
+        return _jpeg_compression(images, *parameters)
+    arguments = jax.tree.map(np.float32, corruption.prepare(images.shape[1:3], *parameters))
     corrupted = np.empty_like(images)
     size = max(1, min(len(images), _CHUNK // math.prod(images.shape[1:3])))
     for start in range(0, len(images), size):
         chunk = images[start : start + size]
         padding = size - len(chunk)  # The last chunk is padded to the shape of the others, which is already compiled.
         padded = np.pad(chunk, ((0, padding), (0, 0), (0, 0), (0, 0)))
-        corrupted[start : start + size] = np.asarray(_corrupt_chunk(name, severity, key, start, padded))[: len(chunk)]
+        indices = np.arange(start, start + size, dtype=np.uint32)
+        result = np.asarray(_corrupt_chunk(name, key, indices, padded, arguments))
+        corrupted[start : start + size] = result[: len(chunk)]
     return corrupted
 
 
-@functools.partial(jax.jit, static_argnames=("name", "severity"))
+@functools.partial(jax.jit, static_argnames="name")
 def _corrupt_chunk(
     name: str,
-    severity: int,
     key: Array,
-    start: int | Int[Array, ""],
+    indices: UInt32[Array | np.ndarray, " batch"],
     images: UInt8[Array | np.ndarray, "batch height width channels"],
+    arguments: tuple[Any, ...],
 ) -> UInt8[Array, "batch height width channels"]:
-    function, parameters = _CORRUPTIONS[name]
-
-    def corrupt_one(index: Int[Array, ""], image: UInt8[Array, "height width channels"]) -> Image:
+    def corrupt_one(index: UInt32[Array, ""], image: UInt8[Array, "height width channels"]) -> Image:
         scaled = image.astype(jnp.float32) / 255
-        return function(jax.random.fold_in(key, index), scaled, *parameters[severity - 1])
+        return _truncate(_CORRUPTIONS[name].function(jax.random.fold_in(key, index), scaled, *arguments))
 
-    corrupted = jax.vmap(corrupt_one)(start + jnp.arange(len(images)), jnp.asarray(images))
-    return jnp.round(jnp.clip(corrupted, 0, 1) * 255).astype(jnp.uint8)
+    corrupted = jax.vmap(corrupt_one)(jnp.asarray(indices), jnp.asarray(images))
+    return jnp.round(corrupted * 255).astype(jnp.uint8)
 
 
 def check_corruption(name: str, severity: int) -> None:
@@ -122,54 +127,51 @@ def _check_images(name: str, images: Any) -> None:
 # ---- Noise
 
 
-def _gaussian_noise(key: Array, image: Image, sigma: float) -> Image:
-    return image + sigma * jax.random.normal(key, image.shape)
+def _gaussian_noise(key: Array, image: Image, sigma: Scalar) -> Image:
+    return image + sigma * jax.random.normal(key, image.shape, jnp.float32)
 
 
-def _shot_noise(key: Array, image: Image, count: float) -> Image:
+def _shot_noise(key: Array, image: Image, count: Scalar, cdf: Float[Array, "256 events"]) -> Image:
     """Draws Poisson(count * image) / count.
 
     Inverts a tabulated CDF, since pixels have 256 levels; `jax.random.poisson` is many times slower.
     """
-    cdf = _poisson_cdf(count)
-    level, uniform = jnp.round(image * 255).astype(jnp.int32), jax.random.uniform(key, image.shape)
+    level = jnp.round(image * 255).astype(jnp.int32)
+    uniform = jax.random.uniform(key, image.shape, jnp.float32)
     events = jnp.zeros(image.shape, jnp.int32)
     step = cdf.shape[1]
     while step := step // 2:  # Binary search for the number of k with cdf[k] <= uniform.
-        events += step * (jnp.asarray(cdf)[level, events + step - 1] <= uniform)
-    return events / count
+        events += step * (cdf[level, events + step - 1] <= uniform).astype(jnp.int32)
+    return events.astype(jnp.float32) / count
 
 
-def _poisson_cdf(count: float) -> Float[np.ndarray, "256 events"]:
-    """Returns the CDF of Poisson(count * level / 255) for levels 0 to 255, up to where it rounds to 1 in float32."""
-    events = np.arange(2 ** math.ceil(math.log2(count + 8 * count**0.5 + 16)))
+def _prepare_shot_noise(shape: tuple[int, int], count: float) -> tuple[float, Float[np.ndarray, "256 events"]]:
+    """Returns the count and the CDF of Poisson(count * level / 255) for levels 0 to 255.
+
+    The 1024 events suffice for a count of 500: the CDF rounds to 1 in float32 far below.
+    """
+    events = np.arange(1024)
     log_factorials = np.cumsum(np.log(np.maximum(events, 1)))
     rates = np.maximum(count * np.arange(256)[:, None] / 255, 1e-30)
-    return np.cumsum(np.exp(events * np.log(rates) - rates - log_factorials), axis=1).astype(np.float32)
+    return count, np.cumsum(np.exp(events * np.log(rates) - rates - log_factorials), axis=1)
 
 
-def _impulse_noise(key: Array, image: Image, fraction: float) -> Image:
-    uniform = jax.random.uniform(key, image.shape)
+def _impulse_noise(key: Array, image: Image, fraction: Scalar) -> Image:
+    uniform = jax.random.uniform(key, image.shape, jnp.float32)
     return jnp.where(uniform < fraction / 2, 0, jnp.where(uniform < fraction, 1, image))
 
 
-def _speckle_noise(key: Array, image: Image, sigma: float) -> Image:
-    return image + image * sigma * jax.random.normal(key, image.shape)
+def _speckle_noise(key: Array, image: Image, sigma: Scalar) -> Image:
+    return image + image * sigma * jax.random.normal(key, image.shape, jnp.float32)
 
 
 # ---- Blur
 
 
-def _defocus_blur(key: Array, image: Image, radius: float, alias_sigma: float) -> Image:
-    """Convolves with a disk smoothed by a Gaussian of three taps; edges are mirrored."""
-    reach = math.floor(radius) + 1
-    offsets = np.arange(-reach, reach + 1)
-    disk = (offsets[:, None] ** 2 + offsets**2 <= radius**2).astype(np.float64)
-    taps = np.exp(-(np.arange(-1, 2) ** 2) / (2 * alias_sigma**2))
-    side, center, _ = taps / taps.sum()
-    smooth = center * np.eye(len(disk)) + side * (np.eye(len(disk), k=1) + np.eye(len(disk), k=-1))
-    kernel = smooth @ (disk / disk.sum()) @ smooth
+def _defocus_blur(key: Array, image: Image, kernel: Float[Array, "taps taps"]) -> Image:
+    """Convolves with a kernel; edges are mirrored."""
     height, width, _ = image.shape
+    reach = len(kernel) // 2
     rows, columns = (np.pad(np.arange(length), reach, "reflect") for length in (height, width))
     padded = image[rows][:, columns]
     blurred = jnp.zeros_like(image)
@@ -178,70 +180,72 @@ def _defocus_blur(key: Array, image: Image, radius: float, alias_sigma: float) -
     return blurred
 
 
-def _glass_blur(key: Array, image: Image, sigma: float, delta: int, passes: int) -> Image:
-    """Blurs, shuffles and blurs again; from the last to the first, each pixel is swapped with a nearby one.
+def _prepare_defocus_blur(
+    shape: tuple[int, int], radius: float, alias_sigma: float
+) -> tuple[Float[np.ndarray, "taps taps"]]:
+    """Returns a disk smoothed by a Gaussian of three taps."""
+    offsets = np.arange(-2, 3)  # The largest radius is 1.5.
+    disk = (offsets[:, None] ** 2 + offsets**2 <= radius**2).astype(np.float64)
+    taps = np.exp(-(np.arange(-1, 2) ** 2) / (2 * alias_sigma**2))
+    side, center, _ = taps / taps.sum()
+    smooth = center * np.eye(len(disk)) + side * (np.eye(len(disk), k=1) + np.eye(len(disk), k=-1))
+    return (smooth @ (disk / disk.sum()) @ smooth,)
 
-    The partner is -delta to delta - 1 rows and columns away, as in the original: for a delta of 1, the pixel itself or
-    its neighbor above, left, or above left. The original intends to swap, but copies the partner instead, because it
-    assigns views of the same NumPy array. This changes an image less: by a third at severity 1, a tenth at severity 5.
+
+def _glass_blur(key: Array, image: Image, passes: Scalar, blur: Matrices) -> Image:
+    """Blurs, displaces pixels one or two times, and blurs again.
+
+    In each pass, a pixel is replaced at random by itself or its neighbor above, left, or above left. The published code
+    visits pixels from the last to the first, such that these neighbors still have the values from before the pass. Its
+    swap only copies, because it assigns views of the same NumPy array. The first two rows and columns are unchanged.
     """
-    image = _blur(image, sigma)
-    height, width, channels = image.shape
-    side = 2 * delta
-    corners = [
-        (row - delta, column - delta)
-        for row in range(height - delta, delta, -1)
-        for column in range(width - delta, delta, -1)
-    ]
-    if not corners:
-        return _blur(image, sigma)
-    partners = jax.random.randint(key, (passes * len(corners),), 0, side**2)
-    positions = np.arange(side**2).reshape(side, side)
-
-    # Pixel indices are swapped rather than pixels: one value regardless of channels. The block that is read and written
-    # is the same for all images of a batch; only the partner within it differs.
-    def swap(
-        order: Int[Array, "height width"], step: tuple[Int[Array, "2"], Int[Array, ""]]
-    ) -> tuple[Int[Array, "height width"], None]:
-        corner, partner = step
-        block = jax.lax.dynamic_slice(order, (corner[0], corner[1]), (side, side))
-        at_partner = jnp.sum(jnp.where(positions == partner, block, 0))
-        swapped = jnp.where(positions == partner, block[delta, delta], block).at[delta, delta].set(at_partner)
-        return jax.lax.dynamic_update_slice(order, swapped, (corner[0], corner[1])), None
-
-    order = jnp.arange(height * width).reshape(height, width)
-    order, _ = jax.lax.scan(swap, order, (jnp.array(corners * passes), partners))
-    shuffled = image.reshape(-1, channels)[order.ravel()].reshape(image.shape)
-    return _blur(shuffled, sigma)
+    height, width, _ = image.shape
+    rows, columns = np.mgrid[:height, :width].astype(np.int32)
+    inside = (rows >= 2) & (columns >= 2)
+    offsets = jax.random.randint(key, (2, 2, height, width), -1, 1, jnp.int32)
+    image = _truncate(_along_sides(image, blur))
+    for step, (down, right) in enumerate(offsets):
+        displaced = inside & (step < passes)
+        image = image[rows + jnp.where(displaced, down, 0), columns + jnp.where(displaced, right, 0)]
+    return _along_sides(image, blur)
 
 
-def _motion_blur(key: Array, image: Image, radius: int, sigma: float) -> Image:
-    return _blur_along(image, radius, sigma, jax.random.uniform(key, minval=-math.pi / 4, maxval=math.pi / 4))
+def _prepare_glass_blur(shape: tuple[int, int], sigma: float, passes: int) -> tuple[Any, ...]:
+    return passes, *_prepare_blur(shape, sigma)
 
 
-def _blur_along(image: Image, radius: int, sigma: float, angle: Float[Array, ""]) -> Image:
-    """Averages pixels along a line, with half-Gaussian weights over 2 * radius + 1 steps; edges are repeated."""
-    height, width, channels = image.shape
-    reach = 2 * radius
-    steps = np.arange(reach + 1)
-    weights = np.exp(-(steps**2) / (2 * sigma**2))
-    down, right = (jnp.round(steps * slope).astype(jnp.int32) for slope in (jnp.sin(angle), jnp.cos(angle)))
-    padded = jnp.pad(image, ((reach, reach), (reach, reach), (0, 0)), "edge")
-    blurred = jnp.zeros_like(image)
-    for step, weight in zip(steps, weights / weights.sum(), strict=True):
-        start = (reach + down[step], reach + right[step], 0)
-        blurred += weight * jax.lax.dynamic_slice(padded, start, (height, width, channels))
-    return blurred
+def _motion_blur(key: Array, image: Image, weights: Float[Array, " steps"]) -> Image:
+    return _round(_blur_along(image, weights, _uniform(key, -math.pi / 4, math.pi / 4)))
 
 
-def _zoom_blur(key: Array, image: Image, max_factor: float) -> Image:
-    """Averages the image and its zooms by 1, 1.01, ..., max_factor."""
-    zooms = [_zoom(image, 1 + percent / 100) for percent in range(round(100 * max_factor) - 99)]
-    return (image + sum(zooms)) / (1 + len(zooms))
+def _prepare_motion_blur(shape: tuple[int, int], radius: int, sigma: float) -> tuple[Float[np.ndarray, " steps"]]:
+    return (_half_gaussian(radius, sigma, max_radius=9),)
 
 
-def _gaussian_blur(key: Array, image: Image, sigma: float) -> Image:
-    return _blur(image, sigma)
+def _zoom_blur(
+    key: Array,
+    image: Image,
+    rows: Float[Array, "zooms height height"],
+    columns: Float[Array, "zooms width width"],
+) -> Image:
+    """Sums zooms, with weights that are included in `rows`."""
+    return jnp.einsum("nih,njw,hwc->ijc", rows, columns, image, precision=jax.lax.Precision.HIGHEST)
+
+
+def _prepare_zoom_blur(shape: tuple[int, int], stop: float) -> tuple[Any, ...]:
+    """Returns the matrices that average the image and its zooms by 1, 1.01, ..., up to about `stop`.
+
+    Uses `numpy.arange` as the published code does: because of rounding errors, the largest factors are 1.06, 1.11,
+    1.15, 1.2 and 1.25, and the last is slightly above 1.25, which changes the size of the zoomed image.
+    """
+    factors = [1.0, *np.arange(1, stop, 0.01).tolist()]
+    padding = ((0, 27 - len(factors)), (0, 0), (0, 0))  # All severities have arrays of the same shape.
+    rows, columns = (np.pad([_zoom_matrix(side, factor) for factor in factors], padding) for side in shape)
+    return rows / len(factors), columns
+
+
+def _gaussian_blur(key: Array, image: Image, blur: Matrices) -> Image:
+    return _along_sides(image, blur)
 
 
 # ---- Weather
@@ -250,25 +254,30 @@ def _gaussian_blur(key: Array, image: Image, sigma: float) -> Image:
 def _snow(
     key: Array,
     image: Image,
-    mean: float,
-    sd: float,
-    zoom: float,
-    threshold: float,
-    radius: int,
-    sigma: float,
-    mix: float,
+    mean: Scalar,
+    sd: Scalar,
+    threshold: Scalar,
+    mix: Scalar,
+    zoom: Matrices,
+    weights: Float[Array, " steps"],
 ) -> Image:
     """Adds flakes, which are thresholded noise blurred along a line, and their rotation by 180 degrees."""
     noise_key, angle_key = jax.random.split(key)
-    noise = _zoom(mean + sd * jax.random.normal(noise_key, (*image.shape[:2], 1)), zoom)
-    flakes = jnp.where(noise < threshold, 0, jnp.clip(noise, 0, 1))
-    angle = jax.random.uniform(angle_key, minval=-3 * math.pi / 4, maxval=-math.pi / 4)
-    flakes = _blur_along(flakes, radius, sigma, angle)
+    noise = _along_sides(mean + sd * jax.random.normal(noise_key, (*image.shape[:2], 1), jnp.float32), zoom)
+    flakes = _truncate(jnp.where(noise < threshold, 0, noise))
+    flakes = _round(_blur_along(flakes, weights, _uniform(angle_key, -3 * math.pi / 4, -math.pi / 4)))
     whitened = mix * image + (1 - mix) * jnp.maximum(image, 1.5 * _gray(image) + 0.5)
     return whitened + flakes + flakes[::-1, ::-1]
 
 
-def _frost(key: Array, image: Image, image_weight: float, frost_weight: float) -> Image:
+def _prepare_snow(
+    shape: tuple[int, int], mean: float, sd: float, zoom: float, threshold: float, radius: int, sigma: float, mix: float
+) -> tuple[Any, ...]:
+    zoom_matrices = tuple(_zoom_matrix(side, zoom) for side in shape)
+    return mean, sd, threshold, mix, zoom_matrices, _half_gaussian(radius, sigma, max_radius=14)
+
+
+def _frost(key: Array, image: Image, image_weight: Scalar, frost_weight: Scalar) -> Image:
     return image_weight * image + frost_weight * _frost_texture(key, image.shape)
 
 
@@ -283,26 +292,26 @@ def _frost_texture(key: Array, shape: tuple[int, ...]) -> Image:
     level_key, texture_key = jax.random.split(key)
     ridges = -jnp.abs(_plasma(texture_key, shape[:2], decay=1.3) - 0.5)
     texture = (ridges - ridges.mean()) / jnp.maximum(ridges.std(), 1e-6)
-    level = _FROST_MEAN + _FROST_WIDTH * jax.random.uniform(level_key, minval=-0.5, maxval=0.5)
-    tint = jnp.array(_FROST_TINT if shape[2] == 3 else (0,))
+    level = _FROST_MEAN + _FROST_WIDTH * _uniform(level_key, -0.5, 0.5)
+    tint = np.array([[_FROST_TINT if shape[2] == 3 else (0,)]], np.float32)
     return jnp.clip(level + _FROST_DEVIATION * texture[..., None] + tint, 0, 1)
 
 
-def _fog(key: Array, image: Image, strength: float, decay: float) -> Image:
+def _fog(key: Array, image: Image, strength: Scalar, decay: Scalar) -> Image:
     maximum = image.max()
     foggy = image + strength * _plasma(key, image.shape[:2], decay)[..., None]
     return foggy * maximum / (maximum + strength)
 
 
-def _plasma(key: Array, shape: tuple[int, ...], decay: float) -> Float[Array, "height width"]:
+def _plasma(key: Array, shape: tuple[int, ...], decay: float | Scalar) -> Float[Array, "height width"]:
     """Returns a corner of diamond-square noise on a torus with a side of 2^n pixels, scaled to [0, 1].
 
     Each doubling of the grid sets the centers of squares, then the midpoints of edges, to the mean of their four
     neighbors plus uniform noise. Its width falls by decay^2, because the original draws from w * U(-w, w).
     """
     size = 2 ** math.ceil(math.log2(max(2, *shape)))
-    noise = jax.random.uniform(key, (size**2,), minval=-1, maxval=1)  # Doublings use 3 values, 12, 48, ...
-    grid, width = jnp.zeros((1, 1)), 1.0
+    noise = _uniform(key, -1, 1, (size**2,))  # Doublings use 3 values, 12, 48, ...
+    grid, width = jnp.zeros((1, 1), jnp.float32), 1.0
     while (side := len(grid)) < size:
         shifts = width * noise[side**2 : 4 * side**2].reshape(3, side, side)
         right, below = jnp.roll(grid, -1, 1), jnp.roll(grid, -1, 0)
@@ -311,11 +320,11 @@ def _plasma(key: Array, shape: tuple[int, ...], decay: float) -> Float[Array, "h
         down = (grid + below + centers + jnp.roll(centers, 1, 1)) / 4 + shifts[2]
         rows = [jnp.stack(pair, axis=2).reshape(side, -1) for pair in ((grid, across), (down, centers))]
         grid = jnp.stack(rows, axis=1).reshape(2 * side, -1)
-        width /= decay**2
+        width = width / decay**2
     return ((grid - grid.min()) / (grid.max() - grid.min()))[: shape[0], : shape[1]]
 
 
-def _brightness(key: Array, image: Image, shift: float) -> Image:
+def _brightness(key: Array, image: Image, shift: Scalar) -> Image:
     """Adds to V of HSV, the largest channel; the other channels keep their ratio to it."""
     value = image.max(-1, keepdims=True)
     brighter = jnp.minimum(value + shift, 1)
@@ -325,36 +334,41 @@ def _brightness(key: Array, image: Image, shift: float) -> Image:
 # ---- Digital
 
 
-def _contrast(key: Array, image: Image, factor: float) -> Image:
-    mean = image.mean((0, 1))
+def _contrast(key: Array, image: Image, factor: Scalar) -> Image:
+    mean = image.mean((0, 1), keepdims=True)
     return mean + factor * (image - mean)
 
 
-def _elastic_transform(key: Array, image: Image, alpha: float, sigma: float, affine: float) -> Image:
-    """Applies a random affine map, then a smooth random displacement; parameters are relative to the shorter side.
+def _elastic_transform(key: Array, image: Image, alpha: Scalar, affine: Scalar, smooth: Matrices) -> Image:
+    """Applies a random affine map, then a smooth random displacement.
 
     The affine map moves three corners of the central square, whose side is two thirds of the shorter side, by up to
-    `affine` in each coordinate.
+    `affine` pixels in each coordinate. The displacement is noise in [-alpha, alpha] pixels, smoothed by `smooth`.
     """
     affine_key, displacement_key = jax.random.split(key)
     shape = image.shape[:2]
-    side, reach = min(shape), max(1, min(shape) // 3)
-    down, across = jnp.meshgrid(*(jnp.arange(length, dtype=jnp.float32) for length in shape), indexing="ij")
+    reach = max(1, min(shape) // 3)
+    down, across = np.mgrid[: shape[0], : shape[1]].astype(np.float32)
     # A pixel at corner + s * below + t * left of the moved corners has the same s and t in the original image.
-    corner, arms = (shape[0] // 2 - reach, shape[1] // 2 + reach), np.diag([2 * reach, -2 * reach])
-    moves = jax.random.uniform(affine_key, (3, 2), minval=-affine * side, maxval=affine * side)
-    below, left = arms + moves[1:] - moves[0]
+    corner, arms = (shape[0] // 2 - reach, shape[1] // 2 + reach), np.diag([2 * reach, -2 * reach]).astype(np.float32)
+    moves = affine * _uniform(affine_key, -1, 1, (3, 2))
+    below, left = arms + moves[1:] - moves[:1]
     from_corner = down - corner[0] - moves[0, 0], across - corner[1] - moves[0, 1]
     area = _cross(below, left)
     from_down = corner[0] + 2 * reach * _cross(from_corner, left) / area
     from_across = corner[1] - 2 * reach * _cross(below, from_corner) / area
     image = _sample(image, from_down, from_across, "mirror")
-    if alpha == 0:
-        return image
-    noise = jax.random.uniform(displacement_key, (*shape, 2), minval=-1, maxval=1)
-    smoothed = _along_sides(noise, lambda length: _gaussian_matrix(length, sigma * side, 3, "symmetric"))
-    displacement = alpha * side * smoothed
+    displacement = alpha * _along_sides(_uniform(displacement_key, -1, 1, (*shape, 2)), smooth)
     return _sample(image, down + displacement[..., 0], across + displacement[..., 1], "reflect")
+
+
+def _prepare_elastic_transform(
+    shape: tuple[int, int], alpha: float, sigma: float, affine: float
+) -> tuple[float, float, tuple[np.ndarray, ...]]:
+    """Converts parameters relative to the shorter side to pixels."""
+    side = min(shape)
+    smooth = tuple(_gaussian_matrix(length, sigma * side, 3, "symmetric") for length in shape)
+    return alpha * side, affine * side, smooth
 
 
 def _cross(first: Array | Sequence[Array], second: Array | Sequence[Array]) -> Array:
@@ -369,9 +383,13 @@ def _sample(
     return jax.vmap(sample, in_axes=-1, out_axes=-1)(image)
 
 
-def _pixelate(key: Array, image: Image, scale: float) -> Image:
+def _pixelate(key: Array, image: Image, boxes: Matrices) -> Image:
     """Shrinks and enlarges as Pillow does with `Resampling.BOX`."""
-    return _along_sides(image, functools.partial(_pixelate_matrix, scale=scale))
+    return _round(_along_sides(image, boxes))
+
+
+def _prepare_pixelate(shape: tuple[int, int], scale: float) -> tuple[tuple[np.ndarray, ...]]:
+    return (tuple(_pixelate_matrix(side, scale) for side in shape),)
 
 
 def _pixelate_matrix(side: int, scale: float) -> Float[np.ndarray, "side side"]:
@@ -397,12 +415,13 @@ def _jpeg_compression(
     return decoded
 
 
-def _saturate(key: Array, image: Image, scale: float, shift: float) -> Image:
+def _saturate(key: Array, image: Image, scale: Scalar, shift: Scalar) -> Image:
     """Scales and shifts S of HSV, the range of the channels over their maximum; gray pixels have the hue of red."""
     value = image.max(-1, keepdims=True)
     value_range = value - image.min(-1, keepdims=True)
     gray = value_range == 0
-    hue = jnp.where(gray, jnp.array([0, 1, 1]), (value - image) / jnp.where(gray, 1, value_range))
+    red = np.array([[[0, 1, 1]]], np.float32)
+    hue = jnp.where(gray, red, (value - image) / jnp.where(gray, 1, value_range))
     saturation = value_range / jnp.where(value > 0, value, 1)
     return value - value * jnp.clip(scale * saturation + shift, 0, 1) * hue
 
@@ -410,28 +429,56 @@ def _saturate(key: Array, image: Image, scale: float, shift: float) -> Image:
 # ---- Shared helpers
 
 
-def _along_sides(image: Image, matrix: Callable[[int], np.ndarray]) -> Image:
-    """Applies a linear map to the columns of an image, `matrix(height)`, and to its rows, `matrix(width)`."""
-    rows, columns = (matrix(side).astype(np.float32) for side in image.shape[:2])
+def _truncate(image: Image) -> Image:
+    """Truncates values to 8 bits, with a tolerance for rounding errors below a whole number."""
+    return jnp.floor(jnp.clip(image, 0, 1) * 255 + 1e-3) / 255
+
+
+def _round(image: Image) -> Image:
+    """Rounds values to 8 bits, as ImageMagick and Pillow do."""
+    return jnp.round(jnp.clip(image, 0, 1) * 255) / 255
+
+
+def _uniform(key: Array, low: float, high: float, shape: tuple[int, ...] = ()) -> Array:
+    return jax.random.uniform(key, shape, jnp.float32, low, high)
+
+
+def _along_sides(image: Image, matrices: Matrices) -> Image:
+    """Applies a linear map to the columns of an image, and another to its rows."""
     # TPUs would otherwise round the factors to bfloat16.
-    return jnp.einsum("ih,jw,hwc->ijc", rows, columns, image, precision=jax.lax.Precision.HIGHEST)
+    return jnp.einsum("ih,jw,hwc->ijc", *matrices, image, precision=jax.lax.Precision.HIGHEST)
 
 
-def _blur(image: Image, sigma: float) -> Image:
-    """Applies a Gaussian blur truncated at 4 sigma; edges are repeated."""
-    return _along_sides(image, lambda side: _gaussian_matrix(side, sigma, 4, "edge"))
+def _prepare_blur(shape: tuple[int, int], sigma: float) -> tuple[tuple[np.ndarray, ...]]:
+    """Returns the matrices of a Gaussian blur truncated at 4 sigma; edges are repeated."""
+    return (tuple(_gaussian_matrix(side, sigma, 4, "edge") for side in shape),)
+
+
+def _blur_along(image: Image, weights: Float[Array, " steps"], angle: Scalar) -> Image:
+    """Averages pixels along a line, with one weight per step; edges are repeated."""
+    reach = len(weights) - 1
+    steps = np.arange(reach + 1, dtype=np.float32)
+    down, right = (jnp.round(steps * slope).astype(jnp.int32) for slope in (jnp.sin(angle), jnp.cos(angle)))
+    padded = jnp.pad(image, ((reach, reach), (reach, reach), (0, 0)), "edge")
+    blurred = jnp.zeros_like(image)
+    for step in range(reach + 1):
+        start = (reach + down[step], reach + right[step], jnp.int32(0))
+        blurred += weights[step] * jax.lax.dynamic_slice(padded, start, image.shape)
+    return blurred
+
+
+def _half_gaussian(radius: int, sigma: float, max_radius: int) -> Float[np.ndarray, " steps"]:
+    """Returns 2 * radius + 1 weights that decrease from the first, followed by zeros up to 2 * max_radius + 1."""
+    weights = np.exp(-(np.arange(2 * radius + 1) ** 2) / (2 * sigma**2))
+    return np.pad(weights / weights.sum(), (0, 2 * (max_radius - radius)))
 
 
 def _gaussian_matrix(side: int, sigma: float, truncate: float, edges: Any) -> Float[np.ndarray, "side side"]:
     """Returns Gaussian weights up to truncate * sigma from each pixel; `edges` is a mode of `numpy.pad`."""
     reach = int(truncate * sigma + 0.5)
-    weights = np.exp(-(np.arange(-reach, reach + 1) ** 2) / (2 * sigma**2))
+    weights = np.exp(-(np.arange(-reach, reach + 1) ** 2) / (2 * max(sigma, 1e-6) ** 2))
     padded = np.pad(np.eye(side), ((reach, reach), (0, 0)), edges)
     return np.sum([weight * padded[i : i + side] for i, weight in enumerate(weights / weights.sum())], axis=0)
-
-
-def _zoom(image: Image, factor: float) -> Image:
-    return _along_sides(image, functools.partial(_zoom_matrix, factor=factor))
 
 
 def _zoom_matrix(side: int, factor: float) -> Float[np.ndarray, "side side"]:
@@ -445,20 +492,37 @@ def _zoom_matrix(side: int, factor: float) -> Float[np.ndarray, "side side"]:
 
 
 def _gray(image: Image) -> Float[Array, "height width 1"]:
-    weights = jnp.array([0.299, 0.587, 0.114] if image.shape[2] == 3 else [1])
+    weights = np.array([[[0.299, 0.587, 0.114] if image.shape[2] == 3 else [1]]], np.float32)
     return jnp.sum(weights * image, axis=-1, keepdims=True)
 
 
-# The function of each corruption and its arguments at severities 1 to 5, for images of 32x32 pixels.
-_CORRUPTIONS: dict[str, tuple[Callable[..., Any], Sequence[tuple[Any, ...]]]] = {
-    "gaussian_noise": (_gaussian_noise, [(0.04,), (0.06,), (0.08,), (0.09,), (0.10,)]),
-    "shot_noise": (_shot_noise, [(500,), (250,), (100,), (75,), (50,)]),
-    "impulse_noise": (_impulse_noise, [(0.01,), (0.02,), (0.03,), (0.05,), (0.07,)]),
-    "defocus_blur": (_defocus_blur, [(0.3, 0.4), (0.4, 0.5), (0.5, 0.6), (1, 0.2), (1.5, 0.1)]),
-    "glass_blur": (_glass_blur, [(0.05, 1, 1), (0.25, 1, 1), (0.4, 1, 1), (0.25, 1, 2), (0.4, 1, 2)]),
-    "motion_blur": (_motion_blur, [(6, 1), (6, 1.5), (6, 2), (8, 2), (9, 2.5)]),
-    "zoom_blur": (_zoom_blur, [(1.05,), (1.10,), (1.15,), (1.20,), (1.25,)]),
-    "snow": (
+class _Corruption(NamedTuple):
+    """A function of a key, an image in [0, 1] and the arguments that `prepare` returns.
+
+    Arguments have the same shapes at all severities, such that the function is compiled once.
+
+    Attributes:
+        function: Corrupts an image; values may leave [0, 1].
+        severities: Parameters at severities 1 to 5, for images of 32x32 pixels.
+        prepare: Returns the arguments, in NumPy, for the height and width of the images and the parameters.
+    """
+
+    function: Callable[..., Any]
+    severities: Sequence[tuple[Any, ...]]
+    prepare: Callable[..., tuple[Any, ...]] = lambda shape, *parameters: parameters
+
+
+_CORRUPTIONS: dict[str, _Corruption] = {
+    "gaussian_noise": _Corruption(_gaussian_noise, [(0.04,), (0.06,), (0.08,), (0.09,), (0.10,)]),
+    "shot_noise": _Corruption(_shot_noise, [(500,), (250,), (100,), (75,), (50,)], _prepare_shot_noise),
+    "impulse_noise": _Corruption(_impulse_noise, [(0.01,), (0.02,), (0.03,), (0.05,), (0.07,)]),
+    "defocus_blur": _Corruption(
+        _defocus_blur, [(0.3, 0.4), (0.4, 0.5), (0.5, 0.6), (1, 0.2), (1.5, 0.1)], _prepare_defocus_blur
+    ),
+    "glass_blur": _Corruption(_glass_blur, [(0.05, 1), (0.25, 1), (0.4, 1), (0.25, 2), (0.4, 2)], _prepare_glass_blur),
+    "motion_blur": _Corruption(_motion_blur, [(6, 1), (6, 1.5), (6, 2), (8, 2), (9, 2.5)], _prepare_motion_blur),
+    "zoom_blur": _Corruption(_zoom_blur, [(1.06,), (1.11,), (1.16,), (1.21,), (1.26,)], _prepare_zoom_blur),
+    "snow": _Corruption(
         _snow,
         [
             (0.1, 0.2, 1, 0.6, 8, 3, 0.95),
@@ -467,20 +531,22 @@ _CORRUPTIONS: dict[str, tuple[Callable[..., Any], Sequence[tuple[Any, ...]]]] = 
             (0.25, 0.3, 2.25, 0.6, 12, 6, 0.85),
             (0.3, 0.3, 1.25, 0.65, 14, 12, 0.8),
         ],
+        _prepare_snow,
     ),
-    "frost": (_frost, [(1, 0.2), (1, 0.3), (0.9, 0.4), (0.85, 0.4), (0.75, 0.45)]),
-    "fog": (_fog, [(0.2, 3), (0.5, 3), (0.75, 2.5), (1, 2), (1.5, 1.75)]),
-    "brightness": (_brightness, [(0.05,), (0.10,), (0.15,), (0.20,), (0.30,)]),
-    "contrast": (_contrast, [(0.75,), (0.50,), (0.40,), (0.30,), (0.15,)]),
-    "elastic_transform": (
+    "frost": _Corruption(_frost, [(1, 0.2), (1, 0.3), (0.9, 0.4), (0.85, 0.4), (0.75, 0.45)]),
+    "fog": _Corruption(_fog, [(0.2, 3), (0.5, 3), (0.75, 2.5), (1, 2), (1.5, 1.75)]),
+    "brightness": _Corruption(_brightness, [(0.05,), (0.10,), (0.15,), (0.20,), (0.30,)]),
+    "contrast": _Corruption(_contrast, [(0.75,), (0.50,), (0.40,), (0.30,), (0.15,)]),
+    "elastic_transform": _Corruption(
         _elastic_transform,
         [(0, 0, 0.08), (0.05, 0.2, 0.07), (0.08, 0.06, 0.06), (0.1, 0.04, 0.05), (0.1, 0.03, 0.03)],
+        _prepare_elastic_transform,
     ),
-    "pixelate": (_pixelate, [(0.95,), (0.90,), (0.85,), (0.75,), (0.65,)]),
-    "jpeg_compression": (_jpeg_compression, [(80,), (65,), (58,), (50,), (40,)]),
-    "speckle_noise": (_speckle_noise, [(0.06,), (0.10,), (0.12,), (0.16,), (0.20,)]),
-    "gaussian_blur": (_gaussian_blur, [(0.4,), (0.6,), (0.7,), (0.8,), (1,)]),
-    "saturate": (_saturate, [(0.3, 0), (0.1, 0), (1.5, 0), (2, 0.1), (2.5, 0.2)]),
+    "pixelate": _Corruption(_pixelate, [(0.95,), (0.90,), (0.85,), (0.75,), (0.65,)], _prepare_pixelate),
+    "jpeg_compression": _Corruption(_jpeg_compression, [(80,), (65,), (58,), (50,), (40,)]),
+    "speckle_noise": _Corruption(_speckle_noise, [(0.06,), (0.10,), (0.12,), (0.16,), (0.20,)]),
+    "gaussian_blur": _Corruption(_gaussian_blur, [(0.4,), (0.6,), (0.7,), (0.8,), (1,)], _prepare_blur),
+    "saturate": _Corruption(_saturate, [(0.3, 0), (0.1, 0), (1.5, 0), (2, 0.1), (2.5, 0.2)]),
 }
 EXTRA_CORRUPTIONS = ("speckle_noise", "gaussian_blur", "saturate")
 CORRUPTIONS = tuple(name for name in _CORRUPTIONS if name not in EXTRA_CORRUPTIONS)
