@@ -37,8 +37,8 @@ def corr_drop(
     dropped with the probability that makes the expected fraction of dropped units `rate`. If more has to be dropped
     than is unprotected, protected cells are dropped as well.
 
-    The preference is weak, because the softmax is flat: similarities differ by less than 1, so the probabilities of
-    two cells differ by less than a factor of e, and with many cells all of them are close to 0.
+    The preference is weak, because the softmax over values between 0 and 1 is flat: with n cells, the probabilities of
+    dropping two of them differ by less than a factor of `(e + n - 1) / (n - 1)`, e.g. 1.2 for 16 cells.
 
     Args:
         key: PRNG key.

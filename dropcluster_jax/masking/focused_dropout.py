@@ -24,8 +24,8 @@ def focused_dropout(
     """Keeps only the positions where the strongest channel is strong, in a fraction `rate` of the calls.
 
     Unlike in other methods, `rate` is not the fraction of dropped units: with probability `rate`, the method is applied
-    to the whole batch, and otherwise `x` is returned unchanged. The fraction of units that it drops then depends on the
-    activations, and is often above 0.8.
+    to the whole batch, and otherwise `x` is returned unchanged. The fraction of units that it then drops depends on the
+    activations.
 
     The reference channel of an example is the one with the highest mean. Positions where it is below a random fraction
     of its maximum are dropped in all channels.
@@ -50,8 +50,10 @@ def focused_dropout(
 
     References:
         Xie et al., "FocusedDropout for Convolutional Neural Network", arXiv:2103.15425, which applies the method to
-        10 % of the batches. Differences: The fraction is drawn once per example, whereas some implementations draw it
-        for each position. A position at exactly the threshold is kept, so that constant maps are.
+        10 % of the batches (`rate=0.1`). Like public implementations, the default does not rescale. Choices where these
+        implementations differ: The fraction of the maximum is drawn once per example, not for each position, and
+        batches are selected whole, by each layer separately. A position at exactly the threshold is kept, so that
+        constant maps are.
 
     Example:
         >>> x = jax.random.uniform(jax.random.key(0), (4, 8, 8, 16))

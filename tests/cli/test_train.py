@@ -119,6 +119,10 @@ def test_folder_with_another_run_is_an_error_and_unchanged(finished, capsys):
             ["train", "digits", "--drop.method", "block", "--drop.block-size", "9"],
             r"block_size .* \(8, 8\), got 9",
         ),
+        (
+            ["train", "digits", "--drop.threshold-range", "0.6", "0.3"],
+            r"drop.threshold_range\[1\] must be at least 0.6 and at most 1, got 0.3",
+        ),
         (["train", "digits", "--batch-size", "5000"], "batch_size must be at least 1 and at most 1437.*, got 5000"),
         (["train", "digits", "--steps", "0"], "steps must be at least 1, got 0"),
         (["train", "digits", "--epochs", "-1"], "epochs must be above 0, got -1.0"),
@@ -359,6 +363,19 @@ def test_drop_options_reach_the_layers():
         config = DropConfig(clusterer=name, cluster_size=9.0, per_channel=True, min_explained=0.3)
         for layer in build.make_drop_layers(config).values():
             assert layer.clusterer == kind(cluster_size=9.0, per_channel=True) and layer.min_explained == 0.3
+
+
+def test_options_of_data_driven_methods_reach_the_layers():
+    cells, channels, focused = (
+        build.make_drop_layers(DropConfig(**options, places=("stem",)))["stem"]
+        for options in (
+            {"method": "corr", "block_size": 5},
+            {"method": "corr", "per_channel": True},
+            {"method": "focused", "threshold_range": (0.1, 0.2)},
+        )
+    )
+    assert (cells.variant, cells.block_size, channels.variant) == ("spatial", 5, "channel")
+    assert focused.threshold_range == (0.1, 0.2)
 
 
 def test_presets_use_known_datasets_and_the_stem_for_their_image_size():

@@ -42,7 +42,7 @@ def test_the_rate_is_the_fraction_of_calls_that_drop(rate):
 
 
 def test_dropped_fraction_of_half_normal_activations():
-    """The fraction of calls times the fraction that a call drops, as documented in `how-it-works.md`."""
+    """The number in `docs/how-it-works.md`."""
     x = jax.nn.relu(jax.random.normal(jax.random.key(0), (256, 16, 16, 64)))
     dropped = 1 - float(dc.focused_dropout_mask(KEY, x, 1.0).mean())
     assert dropped == pytest.approx(0.87, abs=0.03)
