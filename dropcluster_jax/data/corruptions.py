@@ -15,7 +15,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 from jax.scipy.ndimage import map_coordinates
-from jaxtyping import Array, Float, UInt8, UInt32
+from jaxtyping import Array, Float, Int, UInt8, UInt32
 
 from dropcluster_jax._optional import optional_import
 
@@ -146,11 +146,8 @@ def _shot_noise(key: Array, image: Image, count: Scalar, cdf: Float[Array, "256 
 
 
 def _prepare_shot_noise(shape: tuple[int, int], count: float) -> tuple[float, Float[np.ndarray, "256 events"]]:
-    """Returns the count and the CDF of Poisson(count * level / 255) for levels 0 to 255.
-
-    The 1024 events suffice for a count of 500: the CDF rounds to 1 in float32 far below.
-    """
-    events = np.arange(1024)
+    """Returns the count and the CDF of Poisson(count * level / 255) for levels 0 to 255."""
+    events = np.arange(1024)  # For the largest count, 500, the CDF rounds to 1 well before.
     log_factorials = np.cumsum(np.log(np.maximum(events, 1)))
     rates = np.maximum(count * np.arange(256)[:, None] / 255, 1e-30)
     return count, np.cumsum(np.exp(events * np.log(rates) - rates - log_factorials), axis=1)
@@ -196,17 +193,18 @@ def _glass_blur(key: Array, image: Image, passes: Scalar, blur: Matrices) -> Ima
     """Blurs, displaces pixels one or two times, and blurs again.
 
     In each pass, a pixel is replaced at random by itself or its neighbor above, left, or above left. The published code
-    visits pixels from the last to the first, such that these neighbors still have the values from before the pass. Its
-    swap only copies, because it assigns views of the same NumPy array. The first two rows and columns are unchanged.
+    visits pixels from the last to the first, so these neighbors still have the values from before the pass. Its swap
+    only copies, because it assigns views of the same NumPy array. The first two rows and columns are unchanged.
     """
     height, width, _ = image.shape
-    rows, columns = np.mgrid[:height, :width].astype(np.int32)
-    inside = (rows >= 2) & (columns >= 2)
-    offsets = jax.random.randint(key, (2, 2, height, width), -1, 1, jnp.int32)
+    rows, columns = np.mgrid[:height, :width]
+    inside = ((rows >= 2) & (columns >= 2))[..., None]
     image = _truncate(_along_sides(image, blur))
-    for step, (down, right) in enumerate(offsets):
-        displaced = inside & (step < passes)
-        image = image[rows + jnp.where(displaced, down, 0), columns + jnp.where(displaced, right, 0)]
+    for step, choice in enumerate(jax.random.bits(key, (2, height, width, 1), jnp.uint8) % 4):
+        above = jnp.roll(image, 1, 0)
+        neighbors = [image, above, jnp.roll(image, 1, 1), jnp.roll(above, 1, 1)]
+        displaced = jnp.select([choice == i for i in range(4)], neighbors)
+        image = jnp.where(inside & (step < passes), displaced, image)
     return _along_sides(image, blur)
 
 
@@ -225,15 +223,20 @@ def _prepare_motion_blur(shape: tuple[int, int], radius: int, sigma: float) -> t
 def _zoom_blur(
     key: Array,
     image: Image,
+    count: Scalar,
     rows: Float[Array, "zooms height height"],
     columns: Float[Array, "zooms width width"],
 ) -> Image:
-    """Sums zooms, with weights that are included in `rows`."""
-    return jnp.einsum("nih,njw,hwc->ijc", rows, columns, image, precision=jax.lax.Precision.HIGHEST)
+    """Averages the first `count` zooms."""
+
+    def add_zoom(index: Int[Array, ""], total: Image) -> Image:
+        return total + _along_sides(image, (rows[index], columns[index]))
+
+    return jax.lax.fori_loop(jnp.int32(0), count.astype(jnp.int32), add_zoom, jnp.zeros_like(image)) / count
 
 
 def _prepare_zoom_blur(shape: tuple[int, int], stop: float) -> tuple[Any, ...]:
-    """Returns the matrices that average the image and its zooms by 1, 1.01, ..., up to about `stop`.
+    """Returns the number and the matrices of zooms: the image, and zooms by 1, 1.01, ..., up to about `stop`.
 
     Uses `numpy.arange` as the published code does: because of rounding errors, the largest factors are 1.06, 1.11,
     1.15, 1.2 and 1.25, and the last is slightly above 1.25, which changes the size of the zoomed image.
@@ -241,7 +244,7 @@ def _prepare_zoom_blur(shape: tuple[int, int], stop: float) -> tuple[Any, ...]:
     factors = [1.0, *np.arange(1, stop, 0.01).tolist()]
     padding = ((0, 27 - len(factors)), (0, 0), (0, 0))  # All severities have arrays of the same shape.
     rows, columns = (np.pad([_zoom_matrix(side, factor) for factor in factors], padding) for side in shape)
-    return rows / len(factors), columns
+    return len(factors), rows, columns
 
 
 def _gaussian_blur(key: Array, image: Image, blur: Matrices) -> Image:
@@ -384,8 +387,10 @@ def _sample(
 
 
 def _pixelate(key: Array, image: Image, boxes: Matrices) -> Image:
-    """Shrinks and enlarges as Pillow does with `Resampling.BOX`."""
-    return _round(_along_sides(image, boxes))
+    """Shrinks and enlarges as Pillow does with `Resampling.BOX`, which rounds after the rows and the columns."""
+    down, across = boxes
+    image = _round(jnp.einsum("jw,hwc->hjc", across, image, precision=jax.lax.Precision.HIGHEST))
+    return _round(jnp.einsum("ih,hjc->ijc", down, image, precision=jax.lax.Precision.HIGHEST))
 
 
 def _prepare_pixelate(shape: tuple[int, int], scale: float) -> tuple[tuple[np.ndarray, ...]]:
@@ -435,8 +440,8 @@ def _truncate(image: Image) -> Image:
 
 
 def _round(image: Image) -> Image:
-    """Rounds values to 8 bits, as ImageMagick and Pillow do."""
-    return jnp.round(jnp.clip(image, 0, 1) * 255) / 255
+    """Rounds values to 8 bits, half up, as ImageMagick and Pillow do."""
+    return _truncate(image + 0.5 / 255)
 
 
 def _uniform(key: Array, low: float, high: float, shape: tuple[int, ...] = ()) -> Array:
