@@ -3,34 +3,45 @@
 import dataclasses
 import functools
 import hashlib
+import inspect
 import pathlib
 import statistics
+import types
+from collections.abc import Callable
 from typing import Any
 
+import jax
 import numpy as np
 from rich.console import Console
 
-from dropcluster_jax.data import CORRUPTIONS, ArrayExamples, load
-from dropcluster_jax.runs import DataConfig, TrainConfig, evaluate_run, read_history, run_folder, trainer
+from dropcluster_jax.cache import cached
+from dropcluster_jax.data import CORRUPTIONS, ArrayExamples, Dataset, corrupted_test, corruptions, load
+from dropcluster_jax.data.corrupted import CorruptedTest
+from dropcluster_jax.runs import DataConfig, TrainConfig, load_run, read_history, run_folder, trainer
 from dropcluster_jax.runs.run_folder import read_json_lines
 from dropcluster_jax.training import NonFiniteError
 from experiments.results import Line, encode_labels
 from experiments.studies import Job
 
 _MAX_MAPS = 6  # label maps of a place in a line
+_BATCH = 1000  # corrupted images that are evaluated at once
 
 
 class Measure:
     """Executes jobs.
 
-    Args:
+    Attributes:
         data: The dataset, including where it is.
-        folder: Folder that contains the run folder of each job.
+        root: Folder that contains the run folder of each job.
+
+    Args:
+        data: See above.
+        root: See above.
         console: Prints messages and shows the current step.
     """
 
-    def __init__(self, data: DataConfig, folder: pathlib.Path, console: Console) -> None:
-        self._data, self._folder, self._console = data, folder, console
+    def __init__(self, data: DataConfig, root: pathlib.Path, console: Console) -> None:
+        self.data, self.root, self._console = data, root, console
 
     @functools.cached_property
     def digest(self) -> str:
@@ -39,13 +50,17 @@ class Measure:
         Raises:
             ValueError, FileNotFoundError, ImportError: As in `load`.
         """
-        dataset = load(self._data.name, self._data.dir, image_size=self._data.image_size)
-        digest = hashlib.sha256()
+        dataset, digest = self._dataset, hashlib.sha256()
         for examples in (dataset.train, dataset.test):
             if isinstance(examples, ArrayExamples):
                 digest.update(examples.images.tobytes())
             digest.update(examples.labels.tobytes())
         return f"{'labels ' if dataset.spec.encoded else ''}{digest.hexdigest()[:16]}"
+
+    @functools.cached_property
+    def _dataset(self) -> Dataset:
+        """The whole dataset."""
+        return load(self.data.name, self.data.dir, image_size=self.data.image_size)
 
     def __call__(self, job: Job) -> Line:
         """Trains the network of a job, unless its run folder contains it, and evaluates it.
@@ -61,7 +76,7 @@ class Measure:
             Stopped: If the process received a signal to stop.
         """
         folder = self.folder(job)
-        data = dataclasses.replace(job.config.data, name=self._data.name, dir=self._data.dir)
+        data = dataclasses.replace(job.config.data, name=self.data.name, dir=self.data.dir)
         config = dataclasses.replace(job.config, data=data, out=folder)
         try:
             summary = run_folder.finished_run(folder, config) or self._train(job, config)
@@ -75,7 +90,7 @@ class Measure:
 
     def folder(self, job: Job) -> pathlib.Path:
         """Returns the run folder of a job."""
-        return self._folder / job.trained.id
+        return self.root / job.trained.id
 
     def _train(self, job: Job, config: TrainConfig) -> dict[str, Any]:
         if job.corrupted is not None:
@@ -89,26 +104,47 @@ class Measure:
             )
 
     def _corrupted(self, job: Job, folder: pathlib.Path) -> Line:
-        evaluation = evaluate_run(
-            folder,
-            corruptions=CORRUPTIONS,
-            num_corrupted=job.corrupted or None,
-            data_dir=self._data.dir,
-            notify=self._notify,
-        )
-        corruptions: dict[str, dict[str, Any]] = {}
-        for result in evaluation["corrupted"]:
-            corruption = corruptions.setdefault(result["corruption"], {"origin": result["origin"], "accuracy": []})
-            corruption["accuracy"].append(result["accuracy"])
-        return {
-            "accuracy": evaluation["mean_corrupted_accuracy"],
-            "count": int(evaluation["corrupted"][0]["count"]),
-            "finite": True,
-            "corruptions": corruptions,
-        }
+        run = load_run(folder, notify=self._notify)
+        logits = jax.jit(run.logits)
+        results: dict[str, dict[str, Any]] = {}
+        count = 0
+        for name in CORRUPTIONS:
+            corrupted = [self._corrupted_test(name, severity, job.corrupted or None) for severity in range(1, 6)]
+            accuracies = [_accuracy(logits, examples) for examples, _ in corrupted]
+            results[name] = {"origin": corrupted[0].origin, "accuracy": accuracies}
+            count = len(corrupted[0].examples)
+        mean = statistics.mean(accuracy for result in results.values() for accuracy in result["accuracy"])
+        return {"accuracy": mean, "count": count, "finite": True, "corruptions": results}
+
+    def _corrupted_test(self, name: str, severity: int, number: int | None) -> CorruptedTest:
+        """Returns the first `number` test examples under a corruption; images computed here are cached on disk."""
+        dataset = self._dataset
+        if number is not None and number < len(dataset.test):  # the published sets contain all test images
+            assert isinstance(dataset.test, ArrayExamples)
+            dataset = dataclasses.replace(dataset, test=dataset.test.take(slice(number)), test_split=None)
+
+        def compute() -> dict[str, np.ndarray]:
+            examples, computed_origin = corrupted_test(dataset, name, severity, data_dir=self.data.dir)
+            return {"images": examples.images, "labels": examples.labels, "origin": np.array(computed_origin)}
+
+        arrays = cached("corrupted", [self.digest, name, severity, number, _code(corruptions)], compute)
+        return CorruptedTest(ArrayExamples(arrays["images"], arrays["labels"]), str(arrays["origin"]))
 
     def _notify(self, message: str) -> None:
         self._console.print(message, markup=False)
+
+
+def _code(module: types.ModuleType) -> str:
+    """Returns the digest of a module's source."""
+    return hashlib.sha256(inspect.getsource(module).encode()).hexdigest()
+
+
+def _accuracy(logits: Callable[[np.ndarray], jax.Array], examples: ArrayExamples) -> float:
+    correct = [
+        np.argmax(logits(examples.images[start : start + _BATCH]), axis=-1) == examples.labels[start : start + _BATCH]
+        for start in range(0, len(examples), _BATCH)
+    ]
+    return float(np.mean(np.concatenate(correct)))
 
 
 def _trained(job: Job, folder: pathlib.Path, summary: dict[str, Any]) -> Line:

@@ -4,13 +4,18 @@ Each finished run is a line in `experiments/results/STUDY.jsonl`; rerun the comm
 on, i.e. choices of hyperparameters and networks to evaluate on corrupted images, are executed first.
 """
 
+import contextlib
 import dataclasses
+import functools
+import itertools
+import multiprocessing
 import pathlib
 import shutil
 import statistics
 import sys
 import time
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Generator, Iterator, Mapping, Sequence
+from concurrent.futures import FIRST_COMPLETED, Future, ProcessPoolExecutor, wait
 from typing import Annotated, Any, NoReturn
 
 import tyro
@@ -18,7 +23,7 @@ from rich.console import Console
 
 from dropcluster_jax.cache import compilation_cache
 from dropcluster_jax.models import ModelName
-from dropcluster_jax.runs import TrainConfig
+from dropcluster_jax.runs import DataConfig, TrainConfig
 from dropcluster_jax.runs.trainer import Stopped
 from experiments import results, studies
 from experiments.measure import Measure
@@ -31,7 +36,8 @@ class Options:
     """Selection of runs, and paths."""
 
     scale: studies.ScaleName = "small"
-    """Size of the study: small for two CPU cores, gpu for one GPU, paper for full schedules."""
+    """Size of the study: small for tests, cpu or cpu-augmented for two CPU cores, gpu for one GPU, paper for full
+    schedules."""
     dataset: str | None = None
     """Dataset, instead of the scale's: digits, or one that TFDS has prepared."""
     model: ModelName | None = None
@@ -46,6 +52,8 @@ class Options:
     """Fractions of the training images, for limited_data and corruption."""
     shard: str = "1/1"
     """i/n: execute the i-th of n parts of the study, one per machine. Concatenate their result files to merge them."""
+    workers: int = 1
+    """Number of processes that execute runs at the same time, on the same device."""
     max_minutes: float | None = None
     """Do not start runs that would exceed this time."""
     dry_run: bool = False
@@ -90,12 +98,16 @@ class Runner:
             raise ValueError(f"methods must include cluster for {study}, got {', '.join(self.scale.methods)}")
         if self.options.dry_run:
             return
-        missing = self._missing("choices", studies.jobs("choices", self.scale, {}))
-        if study != "choices" and missing and self.num_shards > 1:
-            raise ValueError(
-                f"shard requires the {len(missing)} runs that choose hyperparameters: "
-                "execute python -m experiments.run choices first, on one machine"
-            )
+        chosen: Mapping[str, studies.Options] = {}
+        for tuning in _tuning_before(study):
+            jobs = studies.jobs(tuning, self.scale, chosen)
+            missing = self._missing(tuning, jobs)
+            if missing and self.num_shards > 1:
+                raise ValueError(
+                    f"shard requires the {len(missing)} runs that choose hyperparameters: "
+                    f"execute python -m experiments.run {tuning} first, on one machine"
+                )
+            chosen = self._choose(tuning, chosen)
         name, digest = self.scale.base.data.name, self.measure.digest
         if any(line["dataset"] == name and line["digest"] != digest for line in self._all_lines()):
             raise ValueError(f"{self.options.results} contains results on other images called {name}")
@@ -103,10 +115,11 @@ class Runner:
     def run(self, study: str) -> None:
         """Executes a study, after the choices and networks that it depends on."""
         self.check(study)
-        if study != "choices" and not self._work("choices", studies.jobs("choices", self.scale, {})):
-            return
-        accuracies = {id_: line["accuracy"] for id_, line in self.lines["choices"].items()}
-        chosen = studies.choose(self.scale, accuracies)
+        chosen: Mapping[str, studies.Options] = {}
+        for tuning in _tuning_before(study):
+            if not self._work(tuning, studies.jobs(tuning, self.scale, chosen)):
+                return
+            chosen = self._choose(tuning, chosen)
         jobs = self._own_shard(studies.jobs(study, self.scale, chosen))
         if study == "corruption":
             trained = {job.trained.id for job in jobs}
@@ -114,6 +127,10 @@ class Runner:
             if not self._work("limited_data", needed):
                 return
         self._work(study, jobs)
+
+    def _choose(self, tuning: str, chosen: Mapping[str, studies.Options]) -> Mapping[str, studies.Options]:
+        accuracies = {id_: line["accuracy"] for id_, line in self.lines[tuning].items()}
+        return studies.choose(tuning, self.scale, chosen, accuracies)
 
     def _own_shard(self, jobs: Sequence[Job]) -> list[Job]:
         """Returns this machine's jobs: all seeds of every n-th setting, independently of what is finished."""
@@ -131,34 +148,51 @@ class Runner:
             if (line := self._find(job)) is not None:  # a run of another study
                 self._write(study, line | self._names(study, job))
         missing = self._missing(study, missing)
-        for index, job in enumerate(missing):
-            limit = self.options.max_minutes
-            if limit is not None and time.perf_counter() - self.start + (self._seconds([job]) or 0) > 60 * limit:
-                self.console.print(f"{study}: stopped before {limit:g} minutes; {len(missing) - index} runs left")
-                return False
-            line = self._execute(study, job)
-            self._write(study, line)
-            if job.target == "validation":  # `corruption` needs the others
-                shutil.rmtree(self.measure.folder(job), ignore_errors=True)
-            progress = f"{study} {index + 1}/{len(missing)}  {job}: {100 * line['accuracy']:.2f} %"
-            self.console.print(f"{progress}  {self._remaining_time(missing[index + 1 :])}")
-        return True
+        with contextlib.closing(self._execute(missing)) as executed:
+            for index, (job, line) in enumerate(executed, 1):
+                self._write(study, {"id": job.id, **self._names(study, job), **line})
+                if job.target == "validation":  # `corruption` needs the others
+                    shutil.rmtree(self.measure.folder(job), ignore_errors=True)
+                progress = f"{study} {index}/{len(missing)}  {job}: {100 * line['accuracy']:.2f} %"
+                self.console.print(f"{progress}  {self._remaining_time(self._missing(study, missing))}")
+        if left := self._missing(study, missing):
+            self.console.print(f"{study}: stopped before {self.options.max_minutes:g} minutes; {len(left)} runs left")
+        return not left
 
-    def _execute(self, study: str, job: Job) -> Line:
-        start = time.perf_counter()
-        measured = self.measure(job)
-        return {
-            "id": job.id,
-            **self._names(study, job),
-            "corrupted": job.corrupted,
-            "dataset": job.config.data.name,
-            "model": job.config.model,
-            "target": job.target,
-            **measured,
-            "wall_seconds": round(time.perf_counter() - start, 2),
-            **results.provenance(),
-            "config": job.config.to_json(),
-        }
+    def _execute(self, jobs: Sequence[Job]) -> Generator[tuple[Job, Line]]:
+        """Yields executed jobs and their lines until the next one would exceed the time limit."""
+        if self.options.workers == 1:
+            for job in itertools.takewhile(self._in_time, jobs):
+                yield job, execute(self.measure, job)
+            return
+        # A process executes all seeds of a setting, for which it compiles once.
+        groups = [list(group) for _, group in itertools.groupby(jobs, lambda job: (job.method, str(job.setting)))]
+        waiting = iter(groups)
+        running: dict[Future[list[Line]], list[Job]] = {}
+        while True:
+            for group in itertools.islice(waiting, self.options.workers - len(running)):
+                if not self._in_time(*group):
+                    waiting = iter(())
+                    break
+                running[self._workers.submit(_execute_in_worker, group)] = group
+            if not running:
+                return
+            for future in wait(running, return_when=FIRST_COMPLETED).done:
+                yield from zip(running.pop(future), future.result(), strict=True)
+
+    @functools.cached_property
+    def _workers(self) -> ProcessPoolExecutor:
+        """Processes that share the device. Each executes jobs with its own copy of `measure`."""
+        return ProcessPoolExecutor(
+            self.options.workers,
+            multiprocessing.get_context("spawn"),
+            initializer=_initialize_worker,
+            initargs=(self.measure.data, self.measure.root),
+        )
+
+    def _in_time(self, *jobs: Job) -> bool:
+        limit = self.options.max_minutes
+        return limit is None or time.perf_counter() - self.start + (self._seconds(jobs) or 0) <= 60 * limit
 
     def _names(self, study: str, job: Job) -> Line:
         return {
@@ -210,6 +244,41 @@ class Runner:
         return f"about {seconds / 60:.0f} minutes left" if seconds > 90 else f"about {seconds:.0f} seconds left"
 
 
+def execute(measure: Measure, job: Job) -> Line:
+    """Executes a job and returns its line, without the names that depend on the study."""
+    start = time.perf_counter()
+    measured = measure(job)
+    return {
+        "corrupted": job.corrupted,
+        "dataset": job.config.data.name,
+        "model": job.config.model,
+        "target": job.target,
+        **measured,
+        "wall_seconds": round(time.perf_counter() - start, 2),
+        **results.provenance(),
+        "config": job.config.to_json(),
+    }
+
+
+_measure: Measure  # of a worker process
+
+
+def _initialize_worker(data: DataConfig, folder: pathlib.Path) -> None:
+    global _measure
+    _measure = Measure(data, folder, Console(quiet=True))
+    contextlib.ExitStack().enter_context(compilation_cache())
+
+
+def _execute_in_worker(jobs: Sequence[Job]) -> list[Line]:
+    # The speed is not a result, because other runs use the device at the same time.
+    return [{**execute(_measure, job), "images_per_second": None} for job in jobs]
+
+
+def _tuning_before(study: str) -> tuple[str, ...]:
+    """Returns the studies that choose hyperparameters for a study."""
+    return studies.TUNING[: studies.TUNING.index(study)] if study in studies.TUNING else studies.TUNING
+
+
 def resolve(options: Options) -> Scale:
     """Returns the scale with the values that the options replace.
 
@@ -226,6 +295,8 @@ def resolve(options: Options) -> Scale:
     fractions = scale.fractions if options.fractions is None else options.fractions
     if not methods or not seeds or not fractions:
         raise ValueError("methods, seeds and fractions must not be empty")
+    if options.workers < 1:
+        raise ValueError(f"workers must be at least 1, got {options.workers}")
     if not all(0 < fraction <= 1 for fraction in fractions):
         raise ValueError(f"fractions must be above 0 and at most 1, got {', '.join(map(str, fractions))}")
     if options.npz is not None and base.data.image_size is not None:

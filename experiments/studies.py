@@ -1,26 +1,28 @@
 """The studies: scales, methods, and the jobs of each study. Nothing is trained here.
 
-Each method has the same number of candidate hyperparameters and uses the ones with the best accuracy on images held out
-from the training set (`choices`). Only `headline`, `limited_data` and `corruption` use the test set; all other studies
-are evaluated on the held-out images, so that defaults can be chosen from them.
+First the network without drop layers is tuned (`baseline`); all methods share its learning rate, weight decay and label
+smoothing. Then each method uses its best candidate of the same number of hyperparameters (`choices`). Only `headline`,
+`limited_data` and `corruption` use the test set; all other studies are evaluated on images held out from the training
+set, so that defaults can be chosen from them.
 """
 
 import dataclasses
 import functools
 import hashlib
+import itertools
 import json
-import statistics
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from typing import Any, Literal, NamedTuple
 
 from dropcluster_jax.data import DATASETS
-from dropcluster_jax.runs import PRESETS, CheckpointConfig, DataConfig, DropConfig, TrainConfig
+from dropcluster_jax.runs import PRESETS, AugmentConfig, CheckpointConfig, DataConfig, DropConfig, TrainConfig
 from dropcluster_jax.runs.config import without_runtime_fields
 
 Target = Literal["validation", "test"]
-ScaleName = Literal["small", "gpu", "paper"]
-MethodName = Literal["none", "dropout", "spatial", "block", "grid", "cluster"]
+ScaleName = Literal["small", "cpu", "cpu-augmented", "gpu", "paper"]
+MethodName = Literal["none", "dropout", "spatial", "block", "corr", "focused", "grid", "cluster", "rena", "per-channel"]
 StudyName = Literal[
+    "baseline",
     "choices",
     "headline",
     "limited_data",
@@ -45,25 +47,39 @@ class Method(NamedTuple):
     Attributes:
         label: Name in tables and figures.
         options: Options that select the method.
-        candidates: Options to choose from on the held-out images.
+        candidates: Options to choose from on the held-out images. Those of the network without drop layers are in
+            `Scale.baseline`.
     """
 
     label: str
     options: Options
-    candidates: tuple[Options, ...]
+    candidates: tuple[Options, ...] = ()
 
 
-_RATES = tuple({"rate": rate} for rate in (0.1, 0.2, 0.3))
-# The network without drop layers has no rate; its own regularization is tuned instead.
-_WEIGHT_DECAYS = tuple({"weight_decay": weight_decay} for weight_decay in (5e-4, 1e-3, 2e-3))
+def product(**values: Sequence[Any]) -> tuple[Options, ...]:
+    """Returns all combinations of the values of options."""
+    return tuple(dict(zip(values, combination, strict=True)) for combination in itertools.product(*values.values()))
+
+
+_RATES = (0.1, 0.2, 0.3)
+_PLACES = product(rate=_RATES, places=(("stage1", "stage2"), ("stage2", "stage3")))
+_BLOCKS = product(rate=_RATES, block_size=(4, 7))
+_CLUSTERS = product(rate=_RATES, cluster_size=(16.0, 49.0))
+_FOCUS = product(rate=_RATES, threshold_range=((0.3, 0.6), (0.1, 0.3)))
 
 METHODS: dict[str, Method] = {
-    "none": Method("no drop layer", {"method": "none"}, _WEIGHT_DECAYS),
-    "dropout": Method("dropout", {"method": "dropout"}, _RATES),
-    "spatial": Method("spatial dropout", {"method": "spatial"}, _RATES),
-    "block": Method("DropBlock", {"method": "block"}, _RATES),
-    "grid": Method("fixed grid", {"method": "cluster", "clusterer": "grid"}, _RATES),
-    "cluster": Method("DropCluster", {"method": "cluster", "clusterer": "kmeans"}, _RATES),
+    "none": Method("no drop layer", {"method": "none"}),
+    "dropout": Method("dropout", {"method": "dropout"}, _PLACES),
+    "spatial": Method("spatial dropout", {"method": "spatial"}, _PLACES),
+    "block": Method("DropBlock", {"method": "block"}, _BLOCKS),
+    "corr": Method("CorrDrop", {"method": "corr"}, _BLOCKS),
+    "focused": Method("FocusedDropout", {"method": "focused"}, _FOCUS),
+    "grid": Method("fixed grid", {"method": "cluster", "clusterer": "grid"}, _CLUSTERS),
+    "cluster": Method("DropCluster", {"method": "cluster", "clusterer": "kmeans"}, _CLUSTERS),
+    "rena": Method("DropCluster with ReNA", {"method": "cluster", "clusterer": "rena"}, _CLUSTERS),
+    "per-channel": Method(
+        "DropCluster per channel", {"method": "cluster", "clusterer": "kmeans", "per_channel": True}, _CLUSTERS
+    ),
 }
 
 
@@ -78,6 +94,8 @@ class Scale:
         seeds: Seeds of the jobs. A seed determines the initialization, the order of the images, the masks and the
             training subset.
         choice_seeds: Seeds of the jobs that choose hyperparameters, disjoint from `seeds`.
+        baseline: Candidate hyperparameters of the network without drop layers.
+        ablation_seeds: Number of seeds in `placement`, `rate_and_size`, `cadence` and `warm_up`; None for all.
         examples_per_class: Number of training images of each class; None for all.
         corruption_images: Number of test images to corrupt; None for all.
         fractions: Fractions of the training images in `limited_data`.
@@ -89,6 +107,8 @@ class Scale:
     methods: tuple[str, ...]
     seeds: tuple[int, ...]
     choice_seeds: tuple[int, ...]
+    baseline: tuple[Options, ...]
+    ablation_seeds: int | None = None
     examples_per_class: int | None = None
     corruption_images: int | None = None
     fractions: tuple[float, ...] = FRACTIONS
@@ -193,17 +213,23 @@ def _square(side: int) -> dict[str, Any]:
 Setting = tuple[str, Options, TrainConfig]  # the method, what the study varies, and the configuration without a seed
 
 
+def baseline(scale: Scale, chosen: Mapping[str, Options]) -> Iterator[Setting]:
+    """The network without drop layers, with each candidate learning rate, weight decay and label smoothing."""
+    for candidate in scale.baseline:
+        yield "none", candidate, _config(scale, {"none": candidate}, "none")
+
+
 def choices(scale: Scale, chosen: Mapping[str, Options]) -> Iterator[Setting]:
     """Each method with each of its candidates."""
-    for method in scale.methods:
+    for method in _dropping(scale):
         for candidate in METHODS[method].candidates:
-            yield method, candidate, _config(scale, method, candidate)
+            yield method, candidate, _config(scale, {**chosen, method: candidate}, method)
 
 
 def headline(scale: Scale, chosen: Mapping[str, Options]) -> Iterator[Setting]:
     """The methods on all training images."""
     for method in scale.methods:
-        yield method, {}, _config(scale, method, chosen[method])
+        yield method, {}, _config(scale, chosen, method)
 
 
 def limited_data(scale: Scale, chosen: Mapping[str, Options]) -> Iterator[Setting]:
@@ -214,7 +240,7 @@ def limited_data(scale: Scale, chosen: Mapping[str, Options]) -> Iterator[Settin
     """
     for fraction in scale.fractions:
         for method in scale.methods:
-            yield method, {"fraction": fraction}, _config(scale, method, chosen[method], fraction)
+            yield method, {"fraction": fraction}, _config(scale, chosen, method, fraction=fraction)
 
 
 def corruption(scale: Scale, chosen: Mapping[str, Options]) -> Iterator[Setting]:
@@ -224,24 +250,26 @@ def corruption(scale: Scale, chosen: Mapping[str, Options]) -> Iterator[Setting]
             yield method, setting, config
 
 
+PLACES = (("stem",), ("stage1",), ("stage2",), ("stage3",), ("stage1", "stage2"), ("stage2", "stage3"))
+STEM_LATE = "stem, rate rises from 40 to 100 %"  # the recipe of the paper
+
+
 def placement(scale: Scale, chosen: Mapping[str, Options]) -> Iterator[Setting]:
     """Drop layers at different places, with blocks and clusters that fit the smallest maps."""
     small = _square(min(4, scale.base.drop.block_size))
-    for places in (("stem",), ("stage1",), ("stage2",), ("stage3",), ("stage1", "stage2"), ("stage2", "stage3")):
-        for method in scale.methods:
-            if method != "none":
-                config = _config(scale, method, {**chosen[method], **small, "places": places})
-                yield method, {"places": ", ".join(places)}, config
+    settings: dict[str, Options] = {", ".join(places): {"places": places} for places in PLACES}
+    settings[STEM_LATE] = {"places": ("stem",), "ramp_start": 0.4, "ramp_end": 1.0}
+    for name, options in settings.items():
+        for method in _dropping(scale, among=("dropout", "block", "grid", "cluster")):
+            yield method, {"places": name}, _config(scale, chosen, method, **small, **options)
 
 
 def rate_and_size(scale: Scale, chosen: Mapping[str, Options]) -> Iterator[Setting]:
     """All combinations of rates and of sizes of blocks and clusters."""
     for side in scale.sides:
-        for method in scale.methods:
-            if method in ("block", "grid", "cluster"):
-                for rate in (0.1, 0.2, 0.3, 0.4):
-                    config = _config(scale, method, {"rate": rate, **_square(side)})
-                    yield method, {"side": side, "rate": rate}, config
+        for rate in (0.1, 0.2, 0.3, 0.4):
+            for method in _dropping(scale, among=("block", "grid", "cluster")):
+                yield method, {"side": side, "rate": rate}, _config(scale, chosen, method, rate=rate, **_square(side))
 
 
 STRUCTURES: dict[str, Options] = {
@@ -249,6 +277,8 @@ STRUCTURES: dict[str, Options] = {
     "k-means, shared, learned once": {"clusterer": "kmeans", "update_every": NEVER_AGAIN},
     "ReNA, shared": {"clusterer": "rena"},
     "grid, shared": {"clusterer": "grid"},
+    "Voronoi cells, redrawn": {"clusterer": "voronoi"},
+    "random partition, redrawn": {"clusterer": "shuffled"},
     "k-means, per channel": {"clusterer": "kmeans", "per_channel": True},
     "ReNA, per channel": {"clusterer": "rena", "per_channel": True},
     "grid, per channel": {"clusterer": "grid", "per_channel": True},
@@ -256,9 +286,12 @@ STRUCTURES: dict[str, Options] = {
 
 
 def clustering(scale: Scale, chosen: Mapping[str, Options]) -> Iterator[Setting]:
-    """Ways to form clusters, at the rate chosen for DropCluster: whether learning and updating them matters."""
+    """Ways to form clusters, with the hyperparameters of DropCluster: whether structure and learning matter.
+
+    The random partition has clusters of the same sizes as k-means, of random positions.
+    """
     for name, options in STRUCTURES.items():
-        yield "cluster", {"structure": name}, _config(scale, "cluster", {**chosen["cluster"], **options})
+        yield "cluster", {"structure": name}, _config(scale, chosen, "cluster", **options)
 
 
 def cadence(scale: Scale, chosen: Mapping[str, Options]) -> Iterator[Setting]:
@@ -266,7 +299,7 @@ def cadence(scale: Scale, chosen: Mapping[str, Options]) -> Iterator[Setting]:
     default = scale.base.drop.update_every
     for steps in (max(1, default // 4), default, 4 * default, NEVER_AGAIN):
         options = {"update_every": steps}
-        yield "cluster", options, _config(scale, "cluster", {**chosen["cluster"], **options})
+        yield "cluster", options, _config(scale, chosen, "cluster", **options)
 
 
 RAMPS = {"at once": (0.0, 0.0), "from 10 to 70 %": (0.1, 0.7), "from 50 to 100 %": (0.5, 1.0)}
@@ -275,22 +308,35 @@ RAMPS = {"at once": (0.0, 0.0), "from 10 to 70 %": (0.1, 0.7), "from 50 to 100 %
 def warm_up(scale: Scale, chosen: Mapping[str, Options]) -> Iterator[Setting]:
     """Ramps of the rate; clusters are updated from the start of the ramp."""
     for name, (start, end) in RAMPS.items():
-        for method in scale.methods:
-            if method != "none":
-                config = _config(scale, method, {**chosen[method], "ramp_start": start, "ramp_end": end})
-                yield method, {"rate_rises": name}, config
+        for method in _dropping(scale, among=("block", "grid", "cluster")):
+            yield method, {"rate_rises": name}, _config(scale, chosen, method, ramp_start=start, ramp_end=end)
 
 
 STUDIES: dict[str, Callable[[Scale, Mapping[str, Options]], Iterator[Setting]]] = {
     study.__name__: study
-    for study in (choices, headline, limited_data, corruption, placement, rate_and_size, clustering, cadence, warm_up)
+    for study in (
+        baseline,
+        choices,
+        headline,
+        limited_data,
+        corruption,
+        placement,
+        rate_and_size,
+        clustering,
+        cadence,
+        warm_up,
+    )
 }
 ON_TEST_SET = ("headline", "limited_data", "corruption")
+TUNING = ("baseline", "choices")
+ABLATIONS = ("placement", "rate_and_size", "cadence", "warm_up")
 
 
 def jobs(study: str, scale: Scale, chosen: Mapping[str, Options]) -> list[Job]:
     """Returns the jobs of a study, for each setting and seed, with the chosen candidate of each method."""
-    seeds = scale.choice_seeds if study == "choices" else scale.seeds
+    seeds = scale.choice_seeds if study in TUNING else scale.seeds
+    if study in ABLATIONS:
+        seeds = seeds[: scale.ablation_seeds]
     corrupted = (scale.corruption_images or 0) if study == "corruption" else None
     target = "test" if study in ON_TEST_SET else "validation"
     return [
@@ -300,31 +346,45 @@ def jobs(study: str, scale: Scale, chosen: Mapping[str, Options]) -> list[Job]:
     ]
 
 
-def choose(scale: Scale, accuracies: Mapping[str, float]) -> dict[str, Options]:
-    """Returns the candidate of each method with the best mean accuracy, the first on ties.
+def choose(
+    study: str, scale: Scale, chosen: Mapping[str, Options], accuracies: Mapping[str, float]
+) -> dict[str, Options]:
+    """Returns `chosen` and, of each method of `baseline` or `choices`, the candidate with the best mean accuracy.
 
     Args:
+        study: `"baseline"` or `"choices"`.
         scale: The scale.
-        accuracies: Accuracies on the held-out images by job id. Candidates without results count as 0.
+        chosen: Options chosen so far.
+        accuracies: Accuracies on the held-out images by job id. Candidates without results count as 0, and the first
+            one is chosen on ties.
     """
-    found: dict[str, list[float]] = {}
-    for job in jobs("choices", scale, {}):
-        if job.id in accuracies:
-            found.setdefault(f"{job.method} {job.setting}", []).append(accuracies[job.id])
+    totals: dict[tuple[str, str], float] = {}
+    settings: dict[tuple[str, str], Options] = {}
+    for job in jobs(study, scale, chosen):
+        candidate = job.method, str(job.setting)
+        settings[candidate] = job.setting
+        totals[candidate] = totals.get(candidate, 0.0) + accuracies.get(job.id, 0.0)
+    best = dict(chosen)
+    for candidate in sorted(reversed(totals), key=totals.__getitem__):  # the best one last, the first one on ties
+        best[candidate[0]] = settings[candidate]
+    return best
 
-    def mean(method: str, candidate: Options) -> float:
-        return statistics.mean(found.get(f"{method} {candidate}", [0.0]))
 
-    return {method: max(METHODS[method].candidates, key=functools.partial(mean, method)) for method in scale.methods}
+def _dropping(scale: Scale, among: Sequence[str] = tuple(METHODS)) -> list[str]:
+    """Returns the methods of a scale, without the network without drop layers."""
+    return [method for method in scale.methods if method != "none" and method in among]
 
 
-def _config(scale: Scale, method: str, options: Options, fraction: float = 1.0) -> TrainConfig:
+def _config(
+    scale: Scale, chosen: Mapping[str, Options], method: str, *, fraction: float = 1.0, **options: Any
+) -> TrainConfig:
     """Returns the configuration of a method on a fraction of the training images."""
     subset: Options = {"fraction": None if fraction == 1 else fraction}
     if scale.examples_per_class is not None:
         subset = {"examples_per_class": round(fraction * scale.examples_per_class)}
     steps = round((scale.base.steps or 0) * fraction**0.5)
-    return override(_with_data(scale.base, **subset), steps=steps, **{**METHODS[method].options, **options})
+    all_options = {**chosen["none"], **METHODS[method].options, **chosen.get(method, {}), **options}
+    return override(_with_data(scale.base, **subset), steps=steps, **all_options)
 
 
 def _with_data(config: TrainConfig, **options: Any) -> TrainConfig:
@@ -352,6 +412,13 @@ _SMALL = TrainConfig(
     augment=dataclasses.replace(_AUGMENT, shift=0),
     checkpoint=CheckpointConfig(every=1000, keep=1),
 )
+_CPU = override(
+    _SMALL,
+    model="resnet20",
+    steps=930,  # 30 epochs of 4,000 images
+    batch_size=128,
+    augment=AugmentConfig(shift=0),
+)
 _GPU = override(
     _SMALL,
     model="resnet50",
@@ -361,10 +428,35 @@ _GPU = override(
     update_every=200,
     augment=_AUGMENT,
 )
-_FOUR = ("none", "block", "grid", "cluster")
+_WEIGHT_DECAYS = product(weight_decay=(5e-4, 1e-3, 2e-3))
+_CPU_BASELINE = product(learning_rate=(0.03, 0.1, 0.3), weight_decay=(5e-4, 2e-3, 8e-3), label_smoothing=(0.0, 0.1))
 
+_cpu = functools.partial(
+    Scale,
+    methods=tuple(METHODS),
+    seeds=(0, 1, 2, 3, 4),
+    choice_seeds=(100, 101),
+    baseline=_CPU_BASELINE,
+    ablation_seeds=3,
+    examples_per_class=400,
+    corruption_images=2000,
+    fractions=(0.1, 0.25, 1.0),
+)
 SCALES: dict[str, Scale] = {
-    "small": Scale("small", _SMALL, _FOUR, (0, 1, 2), (100,), examples_per_class=200, corruption_images=1000),
-    "gpu": Scale("gpu", _GPU, tuple(METHODS), (0, 1, 2), (100,)),
-    "paper": Scale("paper", override(_GPU, steps=52_800), tuple(METHODS), (0, 1, 2, 3, 4), (100, 101, 102)),
+    "small": Scale(
+        "small",
+        _SMALL,
+        ("none", "block", "grid", "cluster"),
+        (0, 1, 2),
+        (100,),
+        _WEIGHT_DECAYS,
+        examples_per_class=200,
+        corruption_images=1000,
+    ),
+    "cpu": _cpu("cpu", _CPU),
+    "cpu-augmented": _cpu("cpu-augmented", override(_CPU, augment=_AUGMENT)),
+    "gpu": Scale("gpu", _GPU, tuple(METHODS), (0, 1, 2), (100,), _WEIGHT_DECAYS),
+    "paper": Scale(
+        "paper", override(_GPU, steps=52_800), tuple(METHODS), (0, 1, 2, 3, 4), (100, 101, 102), _WEIGHT_DECAYS
+    ),
 }
