@@ -49,8 +49,9 @@ def load(
             - `folder:PATH`: JPEG, PNG or WebP files in one folder per class, in `PATH/train` and `PATH/test` (or
               `val`, `validation`), or directly in `PATH`. Classes are sorted by name; hidden files are ignored.
             - `npz:PATH`: An archive written by `numpy.savez` that contains `train_images`, `train_labels`,
-              `test_images` and `test_labels`, or `images` and `labels`, and optionally `classes`, the class names.
-              Images are uint8 `(examples, height, width[, channels])`. Pickled archives are an error.
+              `test_images` and `test_labels`, or `images` and `labels`, and optionally `classes`, the class names, and
+              `mean` and `std`, those of each channel of images scaled to [0, 1]. Images are uint8
+              `(examples, height, width[, channels])`. Pickled archives are an error.
         data_dir: TFDS data directory; by default the environment variable TFDS_DATA_DIR, otherwise
             `~/tensorflow_datasets`.
         train_split: Split to train on, or a slice of it in TFDS's notation: `"train[:512]"`, `"train[:10%]"`. For

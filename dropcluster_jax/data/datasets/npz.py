@@ -20,12 +20,12 @@ _ARCHIVE_ERRORS = (OSError, ValueError, EOFError, RuntimeError, zipfile.BadZipFi
 def load_npz(name: str, path: pathlib.Path, test_fraction: float | None) -> Dataset:
     """Loads and validates the arrays of an archive, without pickle, so that no code in it is run."""
     arrays = _read(name, path)
-    class_names = arrays.pop("classes", None)
+    class_names, mean, std = (arrays.pop(key, None) for key in ("classes", "mean", "std"))
     has_test_split = set(arrays) == set(_WITH_TEST_SPLIT)
     if not has_test_split and set(arrays) != set(_WITHOUT_TEST_SPLIT):
         raise ValueError(
             f"{path} must contain {', '.join(_WITH_TEST_SPLIT)}, or {' and '.join(_WITHOUT_TEST_SPLIT)}, "
-            f"and optionally classes, but contains {', '.join(sorted(arrays)) or 'nothing'}"
+            f"and optionally classes, mean and std, but contains {', '.join(sorted(arrays)) or 'nothing'}"
         )
     if has_test_split and test_fraction is not None:
         raise ValueError(f"test_fraction applies to archives without a test split, {path} has one")
@@ -40,7 +40,7 @@ def load_npz(name: str, path: pathlib.Path, test_fraction: float | None) -> Data
         raise ValueError(
             f"train_images and test_images of {path} must have the same size, got {train.shape} and {test.shape}"
         )
-    return Dataset(name, train, test, classes)
+    return Dataset(name, train, test, classes, mean_std=_mean_and_std(path, mean, std, train.shape[-1]))
 
 
 def _read(name: str, path: pathlib.Path) -> dict[str, np.ndarray]:
@@ -73,6 +73,22 @@ def _examples(path: pathlib.Path, arrays: dict[str, np.ndarray], prefix: str, nu
             f"{prefix}labels of {path} must be in [0, {num_classes}), got {labels[invalid[0]]} at index {invalid[0]}"
         )
     return ArrayExamples(images, labels.astype(np.int32))
+
+
+def _mean_and_std(
+    path: pathlib.Path, mean: np.ndarray | None, std: np.ndarray | None, channels: int
+) -> tuple[tuple[float, ...], tuple[float, ...]] | None:
+    if mean is None and std is None:
+        return None
+    for name, array in (("mean", mean), ("std", std)):
+        if array is None or array.dtype.kind != "f" or array.shape != (channels,) or not np.isfinite(array).all():
+            raise ValueError(
+                f"{path} must contain both mean and std, as finite floats of shape ({channels},), or neither"
+            )
+        if name == "std" and not (array > 0).all():
+            raise ValueError(f"std of {path} must be positive, got {array.tolist()}")
+    assert mean is not None and std is not None
+    return tuple(mean.tolist()), tuple(std.tolist())
 
 
 def _classes(path: pathlib.Path, names: np.ndarray | None, labels: list[np.ndarray]) -> tuple[str, ...]:
