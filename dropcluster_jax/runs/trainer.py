@@ -5,6 +5,7 @@ processes, all call the same functions; except for its part of a checkpoint, onl
 """
 
 import contextlib
+import dataclasses
 import functools
 import importlib.util
 import pathlib
@@ -15,7 +16,7 @@ from typing import Any, NamedTuple
 import jax
 
 from dropcluster_jax import __version__
-from dropcluster_jax.data import BatchIterator, Dataset, Loader, normalize
+from dropcluster_jax.data import BatchIterator, Dataset, DatasetSpec, Loader, normalize
 from dropcluster_jax.data.config import open_data
 from dropcluster_jax.linen import cluster_states
 from dropcluster_jax.models import ResNet
@@ -100,16 +101,33 @@ def prepare(config: TrainConfig, restart: bool = False, notify: Callable[[str], 
     spec = dataset.spec
     if not restart:
         run_folder.check_same_dataset(folder, spec)
-    model = build.make_model(config, spec, parallel.axis_name)
-    steps = build.make_run_steps(config, model, spec, parallel.axis_name)
+    model, steps, parallel, state = _compile_steps(_without_seeds(config), spec, parallel)
     run = Run(config, folder, build.num_steps(config, spec), dataset, loader, model, steps, parallel)
-    # Trace early so that shape errors surface before anything is written.
-    batch = build.abstract_batch(spec, config.batch_size)
-    state = jax.eval_shape(steps.init, jax.random.key(0), batch)
-    jax.eval_shape(parallel.compile(steps).train, state, batch)
     if config.drop.rate:
         _warn_of_single_clusters(run, state, notify)
     return run
+
+
+@functools.lru_cache(maxsize=1)
+def _compile_steps(
+    config: TrainConfig, spec: DatasetSpec, parallel: DataParallel
+) -> tuple[ResNet, Steps, DataParallel, TrainState]:
+    """Returns the network, its steps, the devices that hold their compiled programs, and the shapes of the state.
+
+    Cached, so that consecutive runs in a process that differ only in their seeds compile once. Tracing surfaces shape
+    errors before anything is written.
+    """
+    model = build.make_model(config, spec, parallel.axis_name)
+    steps = build.make_run_steps(config, model, spec, parallel.axis_name)
+    batch = build.abstract_batch(spec, config.batch_size)
+    state = jax.eval_shape(steps.init, jax.random.key(0), batch)
+    jax.eval_shape(parallel.compile(steps).train, state, batch)
+    return model, steps, parallel, state
+
+
+def _without_seeds(config: TrainConfig) -> TrainConfig:
+    """Returns the configuration without what the compiled programs do not depend on."""
+    return dataclasses.replace(config, seed=0, out=None, data=dataclasses.replace(config.data, seed=0))
 
 
 def _warn_of_single_clusters(run: Run, state: TrainState, notify: Callable[[str], None]) -> None:
