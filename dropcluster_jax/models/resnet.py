@@ -19,11 +19,26 @@ def _conv_general_dilated(x: Array, kernel: Array, strides: Sequence[int], paddi
     convolve = functools.partial(jax.lax.conv_general_dilated, window_strides=strides, padding=padding, **kwargs)
 
     def multiply(x: Array, kernel: Array) -> Array:
-        return jnp.matmul(x[:, :: strides[0], :: strides[1]], kernel[0, 0])
+        x = x[:, :: strides[0], :: strides[1]]
+        # XLA would transpose the output's gradient if the product had more than two dimensions.
+        return (x.reshape(-1, x.shape[-1]) @ kernel[0, 0]).reshape(*x.shape[:-1], -1)
 
     if kernel.shape[:2] != (1, 1):
         return convolve(x, kernel)
     return jax.lax.platform_dependent(x, kernel, cpu=multiply, default=convolve)
+
+
+def _relu(x: Array) -> Array:
+    """See `nn.relu`. On CPU, XLA stores the result instead of recomputing it for each use.
+
+    XLA's CPU backend duplicates elementwise operations of a single array, here into each kernel's gradient and together
+    with everything that led to the activations. A selection has two arrays and is not duplicated.
+    """
+
+    def select(x: Array) -> Array:
+        return jnp.where(x <= 0, jnp.zeros_like(x), x)
+
+    return jax.lax.platform_dependent(x, cpu=select, default=nn.relu)
 
 
 # He initialization, arXiv:1502.01852, equation 14.
@@ -50,10 +65,10 @@ class BasicBlock(nn.Module):
         """Returns the block's output with `features` channels, downsampled by `strides`."""
         strides = (self.strides, self.strides)
         y = _conv(self.features, (3, 3), strides, padding=[(1, 1), (1, 1)], dtype=self.dtype, name="conv1")(x)
-        y = nn.relu(self.norm(name="norm1")(y))
+        y = _relu(self.norm(name="norm1")(y))
         y = _conv(self.features, (3, 3), padding=[(1, 1), (1, 1)], dtype=self.dtype, name="conv2")(y)
         y = self.norm(name="norm2", scale_init=nn.initializers.zeros)(y)
-        return nn.relu(y + _shortcut(self, x, self.features))
+        return _relu(y + _shortcut(self, x, self.features))
 
 
 class BottleneckBlock(nn.Module):
@@ -71,12 +86,12 @@ class BottleneckBlock(nn.Module):
         """Returns the block's output with `4 * features` channels, downsampled by `strides`."""
         strides, out_features = (self.strides, self.strides), self.features * self.expansion
         y = _conv(self.features, (1, 1), dtype=self.dtype, name="conv1")(x)
-        y = nn.relu(self.norm(name="norm1")(y))
+        y = _relu(self.norm(name="norm1")(y))
         y = _conv(self.features, (3, 3), strides, padding=[(1, 1), (1, 1)], dtype=self.dtype, name="conv2")(y)
-        y = nn.relu(self.norm(name="norm2")(y))
+        y = _relu(self.norm(name="norm2")(y))
         y = _conv(out_features, (1, 1), dtype=self.dtype, name="conv3")(y)
         y = self.norm(name="norm3", scale_init=nn.initializers.zeros)(y)
-        return nn.relu(y + _shortcut(self, x, out_features))
+        return _relu(y + _shortcut(self, x, out_features))
 
 
 def _shortcut(block: BasicBlock | BottleneckBlock, x: Array, features: int) -> Array:
@@ -200,7 +215,7 @@ class ResNet(nn.Module):
             x = _conv(self.width, (7, 7), (2, 2), padding=[(3, 3), (3, 3)], dtype=self.dtype, name="stem_conv")(x)
         else:
             x = _conv(self.width, (3, 3), padding=[(1, 1), (1, 1)], dtype=self.dtype, name="stem_conv")(x)
-        x = drop("stem", nn.relu(norm(name="stem_norm")(x)))
+        x = drop("stem", _relu(norm(name="stem_norm")(x)))
         if self.stem == "imagenet":
             x = nn.max_pool(x, (3, 3), (2, 2), padding=((1, 1), (1, 1)))  # pyright: ignore[reportArgumentType]
 

@@ -1,4 +1,5 @@
 import math
+import re
 from typing import get_args
 
 import flax.linen as nn
@@ -9,7 +10,7 @@ import pytest
 import dropcluster_jax as dc
 from dropcluster_jax import models
 from dropcluster_jax.linen import DropBlock, DropCluster, Dropout, SpatialDropout
-from dropcluster_jax.models.resnet import BottleneckBlock, _conv
+from dropcluster_jax.models.resnet import BottleneckBlock, _conv, _relu
 
 KMEANS = dc.KMeans(cluster_size=4)
 
@@ -190,6 +191,28 @@ def test_1x1_convolutions_are_matrix_products_on_cpu_only():
     assert " convolution(" not in program and " conditional(" not in program
     for platform in ("tpu", "cuda"):
         assert "dot_general" not in traced.lower(lowering_platforms=(platform,)).as_text()
+
+
+def test_relu_equals_that_of_flax():
+    x = jnp.array([-jnp.inf, -1.0, -0.0, 0.0, 1e-40, 2.0, jnp.inf, jnp.nan])
+    for dtype in (jnp.float32, jnp.bfloat16):
+        y, vjp = jax.vjp(_relu, x.astype(dtype))
+        expected, expected_vjp = jax.vjp(nn.relu, x.astype(dtype))
+        assert y.dtype == dtype and jnp.array_equal(y, expected, equal_nan=True)
+        assert (vjp(jnp.ones_like(y))[0] == expected_vjp(jnp.ones_like(y))[0])[:-1].all()
+
+
+def test_activations_are_stored_on_cpu(small):
+    _, variables, x = small
+
+    def loss(params):
+        return jnp.sum(apply(models.resnet20(), {**variables, "params": params}, x, train=True))
+
+    program = jax.jit(jax.grad(loss)).lower(variables["params"]).compile().as_text()
+    operands = [
+        line.count("%") - 1 for line in program.splitlines() if re.search(r" = f32\[16,8,8,4\].* fusion\(", line)
+    ]
+    assert operands and max(operands) < 3  # otherwise transpositions recompute the activations
 
 
 # Drop layers
