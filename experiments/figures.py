@@ -49,6 +49,40 @@ def _draw(ax: Any, series: Series, styles: Mapping[str, dict[str, Any]], x: Sequ
     ax.grid(alpha=0.3)
 
 
+def forest_figure(intervals: Mapping[str, Mapping[str, Interval]], label: str) -> Figure:
+    """Draws intervals as horizontal lines: a row for each name, with a line for each condition.
+
+    `intervals` are by name and condition; `label` is that of the axis.
+    """
+    conditions = list(dict.fromkeys(condition for row in intervals.values() for condition in row))
+    figure = Figure(figsize=(8, 1 + 0.12 * len(intervals) * (len(conditions) + 1)), layout="constrained")
+    ax = figure.subplots()
+    offsets = 0.7 * ((np.arange(len(conditions)) + 0.5) / len(conditions) - 0.5)
+    for index, condition in enumerate(conditions):
+        rows = [
+            (row + offsets[index], values[condition])
+            for row, values in enumerate(intervals.values())
+            if condition in values
+        ]
+        style = {**line_style(index), "linestyle": "none"}
+        half_widths = [value.high - value.mean if value.num_values > 1 else 0.0 for _, value in rows]
+        ax.errorbar(
+            [value.mean for _, value in rows],
+            [y for y, _ in rows],
+            xerr=half_widths,
+            label=condition,
+            capsize=2,
+            **style,
+        )
+    ax.axvline(0, color="gray", linewidth=1)
+    ax.set_yticks(range(len(intervals)), labels=list(intervals))
+    ax.invert_yaxis()
+    ax.set_xlabel(label)
+    ax.grid(axis="x", alpha=0.3)
+    ax.legend(frameon=False, fontsize="small")
+    return figure
+
+
 def save(figure: Figure, path: pathlib.Path) -> None:
     """Writes PNG and SVG files without dates or random ids."""
     with matplotlib.rc_context({"svg.hashsalt": "dropcluster-jax", "svg.fonttype": "path"}):

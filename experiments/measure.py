@@ -7,7 +7,6 @@ import inspect
 import pathlib
 import statistics
 import types
-from collections.abc import Callable
 from typing import Any
 
 import jax
@@ -15,16 +14,26 @@ import numpy as np
 from rich.console import Console
 
 from dropcluster_jax.cache import cached
-from dropcluster_jax.data import CORRUPTIONS, ArrayExamples, Dataset, corrupted_test, corruptions, load
+from dropcluster_jax.data import (
+    CORRUPTIONS,
+    ArrayExamples,
+    Dataset,
+    DatasetSpec,
+    corrupted_test,
+    corruptions,
+    load,
+    normalize,
+)
 from dropcluster_jax.data.corrupted import CorruptedTest
-from dropcluster_jax.runs import DataConfig, TrainConfig, load_run, read_history, run_folder, trainer
+from dropcluster_jax.models import ResNet
+from dropcluster_jax.runs import DataConfig, LoadedRun, TrainConfig, load_run, read_history, run_folder, trainer
 from dropcluster_jax.runs.run_folder import read_json_lines
 from dropcluster_jax.training import NonFiniteError
-from experiments.results import Line, encode_labels
+from experiments.results import Line, encode_bits, encode_labels
 from experiments.studies import Job
 
 _MAX_MAPS = 6  # label maps of a place in a line
-_BATCH = 1000  # corrupted images that are evaluated at once
+_BATCH = 1000  # images that are classified at once
 
 
 class Measure:
@@ -69,7 +78,8 @@ class Measure:
 
         Returns:
             `digest`, `accuracy`, `count` (evaluated images), `finite`, and either `corruptions` or `loss`,
-            `train_loss`, `images_per_second`, `clusters` and `snapshots`.
+            `train_loss`, `images_per_second`, `clusters`, `snapshots` and, on the test set, `correct`: whether each
+            image is classified correctly.
 
         Raises:
             ValueError, OSError, ImportError: As in `trainer.prepare` and `trainer.execute`.
@@ -84,7 +94,7 @@ class Measure:
             _, spec = run_folder.read_config(folder)
             return {"digest": self.digest, **_failed(job, 1 / spec.num_classes)}
         if job.corrupted is None:
-            return {"digest": self.digest, **_trained(job, folder, summary)}
+            return {"digest": self.digest, **_trained(job, folder, summary), **self._correct(job, folder)}
         with self._console.status(f"{job}: corrupted images"):
             return {"digest": self.digest, **self._corrupted(job, folder)}
 
@@ -103,14 +113,20 @@ class Measure:
                 notify=self._notify,
             )
 
+    def _correct(self, job: Job, folder: pathlib.Path) -> Line:
+        examples = self._dataset.test
+        if job.target != "test" or not isinstance(examples, ArrayExamples):
+            return {}
+        run = load_run(folder, notify=self._notify)
+        return {"correct": encode_bits(_is_correct(run, examples))}
+
     def _corrupted(self, job: Job, folder: pathlib.Path) -> Line:
         run = load_run(folder, notify=self._notify)
-        logits = jax.jit(run.logits)
         results: dict[str, dict[str, Any]] = {}
         count = 0
         for name in CORRUPTIONS:
             corrupted = [self._corrupted_test(name, severity, job.corrupted or None) for severity in range(1, 6)]
-            accuracies = [_accuracy(logits, examples) for examples, _ in corrupted]
+            accuracies = [float(_is_correct(run, examples).mean()) for examples, _ in corrupted]
             results[name] = {"origin": corrupted[0].origin, "accuracy": accuracies}
             count = len(corrupted[0].examples)
         mean = statistics.mean(accuracy for result in results.values() for accuracy in result["accuracy"])
@@ -139,12 +155,17 @@ def _code(module: types.ModuleType) -> str:
     return hashlib.sha256(inspect.getsource(module).encode()).hexdigest()
 
 
-def _accuracy(logits: Callable[[np.ndarray], jax.Array], examples: ArrayExamples) -> float:
-    correct = [
-        np.argmax(logits(examples.images[start : start + _BATCH]), axis=-1) == examples.labels[start : start + _BATCH]
-        for start in range(0, len(examples), _BATCH)
-    ]
-    return float(np.mean(np.concatenate(correct)))
+def _is_correct(run: LoadedRun, examples: ArrayExamples) -> np.ndarray:
+    """Returns whether each example is classified correctly, bool `(examples,)`."""
+    batches = range(0, len(examples), _BATCH)
+    logits = [_logits(run.model, run.spec, run.variables, examples.images[start : start + _BATCH]) for start in batches]
+    return np.argmax(np.concatenate(logits), axis=-1) == examples.labels
+
+
+# Networks that differ only in their variables share a compiled program.
+@functools.partial(jax.jit, static_argnums=(0, 1))
+def _logits(model: ResNet, spec: DatasetSpec, variables: dict[str, Any], images: jax.Array) -> jax.Array:
+    return model.apply(variables, normalize(images, spec.mean, spec.std))  # pyright: ignore[reportReturnType]
 
 
 def _trained(job: Job, folder: pathlib.Path, summary: dict[str, Any]) -> Line:

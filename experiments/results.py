@@ -3,6 +3,7 @@
 Files from several machines can be concatenated; duplicate lines count once.
 """
 
+import base64
 import datetime
 import fcntl
 import functools
@@ -68,6 +69,16 @@ def encode_labels(labels: np.ndarray) -> list[str]:
 def decode_labels(rows: Sequence[str]) -> np.ndarray:
     """Inverse of `encode_labels`."""
     return np.array([[ord(character) - ord("0") for character in row] for row in rows], np.int32)
+
+
+def encode_bits(values: np.ndarray) -> str:
+    """Returns a 1-D array of booleans as base64, eight per byte."""
+    return base64.b64encode(np.packbits(values).tobytes()).decode()
+
+
+def decode_bits(text: str, count: int) -> np.ndarray:
+    """Inverse of `encode_bits`; `count` is the number of values."""
+    return np.unpackbits(np.frombuffer(base64.b64decode(text), np.uint8), count=count).astype(bool)
 
 
 def provenance() -> dict[str, Any]:

@@ -19,7 +19,7 @@ from dropcluster_jax.runs import PRESETS, AugmentConfig, CheckpointConfig, DataC
 from dropcluster_jax.runs.config import without_runtime_fields
 
 Target = Literal["validation", "test"]
-ScaleName = Literal["small", "cpu", "cpu-augmented", "gpu", "paper"]
+ScaleName = Literal["cpu", "cpu-augmented", "gpu", "paper", "small"]
 MethodName = Literal["none", "dropout", "spatial", "block", "corr", "focused", "grid", "cluster", "rena", "per-channel"]
 StudyName = Literal[
     "baseline",
@@ -443,6 +443,12 @@ _cpu = functools.partial(
     fractions=(0.1, 0.25, 1.0),
 )
 SCALES: dict[str, Scale] = {
+    "cpu": _cpu("cpu", _CPU),
+    "cpu-augmented": _cpu("cpu-augmented", override(_CPU, steps=2 * 930, augment=_AUGMENT)),
+    "gpu": Scale("gpu", _GPU, tuple(METHODS), (0, 1, 2), (100,), _WEIGHT_DECAYS),
+    "paper": Scale(
+        "paper", override(_GPU, steps=52_800), tuple(METHODS), (0, 1, 2, 3, 4), (100, 101, 102), _WEIGHT_DECAYS
+    ),
     "small": Scale(
         "small",
         _SMALL,
@@ -452,11 +458,5 @@ SCALES: dict[str, Scale] = {
         _WEIGHT_DECAYS,
         examples_per_class=200,
         corruption_images=1000,
-    ),
-    "cpu": _cpu("cpu", _CPU),
-    "cpu-augmented": _cpu("cpu-augmented", override(_CPU, augment=_AUGMENT)),
-    "gpu": Scale("gpu", _GPU, tuple(METHODS), (0, 1, 2), (100,), _WEIGHT_DECAYS),
-    "paper": Scale(
-        "paper", override(_GPU, steps=52_800), tuple(METHODS), (0, 1, 2, 3, 4), (100, 101, 102), _WEIGHT_DECAYS
     ),
 }

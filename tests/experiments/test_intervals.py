@@ -4,7 +4,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 from scipy import stats
 
-from experiments.intervals import interval, paired_difference
+from experiments.intervals import crossed_interval, interval, paired_difference
 
 sample = st.lists(st.floats(0, 1, width=32), min_size=2, max_size=8)
 
@@ -54,3 +54,27 @@ def test_excluding_zero_does_not_depend_on_the_order(values, other):
     difference, reverse = paired_difference(first, second), paired_difference(second, first)
     assert difference is not None and reverse is not None
     assert difference.excludes_zero == reverse.excludes_zero
+
+
+@pytest.mark.parametrize(("seed_std", "example_std"), [(0.0, 0.0), (0.05, 0.0), (0.0, 1.0), (0.05, 0.5)])
+def test_crossed_interval_covers_the_mean_over_seeds_and_examples(seed_std, example_std):
+    rng = np.random.default_rng(0)
+    num_seeds, num_examples, covered = 5, 400, []
+    for _ in range(2000):
+        values = (
+            0.3
+            + seed_std * rng.normal(size=(num_seeds, 1))
+            + example_std * rng.normal(size=(1, num_examples))
+            + rng.normal(size=(num_seeds, num_examples))
+        )
+        mean, low, high, _ = crossed_interval(values)
+        assert mean == pytest.approx(values.mean())
+        covered.append(low <= 0.3 <= high)
+    assert 0.935 <= np.mean(covered) <= 1
+
+
+def test_crossed_interval_is_at_least_as_wide_as_that_of_the_seeds():
+    """On equal examples, only the seeds vary."""
+    values = np.repeat(np.random.default_rng(0).normal(size=(5, 1)), 100, axis=1)
+    assert crossed_interval(values) == pytest.approx(interval(values[:, 0].tolist()))
+    assert crossed_interval(np.ones((3, 4))) == (1.0, 1.0, 1.0, 3)

@@ -19,7 +19,7 @@ from dropcluster_jax.runs.trainer import Stopped
 from experiments import measure as measure_module
 from experiments import studies
 from experiments.measure import Measure
-from experiments.results import decode_labels
+from experiments.results import decode_labels, read
 from experiments.run import Options, Runner
 from experiments.studies import METHODS, SCALES, Job, override
 
@@ -164,8 +164,31 @@ def test_gpu_scale_runs_at_tiny_size(tmp_path):
     measure = new_measure(options.networks)
     runner = Runner(options, Console(file=io.StringIO()), measure)
     runner.run("headline")
-    assert [len(runner.lines[study]) for study in ("choices", "headline")] == [3, 1]
+    assert [len(runner.lines[study]) for study in ("baseline", "choices", "headline")] == [3, 6, 1]
     (line,) = runner.lines["headline"].values()
     assert line["count"] == len(load("digits").test) and line["config"]["dtype"] == "bfloat16"
     # Run folders of jobs on held-out images are removed.
     assert [path.name for path in options.networks.iterdir()] == [line["id"]]
+
+
+def test_worker_processes_give_the_same_lines(tmp_path):
+    lines = []
+    for workers in (1, 2):
+        options = Options(
+            dataset="digits",
+            steps=4,
+            workers=workers,
+            networks=tmp_path / f"networks{workers}",
+            results=tmp_path / f"results{workers}",
+        )
+        console = Console(file=io.StringIO(), width=200)
+        runner = Runner(options, console, Measure(job().config.data, options.networks, console))
+        runner.run("baseline")
+        varying = ("images_per_second", "wall_seconds", "time")
+        lines.append(
+            {
+                line["id"]: {name: value for name, value in line.items() if name not in varying}
+                for line in read(options.results / "baseline.jsonl")
+            }
+        )
+    assert len(lines[0]) == 3 and lines[0] == lines[1]

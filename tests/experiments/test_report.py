@@ -7,6 +7,7 @@ from fake_runs import FakeMeasure, accuracy, work
 from scipy import stats
 
 from experiments import report, results, studies
+from experiments.intervals import crossed_interval
 
 pytestmark = pytest.mark.xdist_group("experiments.report")
 
@@ -46,7 +47,7 @@ def test_the_report_does_not_depend_on_the_order_of_runs(folder, files, tmp_path
         np.random.default_rng(0).shuffle(lines)
         (shuffled / path.name).write_text("".join(lines + lines[:3]))  # merged files may contain duplicates
     assert write(shuffled, tmp_path / "docs") == files
-    assert len([name for name in files if name.endswith(".png")]) == 3
+    assert len([name for name in files if name.endswith(".png")]) == 4
 
 
 def test_numbers_equal_scipy(folder, files):
@@ -83,7 +84,7 @@ def test_differences_are_bold_if_their_interval_excludes_zero(tmp_path, change, 
     text = write(tmp_path / "results", tmp_path / "docs")["results.md"].decode()
     row = next(line for line in text.splitlines() if line.startswith(f"| DropCluster {MINUS} DropBlock |"))
     cells = row.strip("| ").split(" | ")[1:]
-    assert len(cells) == 3  # all images, mean over subset sizes, and 5 % and 10 %
+    assert len(cells) == 6  # five fractions and their mean
     assert all(re.fullmatch(pattern, cell) for cell in cells)
 
 
@@ -104,20 +105,44 @@ def test_two_results_for_the_same_run(tmp_path):
         write(tmp_path, tmp_path / "docs")
 
 
-def test_the_readme_is_changed_only_between_the_marks(folder, tmp_path):
-    readme = tmp_path / "README.md"
+def test_intervals_over_seeds_and_test_images(folder, files):
+    lines = results.read(folder / "headline.jsonl")
+    correct = [
+        [results.decode_bits(line["correct"], line["count"]) for line in lines if line["method"] == method]
+        for method in ("cluster", "block")
+    ]
+    mean, low, high, _ = crossed_interval(100 * np.subtract(*np.array(correct, float)))
+    row = rf"^\| all images \| DropCluster {MINUS} DropBlock \| .* \| (.*) \|$"
+    found = re.search(row, files["results.md"].decode(), re.MULTILINE)
+    assert found[1].strip("*") == f"{mean:+.1f} ({low:+.1f} to {high:+.1f})".replace("-", MINUS)
+
+
+def test_the_readme_is_changed_only_between_the_marks(tmp_path):
+    folder, readme = tmp_path / "results", tmp_path / "README.md"
+    work("headline", folder, scale="cpu", methods=("none", "block", "cluster"))
     readme.write_text("# A title\n<!-- made by python -m experiments.report -->\nprevious\n<!-- end -->\nafter\n")
     write(folder, tmp_path / "docs", readme)
     text = readme.read_text()
     assert (
         text.startswith("# A title\n<!-- made by") and text.endswith("<!-- end -->\nafter\n") and "previous" not in text
     )
-    assert len(re.findall(rf"^\| DropCluster {MINUS} .*\|$", text, re.MULTILINE)) == 3
+    assert len(re.findall(rf"^\| DropCluster {MINUS} .*\|$", text, re.MULTILINE)) == 2
     write(folder, tmp_path / "docs", readme)
     assert readme.read_text() == text
     readme.write_text("# A title\n")
     with pytest.raises(ValueError, match="must contain"):
         write(folder, tmp_path / "docs", readme)
+
+
+def test_the_readme_has_held_out_accuracies_until_there_are_results_on_test_images(tmp_path):
+    folder, readme = tmp_path / "results", tmp_path / "README.md"
+    work("choices", folder, scale="cpu", methods=("none", "block", "cluster"))
+    readme.write_text("<!-- made by python -m experiments.report --><!-- end -->")
+    write(folder, tmp_path / "docs", readme)
+    text = readme.read_text()
+    best = max(results.read(folder / "choices.jsonl"), key=lambda line: line["accuracy"])["setting"]
+    assert "The test set has not been used yet." in text
+    assert f"| DropCluster | rate {best['rate']:g}, cluster size {best['cluster_size']:g} |" in text
 
 
 def test_no_results(tmp_path):

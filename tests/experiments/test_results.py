@@ -3,6 +3,8 @@ from concurrent.futures import ThreadPoolExecutor
 
 import numpy as np
 import pytest
+from hypothesis import given
+from hypothesis import strategies as st
 
 from experiments import results
 
@@ -47,3 +49,8 @@ def test_label_maps_round_trip_through_json():
     labels = np.random.default_rng(0).integers(0, 200, (7, 5))
     rows = json.loads(json.dumps(results.encode_labels(labels)))
     assert np.array_equal(results.decode_labels(rows), labels)
+
+
+@given(st.lists(st.booleans()))
+def test_bits_are_decoded(values):
+    assert results.decode_bits(results.encode_bits(np.array(values, bool)), len(values)).tolist() == values

@@ -18,16 +18,19 @@ def ids(folder, study):
 
 
 def chosen(folder):
-    accuracies = {line["id"]: line["accuracy"] for line in results.read(folder / "choices.jsonl")}
-    return studies.choose(studies.SCALES["small"], accuracies)
+    options = {}
+    for study in studies.TUNING:
+        accuracies = {line["id"]: line["accuracy"] for line in results.read(folder / f"{study}.jsonl")}
+        options = studies.choose(study, studies.SCALES["small"], options, accuracies)
+    return options
 
 
 def test_a_study_is_executed_once(tmp_path):
     printed = work("limited_data", tmp_path)
-    assert "choices 12/12" in printed and "limited_data 60/60" in printed
+    assert "baseline 3/3" in printed and "choices 18/18" in printed and "limited_data 60/60" in printed
     options = chosen(tmp_path)
     assert options["none"] == {"weight_decay": 5e-4}
-    assert all(options[method] == {"rate": 0.2} for method in ("block", "grid", "cluster"))
+    assert all(options[method]["rate"] == 0.2 for method in ("block", "grid", "cluster"))
     jobs = studies.jobs("limited_data", studies.SCALES["small"], options)
     assert ids(tmp_path, "limited_data") == [job.id for job in jobs]
     before = (tmp_path / "limited_data.jsonl").read_bytes()
@@ -53,7 +56,8 @@ def test_shards_partition_a_study(tmp_path, num_shards):
     for index in range(num_shards):
         folder = tmp_path / str(index)
         folder.mkdir()
-        (folder / "choices.jsonl").write_bytes((tmp_path / "whole" / "choices.jsonl").read_bytes())
+        for study in studies.TUNING:
+            (folder / f"{study}.jsonl").write_bytes((tmp_path / "whole" / f"{study}.jsonl").read_bytes())
         shard = f"{index + 1}/{num_shards}"
         work("limited_data", folder, shard=shard)
         path = folder / "limited_data.jsonl"
@@ -65,8 +69,10 @@ def test_shards_partition_a_study(tmp_path, num_shards):
 
 
 def test_shards_require_the_choices(tmp_path):
-    with pytest.raises(ValueError, match=r"experiments\.run choices first"):
-        work("headline", tmp_path, shard="1/2")
+    for study in studies.TUNING:
+        with pytest.raises(ValueError, match=rf"experiments\.run {study} first"):
+            work("headline", tmp_path, shard="1/2")
+        work(study, tmp_path)
 
 
 def test_runs_of_other_studies_are_reused(tmp_path):
@@ -110,7 +116,8 @@ def test_results_on_other_images_are_not_mixed(tmp_path):
 
 def test_dry_run_and_time_limit(tmp_path):
     assert work("headline", tmp_path, dry_run=True).splitlines() == [
-        "choices: 12 runs missing, duration unknown",
+        "baseline: 3 runs missing, duration unknown",
+        "choices: 18 runs missing, duration unknown",
         "headline: 12 runs missing, duration unknown",
     ]
     assert not list(tmp_path.iterdir())
@@ -119,7 +126,7 @@ def test_dry_run_and_time_limit(tmp_path):
     lines = [json.loads(line) | {"wall_seconds": 60.0} for line in path.read_text().splitlines()]
     path.write_text("".join(json.dumps(line) + "\n" for line in lines))
     printed = work("headline", tmp_path, dry_run=True)
-    assert printed == "choices: 0 runs missing\nheadline: 12 runs missing, about 12 minutes left\n"
+    assert printed.splitlines()[1:] == ["choices: 0 runs missing", "headline: 12 runs missing, about 12 minutes left"]
     # Steps are proportional to the square root of the fraction.
     assert "60 runs missing, about 33 minutes left" in work("limited_data", tmp_path, dry_run=True)
     assert "stopped before 0.5 minutes; 12 runs left" in work("headline", tmp_path, max_minutes=0.5)
@@ -145,6 +152,7 @@ def test_lines_contain_their_provenance(tmp_path):
         ({"shard": "3/2"}, "shard must be i/n"),
         ({"shard": "one"}, "shard must be i/n"),
         ({"steps": 0}, "steps must be at least 1"),
+        ({"workers": 0}, "workers must be at least 1"),
         ({"seeds": 0}, "seeds and fractions must not be empty"),
         ({"fractions": (0.5, 2.0)}, "fractions must be above 0 and at most 1, got 0.5, 2.0"),
         ({"dataset": "imagenet2012", "npz": "x.npz"}, "npz is not available for imagenet2012"),

@@ -11,7 +11,9 @@ from dropcluster_jax.data.config import open_data
 from experiments import studies
 from experiments.studies import METHODS, ON_TEST_SET, SCALES, STUDIES, override
 
-CHOSEN = {name: method.candidates[0] for name, method in METHODS.items()}
+CHOSEN = {"none": {"weight_decay": 1e-3}} | {
+    name: method.candidates[0] for name, method in METHODS.items() if name != "none"
+}
 
 
 def jobs_of(study, scale="gpu"):
@@ -25,10 +27,14 @@ def test_the_command_offers_all_studies_methods_and_scales():
 
 
 def test_every_method_has_the_same_number_of_candidates():
-    assert len({len(method.candidates) for method in METHODS.values()}) == 1
+    assert len({len(method.candidates) for name, method in METHODS.items() if name != "none"}) == 1
     for name, scale in SCALES.items():
         jobs = jobs_of("choices", name)
-        assert len({sum(job.method == method for job in jobs) for method in scale.methods}) == 1
+        dropping = set(scale.methods) - {"none"}
+        assert len({sum(job.method == method for job in jobs) for method in dropping}) == 1
+        assert {job.method for job in jobs} == dropping and {job.method for job in jobs_of("baseline", name)} == {
+            "none"
+        }
 
 
 @pytest.mark.parametrize("scale", SCALES)
@@ -44,14 +50,16 @@ def test_choices_use_other_seeds_and_never_the_test_set(scale):
 def test_methods_differ_only_in_what_they_drop(study, scale):
     jobs = jobs_of(study, scale)
     base = SCALES[scale].base
+    tuned = {} if study != "baseline" else {"learning_rate": 1.0, "weight_decay": 0.0, "label_smoothing": 0.0}
     for fraction in {str(job.setting.get("fraction")) for job in jobs}:
         others = {
-            override(job.config, **vars(base.drop), weight_decay=0.0, seed=0, data=base.data)
+            override(job.config, **vars(base.drop), **tuned, seed=0, data=base.data)
             for job in jobs
             if str(job.setting.get("fraction")) == fraction
         }
         assert len(others) == 1
-    assert {job.config.weight_decay for job in jobs if job.method != "none"} <= {base.weight_decay}
+    if study != "baseline":
+        assert {job.config.weight_decay for job in jobs} == {CHOSEN["none"]["weight_decay"]}
 
 
 @pytest.mark.parametrize("study", STUDIES)
@@ -61,6 +69,13 @@ def test_every_setting_has_the_same_seeds(study):
         seeds.setdefault((job.method, str(job.setting)), []).append(job.config.seed)
         assert job.config.data.seed == job.config.seed
     assert len({tuple(values) for values in seeds.values()}) == 1
+
+
+def test_ablations_have_fewer_seeds():
+    scale = SCALES["cpu"]
+    for study in set(STUDIES) - set(studies.TUNING):
+        seeds = {job.config.seed for job in jobs_of(study, "cpu")}
+        assert seeds == set(scale.seeds[: scale.ablation_seeds] if study in studies.ABLATIONS else scale.seeds)
 
 
 @pytest.mark.parametrize("study", STUDIES)
@@ -91,14 +106,22 @@ def test_one_structure_is_drawn():
 
 def test_choices_maximize_the_mean_accuracy():
     scale = dataclasses.replace(SCALES["small"], choice_seeds=(100, 101))
-    accuracies = {"weight_decay": {5e-4: 0.5, 1e-3: 0.7, 2e-3: 0.6}, "rate": {0.1: 0.6, 0.2: 0.4, 0.3: 0.6}}
-    jobs = studies.jobs("choices", scale, {})
-    by_id = {
-        job.id: accuracies[name][value] + 0.01 * job.config.seed for job in jobs for name, value in job.setting.items()
-    }
-    best = {"weight_decay": 1e-3}, {"rate": 0.1}, {"rate": 0.1}, {"rate": 0.1}
-    assert studies.choose(scale, by_id) == dict(zip(scale.methods, best, strict=True))
-    assert studies.choose(scale, {})["block"] == {"rate": 0.1}
+    accuracies = {5e-4: 0.5, 1e-3: 0.7, 2e-3: 0.6, 0.1: 0.6, 0.2: 0.4, 0.3: 0.6}
+    chosen = {}
+    for study, name in (("baseline", "weight_decay"), ("choices", "rate")):
+        by_id = {
+            job.id: accuracies[job.setting[name]] + 0.01 * job.config.seed for job in studies.jobs(study, scale, chosen)
+        }
+        chosen = studies.choose(study, scale, chosen, by_id)
+    first = {method: METHODS[method].candidates[0] for method in scale.methods if method != "none"}
+    assert chosen == {"none": {"weight_decay": 1e-3}, **first}
+
+
+def test_all_methods_share_the_tuned_baseline():
+    tuned = {"learning_rate": 0.2, "weight_decay": 3e-3, "label_smoothing": 0.1}
+    for study in set(STUDIES) - {"baseline"}:
+        for job in studies.jobs(study, SCALES["cpu"], {**CHOSEN, "none": tuned}):
+            assert {name: getattr(job.config, name) for name in tuned} == tuned
 
 
 @pytest.mark.parametrize("study", ["choices", "limited_data"])
