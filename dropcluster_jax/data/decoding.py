@@ -18,6 +18,18 @@ Pixels = UInt8[np.ndarray, "height width channels"]
 MAX_PIXELS = 2**26  # Larger than any camera's images, small enough to fit in memory.
 MIN_SIDE = 2  # Pixels; image hosts serve 1x1 placeholders for deleted images.
 _FORMATS = ("JPEG", "PNG", "WEBP")
+_ORIENTATION_TAG = 0x0112  # in EXIF data
+# Name of the transposition that turns a stored image upright, by orientation. Pillow's `ImageOps.exif_transpose` does
+# the same, but also rewrites the EXIF data, which can fail.
+_TRANSPOSITIONS = {
+    2: "FLIP_LEFT_RIGHT",
+    3: "ROTATE_180",
+    4: "FLIP_TOP_BOTTOM",
+    5: "TRANSPOSE",
+    6: "ROTATE_270",
+    7: "TRANSVERSE",
+    8: "ROTATE_90",
+}
 
 
 class CorruptImageError(ValueError):
@@ -27,6 +39,7 @@ class CorruptImageError(ValueError):
 def decode(encoded: bytes, location: str, channels: int = 3) -> Pixels:
     """Decodes a JPEG, PNG or WebP image to `(height, width, channels)`: RGB, or grayscale for 1 channel.
 
+    The image is turned upright by the orientation in its EXIF data, if any, here and before it is cropped.
     Transparent and 16-bit images raise an error, because there is no canonical conversion to 8-bit colors. So do images
     with a side shorter than `MIN_SIDE` or more than `MAX_PIXELS` pixels, which are not decoded.
 
@@ -40,7 +53,7 @@ def decode(encoded: bytes, location: str, channels: int = 3) -> Pixels:
     """
     image = _open(encoded, location)
     with _reraise_as_corrupt(location):
-        pixels = np.asarray(_convert_colors(image, location, channels))
+        pixels = np.asarray(_convert_colors(_turn_upright(image), location, channels))
     return pixels.reshape(*pixels.shape[:2], channels)
 
 
@@ -50,8 +63,9 @@ def decode_center(encoded: bytes, location: str, size: int) -> Pixels:
     This is the usual evaluation crop, e.g. the central 224 pixels of an image whose shorter side is resized to 256.
     """
     image = _open(encoded, location)
-    side = min(image.size) * 0.875
-    left, top = (image.width - side) / 2, (image.height - side) / 2
+    width, height = _upright_size(image)
+    side = min(width, height) * 0.875
+    left, top = (width - side) / 2, (height - side) / 2
     return _crop(image, location, (left, top, left + side, top + side), size)
 
 
@@ -66,7 +80,7 @@ def decode_random_crop(encoded: bytes, location: str, size: int, rng: np.random.
         Szegedy et al., "Going deeper with convolutions", CVPR 2015, https://arxiv.org/abs/1409.4842
     """
     image = _open(encoded, location)
-    width, height = image.size
+    width, height = _upright_size(image)
     for _ in range(10):
         area, ratio = width * height * rng.uniform(0.08, 1), math.exp(rng.uniform(math.log(3 / 4), math.log(4 / 3)))
         crop_width, crop_height = max(1, round(math.sqrt(area * ratio))), max(1, round(math.sqrt(area / ratio)))
@@ -80,7 +94,7 @@ def decode_random_crop(encoded: bytes, location: str, size: int, rng: np.random.
 
 
 def _open(encoded: bytes, location: str) -> Any:
-    """Reads and validates the header, and returns a Pillow image that is not decoded yet."""
+    """Reads and validates the header, and returns a Pillow image that is not decoded yet, unless it is PNG."""
     with optional_import("Pillow"):
         from PIL import Image
 
@@ -98,7 +112,30 @@ def _open(encoded: bytes, location: str) -> Any:
         raise CorruptImageError(f"{location} has {width}x{height} pixels, each side must have at least {MIN_SIDE}")
     if image.mode.startswith(("I", "F")):
         raise CorruptImageError(f"{location} has more than 8 bits per channel; convert it to 8 bits")
+    if image.format == "PNG":  # The EXIF data can follow the pixels.
+        with _reraise_as_corrupt(location):
+            image.load()
     return image
+
+
+def _orientation(image: Any) -> int:
+    """Returns the EXIF orientation, 1 if there is none; damaged EXIF data do not make an image unreadable."""
+    try:
+        return image.getexif().get(_ORIENTATION_TAG, 1)
+    except (OSError, SyntaxError, ValueError, TypeError, KeyError, struct.error):
+        return 1
+
+
+def _upright_size(image: Any) -> tuple[int, int]:
+    """Returns the width and height of an image once it is turned upright."""
+    return image.size[::-1] if _orientation(image) in (5, 6, 7, 8) else image.size
+
+
+def _turn_upright(image: Any) -> Any:
+    from PIL import Image
+
+    transposition = _TRANSPOSITIONS.get(_orientation(image))
+    return image if transposition is None else image.transpose(Image.Transpose[transposition])
 
 
 def _convert_colors(image: Any, location: str, channels: int = 3) -> Any:
@@ -110,14 +147,16 @@ def _convert_colors(image: Any, location: str, channels: int = 3) -> Any:
 
 
 def _crop(image: Any, location: str, box: tuple[float, float, float, float], size: int) -> Pixels:
-    """Decodes a box `(left, top, right, bottom)` of an image and resizes it to `(size, size, 3)`."""
+    """Decodes a box `(left, top, right, bottom)` of the upright image and resizes it to `(size, size, 3)`."""
     from PIL import Image
 
     with _reraise_as_corrupt(location):
-        width, height = image.size
+        width, height = _upright_size(image)
         required = (math.ceil(width * size / (box[2] - box[0])), math.ceil(height * size / (box[3] - box[1])))
         if required[0] < width and required[1] < height:
-            image.draft(None, required)  # Decodes a JPEG at 1/2, 1/4 or 1/8 of its size.
+            # Decodes a JPEG at 1/2, 1/4 or 1/8 of its size.
+            image.draft(None, required if image.width == width else required[::-1])
+        image = _turn_upright(image)
         scale_x, scale_y = image.width / width, image.height / height
         scaled = (box[0] * scale_x, box[1] * scale_y, box[2] * scale_x, box[3] * scale_y)
         resized = _convert_colors(image, location).resize((size, size), Image.Resampling.BILINEAR, box=scaled)

@@ -1,7 +1,9 @@
+import io
+
 import numpy as np
 import pytest
 from image_files import CORRUPT, PHOTO, encoded
-from PIL import Image
+from PIL import Image, ImageOps
 
 from dropcluster_jax.data.decoding import CorruptImageError, decode, decode_center, decode_random_crop
 from dropcluster_jax.data.examples import FileExamples, decode_all
@@ -40,6 +42,36 @@ def test_center_crop_equals_pillow():
     np.testing.assert_array_equal(decode_center(encoded(PHOTO), "photo", size), expected)
     scaled = decode_center(encoded(PHOTO, "JPEG", quality=95), "photo", size).astype(int)  # Decoded at a smaller scale.
     assert abs(scaled - expected).mean() < 4
+
+
+@pytest.mark.parametrize("image_format", ["JPEG", "PNG", "WEBP"])
+@pytest.mark.parametrize("orientation", range(1, 9))
+def test_images_are_turned_upright_by_their_exif_data(orientation, image_format):
+    exif = Image.Exif()
+    exif[0x0112] = orientation
+    content = encoded(PHOTO, image_format, exif=exif)
+    upright = ImageOps.exif_transpose(Image.open(io.BytesIO(content))).convert("RGB")
+    np.testing.assert_array_equal(decode(content, "photo"), np.asarray(upright))
+    crops = [lambda data: decode_center(data, "photo", 64)]
+    crops += [
+        lambda data, seed=seed: decode_random_crop(data, "photo", 64, np.random.default_rng(seed)) for seed in range(4)
+    ]
+    for crop in crops:
+        # JPEG is decoded at a smaller scale.
+        difference = crop(content).astype(int) - crop(encoded(np.asarray(upright)))
+        assert abs(difference).mean() < (4 if image_format == "JPEG" else 1e-9)
+
+
+@pytest.mark.filterwarnings("ignore:Corrupt EXIF data", "ignore:Possibly corrupt EXIF data")
+def test_damaged_exif_data_are_ignored():
+    for exif in (
+        b"Exif\0\0",
+        b"Exif\0\0MM\0*\0\0\0\x08\0\x01\x01\x12",
+        b"Exif\0\0junk",
+        b"Exif\0\0MM\0*\xff\xff\xff\xff",
+    ):
+        content = encoded(PHOTO, "JPEG", exif=exif)
+        np.testing.assert_array_equal(decode(content, "photo"), decode(encoded(PHOTO, "JPEG"), "photo"))
 
 
 def test_random_crops_are_reproducible_and_have_the_expected_area():
