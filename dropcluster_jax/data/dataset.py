@@ -7,7 +7,7 @@ from typing import Any
 
 import numpy as np
 
-from dropcluster_jax.data.examples import ArrayExamples, Examples
+from dropcluster_jax.data.examples import ArrayExamples, Examples, check_label_range
 
 
 @dataclasses.dataclass(frozen=True)
@@ -22,6 +22,7 @@ class DatasetSpec:
         std: Standard deviation of each channel of the training images scaled to [0, 1].
         num_train_examples: Number of training examples.
         encoded: Whether images stay encoded and are decoded and cropped to `image_shape` each time they are read.
+        test_fingerprint: Hash of the test examples, which does not depend on where they are stored; None if unknown.
 
     Example:
         >>> spec = DATASETS["cifar10"]
@@ -38,11 +39,35 @@ class DatasetSpec:
     std: tuple[float, ...]
     num_train_examples: int
     encoded: bool = False
+    test_fingerprint: str | None = None
 
     @property
     def num_classes(self) -> int:
         """The number of classes."""
         return len(self.classes)
+
+    def differences(self, other: "DatasetSpec") -> list[str]:
+        """Returns how the examples of another dataset differ, as phrases; unknown fingerprints are not compared.
+
+        Mean and standard deviation are not compared, because they can differ in the last bit between machines.
+
+        Example:
+            >>> spec = DATASETS["cifar10"]
+            >>> spec.differences(dataclasses.replace(spec, num_train_examples=100))
+            ['num_train_examples is 50000 there and 100 here']
+        """
+        phrases = []
+        if self.classes != other.classes:
+            phrases.append(_describe_classes(self.classes, other.classes))
+        for name in ("image_shape", "num_train_examples"):
+            if getattr(self, name) != getattr(other, name):
+                phrases.append(f"{name} is {getattr(self, name)!r} there and {getattr(other, name)!r} here")
+        if (
+            None not in (self.test_fingerprint, other.test_fingerprint)
+            and self.test_fingerprint != other.test_fingerprint
+        ):
+            phrases.append("the test examples are different")
+        return phrases
 
     def to_json(self) -> dict[str, Any]:
         """Returns the fields as JSON-serializable values."""
@@ -55,6 +80,18 @@ class DatasetSpec:
             name: tuple(value) if isinstance(value, list) else value for name, value in content.items()
         }
         return cls(**fields)
+
+
+def _describe_classes(there: tuple[str, ...], here: tuple[str, ...]) -> str:
+    """Describes how class names differ, with at most 10 names."""
+    if max(len(there), len(here)) <= 10:
+        return f"classes is {there!r} there and {here!r} here"
+    added, removed = (
+        [name for name in names if name not in others] for names, others in ((here, there), (there, here))
+    )
+    if not added and not removed:
+        return "the order of the classes is different"
+    return f"{len(removed)} classes are only there {removed[:5]} and {len(added)} only here {added[:5]}"
 
 
 def _numbered(num_classes: int) -> tuple[str, ...]:
@@ -99,6 +136,10 @@ class Dataset:
         mean_std: Mean and standard deviation of each channel; computed from `train`, or ImageNet's if encoded.
         skipped: Location and reason for each image that was skipped while loading.
 
+    Raises:
+        ValueError: If class names are not distinct strings, labels of arrays are not in [0, number of classes), there
+            are no examples, or the shapes of training and test images differ.
+
     Example:
         >>> images = np.zeros((2, 4, 4, 1), np.uint8)
         >>> images[1] = 255
@@ -117,16 +158,50 @@ class Dataset:
     mean_std: tuple[tuple[float, ...], tuple[float, ...]] | None = dataclasses.field(repr=False, default=None)
     skipped: tuple[str, ...] = dataclasses.field(repr=False, default=())
 
+    def __post_init__(self) -> None:
+        if isinstance(self.classes, str) or not all(isinstance(name, str) for name in self.classes):
+            raise ValueError(f"classes must be a sequence of strings, got {self.classes!r}")
+        object.__setattr__(self, "classes", tuple(self.classes))
+        if len(set(self.classes)) < len(self.classes):
+            raise ValueError(f"classes must be distinct, got {', '.join(self.classes)}")
+        for split, examples in (("train", self.train), ("test", self.test)):
+            if not len(examples):
+                raise ValueError(f"{split} must contain examples, got none")
+            if isinstance(examples, ArrayExamples):
+                check_label_range(f"labels of {split}", examples.labels, len(self.classes))
+        arrays = [examples for examples in (self.train, self.test) if isinstance(examples, ArrayExamples)]
+        if len({examples.shape for examples in arrays}) > 1:
+            raise ValueError(
+                f"images of train and test must have the same shape, got {arrays[0].shape} and {arrays[1].shape}"
+            )
+
     @functools.cached_property
     def spec(self) -> DatasetSpec:
-        """The dataset's description; the first access computes the mean and standard deviation if they are unknown."""
+        """The dataset's description; the first access reads all test examples that are arrays.
+
+        If they are unknown, it also computes the mean and standard deviation, and raises ValueError if a channel is
+        constant.
+        """
         images = self.train.images if isinstance(self.train, ArrayExamples) else None
         size, mean_std = self.image_size or 0, self.mean_std
         height, width, channels = (size, size, 3) if images is None else images.shape[1:]
         if mean_std is None or len(mean_std[0]) != channels:
             mean_std = (IMAGENET_MEAN, IMAGENET_STD) if images is None else _mean_and_std(images)
-        shape = (height, width, channels)
-        return DatasetSpec(self.name, self.classes, shape, *mean_std, len(self.train), encoded=images is None)
+            if 0 in mean_std[1]:
+                raise ValueError(
+                    f"channel {mean_std[1].index(0)} of the training images of {self.name!r} is constant and cannot be "
+                    "normalized; remove it, or set mean and std yourself: `mean_std` of `Dataset`, or the arrays mean "
+                    "and std of an .npz archive"
+                )
+        return DatasetSpec(
+            self.name,
+            self.classes,
+            (height, width, channels),
+            *mean_std,
+            len(self.train),
+            encoded=images is None,
+            test_fingerprint=self.test.fingerprint(),
+        )
 
 
 def _mean_and_std(images: np.ndarray) -> tuple[tuple[float, ...], tuple[float, ...]]:

@@ -2,7 +2,9 @@
 
 import dataclasses
 import functools
+import hashlib
 import itertools
+import json
 import os
 import pathlib
 from collections.abc import Callable, Iterable, Sequence
@@ -10,7 +12,7 @@ from concurrent.futures import ThreadPoolExecutor
 from typing import Any
 
 import numpy as np
-from jaxtyping import Int, Int32, UInt8
+from jaxtyping import Int, Int32, Integer, UInt8
 
 from dropcluster_jax.cache import cached, fingerprint
 from dropcluster_jax.data.decoding import CorruptImageError, Pixels, decode
@@ -24,10 +26,10 @@ class ArrayExamples:
 
     Attributes:
         images: Images, uint8 `(examples, height, width, channels)`.
-        labels: Labels, int32 `(examples,)`.
+        labels: Labels, int32 `(examples,)`. Other integers, and the shape `(examples, 1)`, are converted.
 
     Raises:
-        ValueError: If `images` and `labels` differ in length.
+        ValueError: If an array has a different type or shape, or `images` and `labels` differ in length.
 
     Example:
         >>> images = np.zeros((3, 8, 8, 1), np.uint8)
@@ -37,9 +39,11 @@ class ArrayExamples:
     """
 
     images: UInt8[np.ndarray, "examples height width channels"] = dataclasses.field(repr=False)
-    labels: Int32[np.ndarray, " examples"] = dataclasses.field(repr=False)
+    labels: Integer[np.ndarray, " examples"] | Integer[np.ndarray, "examples 1"] = dataclasses.field(repr=False)
 
     def __post_init__(self) -> None:
+        object.__setattr__(self, "images", check_images("images", self.images))
+        object.__setattr__(self, "labels", convert_labels("labels", self.labels))
         if len(self.images) != len(self.labels):
             raise ValueError(
                 f"images and labels must have the same length, got {len(self.images)} and {len(self.labels)}"
@@ -56,6 +60,10 @@ class ArrayExamples:
     def take(self, indices: Int[np.ndarray, " _"] | slice) -> "ArrayExamples":
         """Returns the examples at these indices, in the given order; a slice returns views."""
         return ArrayExamples(self.images[indices], self.labels[indices])
+
+    def fingerprint(self) -> str:
+        """Returns a hash of the images and labels."""
+        return _hash(self.images.shape, self.images, self.labels.astype("<i4"))
 
 
 @dataclasses.dataclass(frozen=True, eq=False)
@@ -75,6 +83,11 @@ class FileExamples:
     def key(self) -> Any:
         return [fingerprint(path) for path in self.paths], self.labels.tolist()
 
+    def fingerprint(self) -> str:
+        """Returns a hash of the labels and of the files' folder and file names and sizes, not of their location."""
+        names = [("/".join(pathlib.Path(path).parts[-2:]), fingerprint(path)[1]) for path in self.paths]
+        return _hash(names, self.labels.astype("<i4"))
+
     def location(self, index: int) -> str:
         return self.paths[index]
 
@@ -90,7 +103,7 @@ class RecordExamples:
     Attributes:
         name: Name of the dataset and its split, for error messages.
         source: TFDS data source whose images are left encoded.
-        key: JSON-serializable value that changes when the records do.
+        key: JSON-serializable value that changes when the records do: name, split, and `fingerprint` of each file.
         selected: Indices of the records that belong to these examples; None for all records.
     """
 
@@ -120,6 +133,13 @@ class RecordExamples:
         records = np.arange(len(self.source)) if self.selected is None else self.selected
         return RecordExamples(self.name, self.source, self.key, records[indices])
 
+    def fingerprint(self) -> str:
+        """Returns a hash of the dataset's name, split, file names and sizes, and of the indices of the examples."""
+        full_name, split, *files = self.key
+        names = [(os.path.basename(path), size) for path, size, _ in files]
+        records = range(len(self)) if self.selected is None else self.selected
+        return _hash([full_name, split, names], np.asarray(records, "<i8"))
+
     def location(self, index: int) -> str:
         return f"{self.name}, example {self._record(index)},"
 
@@ -140,6 +160,40 @@ class RecordExamples:
 
 EncodedExamples = FileExamples | RecordExamples
 Examples = ArrayExamples | EncodedExamples
+
+
+def check_images(name: str, images: Any) -> np.ndarray:
+    """Returns images as an array; raises ValueError, with `name`, if they are not uint8 of rank 4."""
+    array = np.asarray(images)
+    if array.dtype != np.uint8 or array.ndim != 4 or 0 in array.shape[1:]:
+        hint = "; multiply values in [0, 1] by 255 and round" if array.dtype.kind == "f" else ""
+        raise ValueError(
+            f"{name} must be uint8 of shape (examples, height, width, channels), "
+            f"got {array.dtype} of shape {array.shape}{hint}"
+        )
+    return array
+
+
+def convert_labels(name: str, labels: Any) -> np.ndarray:
+    """Returns integer labels of shape `(examples,)` or `(examples, 1)` as int32 `(examples,)`."""
+    array = np.asarray(labels)
+    if array.dtype.kind not in "iu":
+        raise ValueError(f"{name} must be integers, got {array.dtype}")
+    if array.ndim == 2 and array.shape[1] == 1:
+        array = array[:, 0]
+    if array.ndim != 1:
+        raise ValueError(f"{name} must have shape (examples,) or (examples, 1), got {array.shape}")
+    converted = array.astype(np.int32, copy=False)
+    if not np.array_equal(converted, array):
+        raise ValueError(f"{name} must fit in int32, got values from {array.min()} to {array.max()}")
+    return converted
+
+
+def check_label_range(name: str, labels: np.ndarray, num_classes: int) -> None:
+    """Raises ValueError, with `name`, if a label is not in `[0, num_classes)`."""
+    invalid = np.flatnonzero((labels < 0) | (labels >= num_classes))
+    if len(invalid):
+        raise ValueError(f"{name} must be in [0, {num_classes}), got {labels[invalid[0]]} at index {invalid[0]}")
 
 
 def decode_block(
@@ -199,7 +253,8 @@ def decode_cached(
         arrays, skipped = decode_all(name, examples, channels, num_classes, skip_corrupt)
         return {"images": arrays.images, "labels": arrays.labels, "skipped": np.array(skipped, str)}
 
-    arrays = cached("images", [examples.key, channels, num_classes, skip_corrupt], decode)
+    # "upright" distinguishes these entries from older ones, which ignored the orientation in EXIF data.
+    arrays = cached("images", [examples.key, channels, num_classes, skip_corrupt, "upright"], decode)
     return ArrayExamples(arrays["images"], arrays["labels"]), arrays["skipped"].tolist()
 
 
@@ -216,6 +271,14 @@ def _map_blocks(function: Callable[[Sequence[int]], list[Any]], num_examples: in
     blocks = [range(start, min(start + _BLOCK, num_examples)) for start in range(0, num_examples, _BLOCK)]
     with ThreadPoolExecutor(min(32, os.cpu_count() or 1)) as pool:
         return list(itertools.chain.from_iterable(pool.map(function, blocks)))
+
+
+def _hash(description: Any, *arrays: np.ndarray) -> str:
+    """Returns 16 hexadecimal digits for a JSON-serializable description and the bytes of arrays."""
+    digest = hashlib.sha256(json.dumps(description).encode())
+    for array in arrays:
+        digest.update(np.ascontiguousarray(array).data)
+    return digest.hexdigest()[:16]
 
 
 def _read_file(path: str) -> bytes | CorruptImageError:

@@ -1,3 +1,4 @@
+import dataclasses
 import json
 
 import numpy as np
@@ -60,3 +61,100 @@ def test_fake_data_has_the_shape_of_the_dataset_and_is_fixed():
     assert fake.spec.mean == spec.mean and len(fake.train) == 10 and len(fake.test) == 3
     np.testing.assert_array_equal(fake.train.images, again.train.images)
     np.testing.assert_array_equal(fake.test.labels, again.test.labels)
+
+
+IMAGES = np.random.default_rng(0).integers(0, 256, (6, 4, 4, 3), np.uint8)
+LABELS = np.arange(6, dtype=np.int32) % 3
+
+
+@pytest.mark.parametrize("dtype", [np.uint8, np.int64, np.uint64])
+def test_integer_labels_become_int32_vectors(dtype):
+    for labels in (LABELS.astype(dtype), LABELS[:, None].astype(dtype)):
+        examples = ArrayExamples(IMAGES, labels)
+        assert examples.labels.dtype == np.int32 and examples.labels.tolist() == LABELS.tolist()
+    assert ArrayExamples(IMAGES, LABELS).labels is LABELS
+
+
+@pytest.mark.bad_input
+@pytest.mark.parametrize(
+    ("images", "labels", "message"),
+    [
+        (IMAGES / 255, LABELS, r"images must be uint8 .* got float64 .*multiply values in \[0, 1\] by 255"),
+        (IMAGES.astype(np.int32), LABELS, "images must be uint8 of shape .* got int32"),
+        (IMAGES[..., 0], LABELS, r"got uint8 of shape \(6, 4, 4\)"),
+        (IMAGES, LABELS / 2, "labels must be integers, got float64"),
+        (IMAGES, LABELS > 0, "labels must be integers, got bool"),
+        (IMAGES, np.eye(6, dtype=np.int32), r"labels must have shape \(examples,\) or \(examples, 1\), got \(6, 6\)"),
+        (IMAGES, LABELS.astype(np.int64) + 2**32, "labels must fit in int32"),
+        (IMAGES, LABELS[1:], "must have the same length, got 6 and 5"),
+    ],
+)
+def test_invalid_arrays_raise(images, labels, message):
+    with pytest.raises(ValueError, match=message):
+        ArrayExamples(images, labels)
+
+
+@pytest.mark.bad_input
+@pytest.mark.parametrize(
+    ("change", "message"),
+    [
+        ({"classes": ("a", "b")}, r"labels of train must be in \[0, 2\), got 2 at index 2"),
+        ({"test": ArrayExamples(IMAGES, LABELS - 1)}, r"labels of test must be in \[0, 3\), got -1 at index 0"),
+        ({"test": ArrayExamples(IMAGES[:, 1:], LABELS)}, r"the same shape, got \(4, 4, 3\) and \(3, 4, 3\)"),
+        ({"test": ArrayExamples(IMAGES[:0], LABELS[:0])}, "test must contain examples, got none"),
+        ({"classes": ("a", "b", "a")}, "classes must be distinct, got a, b, a"),
+        ({"classes": "abc"}, "classes must be a sequence of strings, got 'abc'"),
+        ({"classes": (0, 1, 2)}, "classes must be a sequence of strings"),
+    ],
+)
+def test_inconsistent_datasets_raise(change, message):
+    examples = ArrayExamples(IMAGES, LABELS)
+    with pytest.raises(ValueError, match=message):
+        Dataset(**{"name": "mine", "train": examples, "test": examples, "classes": ("a", "b", "c"), **change})
+
+
+def test_constant_channel_raises_with_a_remedy():
+    constant = ArrayExamples(np.zeros_like(IMAGES), LABELS)
+    with pytest.raises(ValueError, match=r"channel 0 of the training images of 'mine' is constant .*`mean_std`"):
+        _ = Dataset("mine", constant, constant, ("a", "b", "c")).spec
+    assert (
+        Dataset("mine", constant, constant, ("a", "b", "c"), mean_std=((0.0,) * 3, (1.0,) * 3)).spec.std == (1.0,) * 3
+    )
+
+
+def test_differences_name_what_changed():
+    train = ArrayExamples(IMAGES, LABELS)
+    spec = Dataset("mine", train, train, ("a", "b", "c")).spec
+
+    def differences(test=train, classes=("a", "b", "c"), train=train):
+        return spec.differences(Dataset("other", train, test, classes).spec)
+
+    assert differences() == []
+    assert differences(classes=("a", "z", "c")) == ["classes is ('a', 'b', 'c') there and ('a', 'z', 'c') here"]
+    assert differences(train=train.take(slice(5))) == ["num_train_examples is 6 there and 5 here"]
+    for test in (
+        train.take(slice(5)),
+        train.take(np.arange(6)[::-1].copy()),
+        ArrayExamples(IMAGES, np.roll(LABELS, 1)),
+        ArrayExamples(IMAGES ^ 1, LABELS),
+    ):
+        assert differences(test=test) == ["the test examples are different"]
+    gray = ArrayExamples(IMAGES[..., :1], LABELS)
+    assert differences(test=gray, train=gray)[0] == "image_shape is (4, 4, 3) there and (4, 4, 1) here"
+
+
+def test_differences_of_many_classes_are_short():
+    spec = DATASETS["imagenet2012"]
+    other = dataclasses.replace(spec, classes=(*spec.classes[1:], "tench"))
+    assert spec.differences(other) == ["1 classes are only there ['0'] and 1 only here ['tench']"]
+    other = dataclasses.replace(spec, classes=spec.classes[::-1])
+    assert spec.differences(other) == ["the order of the classes is different"]
+
+
+def test_spec_of_an_older_run_has_no_fingerprint():
+    examples = ArrayExamples(IMAGES, LABELS)
+    spec = Dataset("mine", examples, examples, ("a", "b", "c")).spec
+    content = spec.to_json()
+    del content["test_fingerprint"]
+    older = DatasetSpec.from_json(content)
+    assert older.test_fingerprint is None and not older.differences(spec) and not spec.differences(older)

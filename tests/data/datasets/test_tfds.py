@@ -296,3 +296,14 @@ def test_damaged_description_raises(tmp_path):
     (tmp_path / "tiny" / "1.0.0" / "dataset_info.json").write_text("{")
     with pytest.raises(ValueError, match=r"tiny/1\.0\.0 cannot be read as a TFDS dataset"):
         load("tiny", tmp_path)
+
+
+@pytest.mark.parametrize("image_size", [None, 4], ids=["arrays", "encoded"])
+def test_fingerprint_does_not_depend_on_the_location(tmp_path, image_size):
+    for folder in ("old", "new"):
+        prepare(tmp_path / folder, sizes=[(4, 5, 3)] * 12, labels=[0, 1] * 6)
+    old, new = (load("tiny", tmp_path / folder, image_size=image_size) for folder in ("old", "new"))
+    assert not old.spec.differences(new.spec)
+    for options in ({"test_split": "test[:5]"}, {"validation_fraction": 0.3, "evaluate_on": "validation"}):
+        other = load("tiny", tmp_path / "old", image_size=image_size, **options)
+        assert "the test examples are different" in old.spec.differences(other.spec)
