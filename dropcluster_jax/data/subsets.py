@@ -1,5 +1,7 @@
 """Stratified subsets and splits of a dataset."""
 
+from collections.abc import Sequence
+
 import numpy as np
 from jaxtyping import Int, Int32
 
@@ -10,6 +12,7 @@ def stratified_subset(
     fraction: float | None = None,
     examples_per_class: int | None = None,
     seed: int = 0,
+    classes: Sequence[str] | None = None,
 ) -> Int[np.ndarray, " subset"]:
     """Returns the indices of a random subset that is balanced over classes.
 
@@ -21,6 +24,7 @@ def stratified_subset(
         fraction: Fraction of each class, in (0, 1]; at least one example is taken.
         examples_per_class: Number of examples of each class, instead of `fraction`.
         seed: Selects the subset; at least 0.
+        classes: Class names, indexed by label, for error messages.
 
     Returns:
         Sorted indices, integers `(subset,)`.
@@ -52,15 +56,16 @@ def stratified_subset(
         members = np.flatnonzero(labels == label)
         count = examples_per_class if examples_per_class is not None else max(1, round((fraction or 0) * len(members)))
         if count > len(members):
+            name = _name(label, classes)
             raise ValueError(
-                f"examples_per_class must be at most {len(members)}, the size of class {label}, got {count}"
+                f"examples_per_class must be at most {len(members)}, the size of class {name}, got {count}"
             )
         subsets.append(np.random.default_rng([seed, int(label)]).permutation(members)[:count])
     return np.sort(np.concatenate(subsets))
 
 
 def stratified_split(
-    labels: Int32[np.ndarray, " examples"], fraction: float
+    labels: Int32[np.ndarray, " examples"], fraction: float, classes: Sequence[str] | None = None
 ) -> tuple[Int[np.ndarray, " kept"], Int[np.ndarray, " held_out"]]:
     """Splits off a fraction of each class.
 
@@ -69,6 +74,7 @@ def stratified_split(
     Args:
         labels: Labels of all examples, int32 `(examples,)`.
         fraction: Fraction of each class to hold out, in (0, 1); at least one example is held out.
+        classes: Class names, indexed by label, for error messages.
 
     Returns:
         Sorted indices of the examples kept, and of those held out.
@@ -88,5 +94,10 @@ def stratified_split(
     kept = np.setdiff1d(np.arange(len(labels)), held_out)
     exhausted = np.setdiff1d(labels, labels[kept])
     if len(exhausted):
-        raise ValueError(f"holding out the fraction {fraction} leaves class {exhausted[0]} without training examples")
+        name = _name(exhausted[0], classes)
+        raise ValueError(f"holding out the fraction {fraction} leaves class {name} without training examples")
     return kept, held_out
+
+
+def _name(label: np.integer, classes: Sequence[str] | None) -> str:
+    return str(label) if classes is None else repr(classes[int(label)])

@@ -43,6 +43,10 @@ def test_split_that_exhausts_a_class_raises():
     labels = np.repeat(np.arange(4, dtype=np.int32), [10, 20, 30, 2])
     with pytest.raises(ValueError, match=r"holding out the fraction 0.8 leaves class 3 without training examples"):
         stratified_split(labels, 0.8)
+    with pytest.raises(ValueError, match=r"leaves class 'owl' without training examples"):
+        stratified_split(labels, 0.8, ["cat", "dog", "eel", "owl"])
+    with pytest.raises(ValueError, match=r"at most 2, the size of class 'owl', got 3"):
+        stratified_subset(labels, examples_per_class=3, classes=["cat", "dog", "eel", "owl"])
 
 
 @pytest.mark.bad_input

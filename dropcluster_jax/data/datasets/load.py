@@ -47,13 +47,17 @@ def load(
               default its newest version. Normalization constants, test split and image size of those in `DATASETS` are
               known.
             - `folder:PATH`: JPEG, PNG or WebP files in one folder per class, in `PATH/train` and `PATH/test` (or
-              `val`, `validation`), or directly in `PATH`. Classes are sorted by name; hidden files are ignored.
+              `val`, `valid`, `validation`; in any case), or directly in `PATH`. Classes are sorted by name; hidden
+              files and those of operating systems, e.g. `Thumbs.db`, are ignored.
             - `npz:PATH`: An archive written by `numpy.savez` that contains `train_images`, `train_labels`,
-              `test_images` and `test_labels`, or `images` and `labels`, and optionally `classes`, the class names, and
-              `mean` and `std`, those of each channel of images scaled to [0, 1]. Images are uint8
-              `(examples, height, width[, channels])`. Pickled archives are an error.
+              `test_images` and `test_labels` (as MedMNIST), `x_train`, `y_train`, `x_test` and `y_test` (as Keras), or
+              `images` and `labels`, and optionally `classes`, the class names, and `mean` and `std`, those of each
+              channel of images scaled to [0, 1]. A validation split (`val_images`, `x_val`, ...) is not used. Images
+              are uint8 `(examples, height, width[, channels])`, labels integers `(examples[, 1])`. Pickled archives
+              are an error.
         data_dir: TFDS data directory; by default the environment variable TFDS_DATA_DIR, otherwise
-            `~/tensorflow_datasets`.
+            `~/tensorflow_datasets`. For `folder:PATH` and `npz:PATH`, the folder that a relative PATH starts from, or
+            that contains its last component, if it was moved.
         train_split: Split to train on, or a slice of it in TFDS's notation: `"train[:512]"`, `"train[:10%]"`. For
             digits and TFDS datasets.
         test_split: Split to evaluate on, in the same notation.
@@ -73,8 +77,9 @@ def load(
         download: Whether TFDS may download and prepare the dataset if it is missing.
 
     Returns:
-        The dataset. Examples are in their stored order; arrays read from TFDS or a folder are read-only. If mean and
-        standard deviation are not known, they are computed from the images trained on.
+        The dataset. Examples are in their stored order; arrays read from TFDS or a folder are read-only. Encoded images
+        are turned upright by the orientation in their EXIF data. If mean and standard deviation are not known, they are
+        computed from the images trained on.
 
     Raises:
         CorruptImageError: If an image is damaged, of an unsupported kind or without a valid label; a ValueError.
@@ -97,14 +102,14 @@ def load(
     if kind in ("folder", "npz"):
         if not path:
             raise ValueError(f"name must include a path, {kind}:PATH, got {name!r}")
-        _check_unused(name, train_split=train_split, test_split=test_split, data_dir=data_dir, download=download)
+        _check_unused(name, train_split=train_split, test_split=test_split, download=download)
     else:
         _check_unused(name, test_fraction=test_fraction)
     if kind == "folder":
-        dataset = load_folder(name, _expand_user(name, path), test_fraction, image_size, skip_corrupt)
+        dataset = load_folder(name, _locate(name, path, data_dir), test_fraction, image_size, skip_corrupt)
     elif kind == "npz":
         _check_unused(name, image_size=image_size, skip_corrupt=skip_corrupt)
-        dataset = load_npz(name, _expand_user(name, path), test_fraction)
+        dataset = load_npz(name, _locate(name, path, data_dir), test_fraction)
     elif name == "digits":
         _check_unused(name, image_size=image_size)
         dataset = load_digits(train_split, test_split)
@@ -115,10 +120,16 @@ def load(
     train = _valid_examples(dataset, skip_corrupt)
     validation = None
     if validation_fraction:
-        kept, held_out = stratified_split(train.labels, validation_fraction)
+        kept, held_out = stratified_split(train.labels, validation_fraction, dataset.classes)
         train, validation = train.take(kept), train.take(held_out)
     if fraction is not None or examples_per_class is not None:
-        indices = stratified_subset(train.labels, fraction=fraction, examples_per_class=examples_per_class, seed=seed)
+        indices = stratified_subset(
+            train.labels,
+            fraction=fraction,
+            examples_per_class=examples_per_class,
+            seed=seed,
+            classes=dataset.classes,
+        )
         train = train.take(indices)
     if validation is not None and evaluate_on == "validation":
         return dataclasses.replace(dataset, train=train, test=validation, test_split=None)
@@ -147,11 +158,18 @@ def _check_unused(name: str, **options: Any) -> None:
             raise ValueError(f"{option} does not apply to {name!r}, got {value!r}")
 
 
-def _expand_user(name: str, path: str) -> pathlib.Path:
+def _locate(name: str, path: str, data_dir: str | os.PathLike[str] | None) -> pathlib.Path:
+    """Returns the path of an archive or image folder, which may have been moved into `data_dir`."""
     try:
-        return pathlib.Path(path).expanduser()
+        stored = pathlib.Path(path).expanduser()
+        if data_dir is None:
+            return stored
+        base = pathlib.Path(data_dir).expanduser()
     except RuntimeError as error:  # A user without a home directory.
         raise FileNotFoundError(f"{name!r} was not found: {error}") from error
+    if not stored.is_absolute() and (base / stored).exists():
+        return base / stored
+    return base / stored.name
 
 
 def _valid_examples(dataset: Dataset, skip_corrupt: bool) -> Examples:

@@ -8,11 +8,17 @@ import zlib
 import numpy as np
 
 from dropcluster_jax.data.dataset import Dataset
-from dropcluster_jax.data.examples import ArrayExamples
+from dropcluster_jax.data.examples import ArrayExamples, check_images, check_label_range, convert_labels
 from dropcluster_jax.data.subsets import stratified_split
 
-_WITH_TEST_SPLIT = ("train_images", "train_labels", "test_images", "test_labels")
+# Names of images and labels for training and for testing: ours, which are also those of MedMNIST, and those of Keras.
+_WITH_TEST_SPLIT = (
+    ("train_images", "train_labels", "test_images", "test_labels"),
+    ("x_train", "y_train", "x_test", "y_test"),
+)
 _WITHOUT_TEST_SPLIT = ("images", "labels")
+_UNUSED = {"val_images", "val_labels", "x_val", "y_val"}  # The validation split of MedMNIST and Keras.
+_NPY_MAGIC = b"\x93NUMPY"
 # Errors of NumPy, zipfile and zlib for damaged, encrypted or pickled archives.
 _ARCHIVE_ERRORS = (OSError, ValueError, EOFError, RuntimeError, zipfile.BadZipFile, zlib.error, struct.error)
 
@@ -21,24 +27,28 @@ def load_npz(name: str, path: pathlib.Path, test_fraction: float | None) -> Data
     """Loads and validates the arrays of an archive, without pickle, so that no code in it is run."""
     arrays = _read(name, path)
     class_names, mean, std = (arrays.pop(key, None) for key in ("classes", "mean", "std"))
-    has_test_split = set(arrays) == set(_WITH_TEST_SPLIT)
-    if not has_test_split and set(arrays) != set(_WITHOUT_TEST_SPLIT):
+    layouts = (*_WITH_TEST_SPLIT, _WITHOUT_TEST_SPLIT)
+    keys = next((layout for layout in layouts if set(layout) == set(arrays) - _UNUSED), None)
+    if keys is None:
         raise ValueError(
-            f"{path} must contain {', '.join(_WITH_TEST_SPLIT)}, or {' and '.join(_WITHOUT_TEST_SPLIT)}, "
-            f"and optionally classes, mean and std, but contains {', '.join(sorted(arrays)) or 'nothing'}"
+            f"{path} must contain {', or '.join(map(', '.join, layouts))}, and optionally classes, mean and std, "
+            f"but contains {', '.join(sorted(arrays)) or 'nothing'}"
         )
-    if has_test_split and test_fraction is not None:
+    labels = [convert_labels(f"{key} of {path}", arrays[key]) for key in keys[1::2]]
+    classes = _classes(path, class_names, labels)
+    splits = [
+        _examples(path, (images_key, labels_key), arrays[images_key], split_labels, len(classes))
+        for images_key, labels_key, split_labels in zip(keys[::2], keys[1::2], labels, strict=True)
+    ]
+    if keys == _WITHOUT_TEST_SPLIT:
+        indices = stratified_split(splits[0].labels, 0.2 if test_fraction is None else test_fraction, classes)
+        splits = map(splits[0].take, indices)
+    elif test_fraction is not None:
         raise ValueError(f"test_fraction applies to archives without a test split, {path} has one")
-    classes = _classes(path, class_names, [array for key, array in arrays.items() if key.endswith("labels")])
-    if has_test_split:
-        train, test = (_examples(path, arrays, f"{split}_", len(classes)) for split in ("train", "test"))
-    else:
-        examples = _examples(path, arrays, "", len(classes))
-        splits = stratified_split(examples.labels, 0.2 if test_fraction is None else test_fraction)
-        train, test = map(examples.take, splits)
+    train, test = splits
     if train.shape != test.shape:
         raise ValueError(
-            f"train_images and test_images of {path} must have the same size, got {train.shape} and {test.shape}"
+            f"the training and test images of {path} must have the same size, got {train.shape} and {test.shape}"
         )
     return Dataset(name, train, test, classes, mean_std=_mean_and_std(path, mean, std, train.shape[-1]))
 
@@ -46,6 +56,12 @@ def load_npz(name: str, path: pathlib.Path, test_fraction: float | None) -> Data
 def _read(name: str, path: pathlib.Path) -> dict[str, np.ndarray]:
     if not path.is_file():
         raise FileNotFoundError(f"{name!r} was not found: {path} is not a file; create it with `numpy.savez`")
+    with path.open("rb") as stream:
+        if stream.read(len(_NPY_MAGIC)) == _NPY_MAGIC:
+            raise ValueError(
+                f"{path} contains a single array (.npy) but must be an archive of images and labels (.npz): write it "
+                "with `numpy.savez(path, images=images, labels=labels)`"
+            )
     try:
         with path.open("rb") as stream, np.load(stream, allow_pickle=False) as archive:
             arrays = {key: archive[key] for key in archive.files}
@@ -56,23 +72,21 @@ def _read(name: str, path: pathlib.Path) -> dict[str, np.ndarray]:
     return arrays
 
 
-def _examples(path: pathlib.Path, arrays: dict[str, np.ndarray], prefix: str, num_classes: int) -> ArrayExamples:
-    images, labels = arrays[f"{prefix}images"], arrays[f"{prefix}labels"]
+def _examples(
+    path: pathlib.Path, keys: tuple[str, str], images: np.ndarray, labels: np.ndarray, num_classes: int
+) -> ArrayExamples:
+    images_name, labels_name = (f"{key} of {path}" for key in keys)
     if images.ndim == 3:
         images = images[..., None]
-    if images.dtype != np.uint8 or images.ndim != 4 or images.shape[-1] not in (1, 3) or 0 in images.shape:
+    images = check_images(images_name, images)
+    if images.shape[-1] not in (1, 3) or not len(images):
         raise ValueError(
-            f"{prefix}images of {path} must be uint8 of shape (examples, height, width, 1 or 3 channels), "
-            f"got {images.dtype} of shape {images.shape}"
+            f"{images_name} must have 1 or 3 channels and at least one example, got the shape {images.shape}"
         )
-    if labels.shape != images.shape[:1]:
-        raise ValueError(f"{prefix}labels of {path} must have shape {images.shape[:1]}, got {labels.shape}")
-    invalid = np.flatnonzero((labels < 0) | (labels >= num_classes))
-    if len(invalid):
-        raise ValueError(
-            f"{prefix}labels of {path} must be in [0, {num_classes}), got {labels[invalid[0]]} at index {invalid[0]}"
-        )
-    return ArrayExamples(images, labels.astype(np.int32))
+    if len(labels) != len(images):
+        raise ValueError(f"{labels_name} must have the length of {keys[0]}, {len(images)}, got {len(labels)}")
+    check_label_range(labels_name, labels, num_classes)
+    return ArrayExamples(images, labels)
 
 
 def _mean_and_std(
@@ -93,11 +107,8 @@ def _mean_and_std(
 
 def _classes(path: pathlib.Path, names: np.ndarray | None, labels: list[np.ndarray]) -> tuple[str, ...]:
     """Returns the class names, by default the labels, which must then be 0, 1, 2, ..."""
-    for array in labels:
-        if not np.issubdtype(array.dtype, np.integer):
-            raise ValueError(f"labels of {path} must be integers, got {array.dtype}")
     if names is None:
-        distinct = np.unique(np.concatenate([array.ravel() for array in labels]))
+        distinct = np.unique(np.concatenate(labels))
         if len(distinct) and (distinct[0] != 0 or distinct[-1] != len(distinct) - 1):
             raise ValueError(
                 f"labels of {path} must be consecutive from 0, because it does not contain classes, "

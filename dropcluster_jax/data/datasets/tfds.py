@@ -6,6 +6,7 @@ Nothing is downloaded unless requested. Datasets that fit into one array are dec
 
 import difflib
 import os
+import pathlib
 import re
 import shlex
 from collections.abc import Mapping
@@ -86,9 +87,8 @@ def _parse_name(name: str) -> tuple[str, str | None, str | None]:
     """Splits a name into dataset, configuration and version."""
     match = re.fullmatch(r"(\w+)(?:/([^/:]+))?(?::(\d+\.\d+\.\d+))?", name)
     if match is None:
-        raise ValueError(
-            f'name must be "digits", folder:PATH, npz:PATH, or NAME[/CONFIG][:VERSION] of a TFDS dataset, got {name!r}'
-        )
+        allowed = "'digits', folder:PATH, npz:PATH, or NAME[/CONFIG][:VERSION] of a TFDS dataset"
+        raise ValueError(f"name must be {allowed}, got {name!r}; {_suggest(name)}".rstrip("; "))
     dataset, config, version = match.groups()
     return dataset, config, version
 
@@ -119,13 +119,23 @@ def _find(name: str, data_dir: str | os.PathLike[str] | None, download: bool) ->
     if folder is None:
         # Besides Parquet, ArrayRecord is the only format that TFDS reads without TensorFlow. It is not the default.
         command = f"tfds build {shlex.quote(name)} --data_dir {shlex.quote(str(root))} --file_format array_record"
-        similar = difflib.get_close_matches(name, DATASETS, n=1)
-        hint = f"did you mean {similar[0]!r}? " if similar and name not in DATASETS else ""
         raise FileNotFoundError(
-            f"{name!r} is not prepared in {root} ({origin}): {hint}prepare it with `{command}`, or with "
+            f"{name!r} is not prepared in {root} ({origin}): {_suggest(name)}prepare it with `{command}`, or with "
             '--data.download if TensorFlow is installed; "digits" needs no files'
         )
     return folder
+
+
+def _suggest(name: str) -> str:
+    """Returns a question with the name that was probably meant, followed by a space; empty if there is none."""
+    if name in DATASETS:
+        return ""
+    if pathlib.Path(name).is_file():
+        return f"did you mean {f'npz:{name}'!r}? "
+    if pathlib.Path(name).is_dir():
+        return f"did you mean {f'folder:{name}'!r}? "
+    similar = difflib.get_close_matches(name.lower(), DATASETS, n=1)
+    return f"did you mean {similar[0]!r}? " if similar else ""
 
 
 def _newest_version(root: Any, name: str) -> Any:

@@ -33,13 +33,26 @@ def test_folder_without_test_split_is_split_by_class(tmp_path):
     assert len(load(f"folder:{tmp_path}", test_fraction=0.5).test) == 10
 
 
-@pytest.mark.parametrize("test", ["test", "val", "validation"])
-def test_existing_splits_are_kept(tmp_path, test):
-    files = {f"train/{name}/{i}.PNG": constant(i) for name in "xyz" for i in range(3)}
+@pytest.mark.parametrize(
+    ("train", "test"),
+    [
+        ("train", "test"),
+        ("train", "val"),
+        ("train", "valid"),
+        ("train", "validation"),
+        ("Train", "Test"),
+        ("training", "testing"),
+        ("TRAIN", "val"),
+    ],
+)
+def test_existing_splits_are_kept(tmp_path, train, test):
+    files = {f"{train}/{name}/{i}.PNG": constant(i) for name in "xyz" for i in range(3)}
     data = load(write(tmp_path, {**files, f"{test}/z/9.png": constant(9)}))
     assert data.classes == ("x", "y", "z") and data.train.labels.tolist() == [0, 0, 0, 1, 1, 1, 2, 2, 2]
     assert data.test.labels.tolist() == [2] and data.test.images[0, 0, 0, 0] == 9
-    with pytest.raises(ValueError, match=f"test_fraction applies to folders without a test split, .* train and {test}"):
+    with pytest.raises(
+        ValueError, match=f"test_fraction applies to folders without a test split, .* {train} and {test}"
+    ):
         load(f"folder:{tmp_path}", test_fraction=0.3)
 
 
@@ -117,3 +130,30 @@ def test_dangling_links_are_corrupt_images(tmp_path):
     with pytest.raises(CorruptImageError, match=r"/a/link\.png cannot be read: No such file"):
         load(name)
     assert "link.png" in load(name, skip_corrupt=True).skipped[0]
+
+
+def test_files_of_operating_systems_are_ignored(tmp_path):
+    foreign = ["a/Thumbs.db", "a/desktop.ini", "desktop.ini", "__MACOSX/._a", "a/@eaDir/0.png", "@eaDir/x", "b/._1.png"]
+    data = load(write_unsplit(tmp_path, dict.fromkeys(foreign, b"")))
+    assert data.classes == ("a", "b") and len(data.train) + len(data.test) == 20 and not data.skipped
+
+
+def test_training_folder_without_test_split_raises(tmp_path):
+    name = write(tmp_path, {f"train/{name}/{i}.png": constant(i) for name in "ab" for i in range(3)})
+    with pytest.raises(ValueError, match=r"contains train but no test split: .*, or split .* with folder:.*/train"):
+        load(name)
+    # A class may be called train.
+    images = {f"{name}/{i}.png": constant(i) for name in ("car", "train") for i in range(3)}
+    assert load(write(tmp_path / "vehicles", images)).classes == ("car", "train")
+
+
+@pytest.mark.parametrize("options", [{}, {"image_size": 4}], ids=["arrays", "encoded"])
+def test_fingerprint_depends_on_the_test_images_but_not_on_their_location(tmp_path, options):
+    files = {f"{split}/{name}/{i}.png": constant(i) for split in ("train", "test") for name in "ab" for i in range(3)}
+    spec = load(write(tmp_path / "old", files), **options).spec
+    moved = load(write(tmp_path / "new", files), **options).spec
+    assert not spec.differences(moved) and len(spec.test_fingerprint) == 16
+    more = load(write(tmp_path / "more", {**files, "test/a/3.png": constant(3)}), **options).spec
+    assert spec.differences(more) == ["the test examples are different"]
+    renamed = load(write(tmp_path / "renamed", {path.replace("/a/", "/c/"): files[path] for path in files}), **options)
+    assert spec.differences(renamed.spec)[0] == "classes is ('a', 'b') there and ('b', 'c') here"

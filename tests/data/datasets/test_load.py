@@ -93,7 +93,7 @@ def test_examples_with_invalid_labels_are_not_selected(tmp_path):
         ({"validation_fraction": 1.0}, r"validation_fraction must be in \[0, 1\), got 1.0"),
         ({"validation_fraction": -0.1}, r"validation_fraction must be in \[0, 1\), got -0.1"),
         ({"validation_fraction": float("nan")}, r"validation_fraction must be in \[0, 1\), got nan"),
-        ({"validation_fraction": 0.9999}, "holding out the fraction 0.9999 leaves class 0 without training examples"),
+        ({"validation_fraction": 0.9999}, "holding out the fraction 0.9999 leaves class '0' without training examples"),
         ({"test_fraction": 0.0}, r"test_fraction must be in \(0, 1\), got 0.0"),
         ({"image_size": 0}, "image_size must be at least 1, got 0"),
         ({"fraction": 2.0}, r"fraction must be in \(0, 1\], got 2.0"),
@@ -109,7 +109,7 @@ def test_invalid_options_raise(options, message):
 @pytest.mark.parametrize("kind", ["folder", "npz"])
 def test_options_of_other_kinds_of_datasets_raise(tmp_path, kind):
     name = f"{kind}:{tmp_path}"
-    unused = {"train_split": "train", "test_split": "test", "data_dir": tmp_path, "download": True}
+    unused = {"train_split": "train", "test_split": "test", "download": True}
     if kind == "npz":
         unused |= {"image_size": 32, "skip_corrupt": True}
     for option, value in unused.items():
@@ -121,3 +121,56 @@ def test_options_of_other_kinds_of_datasets_raise(tmp_path, kind):
 def test_missing_path_raises(name):
     with pytest.raises(ValueError, match="name must include a path, "):
         load(name)
+
+
+@pytest.mark.parametrize("kind", ["folder", "npz"])
+def test_moved_data_are_found_in_data_dir(tmp_path, monkeypatch, kind):
+    """By the relative path, or by its last component."""
+    (tmp_path / "old" / "photos").mkdir(parents=True)
+    monkeypatch.chdir(tmp_path / "old")
+    write_folder(tmp_path / "old" / "photos")
+    np.savez("photos.npz", images=np.zeros((8, 4, 4, 1), np.uint8), labels=np.arange(8) % 2)
+    path = "photos" if kind == "folder" else "photos.npz"
+    original = load(f"{kind}:{path}")
+    monkeypatch.chdir(tmp_path)
+    with pytest.raises(FileNotFoundError, match=f"'{kind}:{path}' was not found"):
+        load(f"{kind}:{path}")
+    for name, data_dir in (
+        (path, "old"),
+        (path, tmp_path / "old"),
+        (f"old/{path}", tmp_path),
+        (f"data/{path}", "old"),
+        (f"/nowhere/{path}", "old"),
+    ):
+        moved = load(f"{kind}:{name}", data_dir)
+        assert moved.name == f"{kind}:{name}" and moved.test.fingerprint() == original.test.fingerprint()
+    with pytest.raises(FileNotFoundError, match=f"was not found: elsewhere/{path} is not a "):
+        load(f"{kind}:/nowhere/{path}", "elsewhere")
+
+
+def test_class_that_a_split_exhausts_is_named(tmp_path):
+    images, labels = np.zeros((9, 4, 4, 1), np.uint8), np.array([0] * 8 + [1])
+    np.savez(tmp_path / "data.npz", images=images, labels=labels, classes=np.array(["cat", "owl"]))
+    with pytest.raises(ValueError, match=r"holding out the fraction 0.2 leaves class 'owl' without training examples"):
+        load(f"npz:{tmp_path / 'data.npz'}")
+    with pytest.raises(ValueError, match=r"at most \d+, the size of class '0', got 1000"):
+        load("digits", examples_per_class=1000)
+
+
+@pytest.mark.parametrize(
+    ("name", "suggestion"),
+    [
+        ("CIFAR10", "cifar10"),
+        ("cifar-10", "cifar10"),
+        ("Digits", "digits"),
+        ("Fashion_MNIST", "fashion_mnist"),
+        ("photos", "folder:photos"),
+        ("photos.npz", "npz:photos.npz"),
+    ],
+)
+def test_similar_names_are_suggested(tmp_path, monkeypatch, name, suggestion):
+    monkeypatch.chdir(tmp_path)
+    (tmp_path / "photos").mkdir()
+    (tmp_path / "photos.npz").touch()
+    with pytest.raises((FileNotFoundError, ValueError), match=rf"did you mean '{suggestion}'\?"):
+        load(name, tmp_path)

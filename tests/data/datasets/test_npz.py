@@ -36,12 +36,20 @@ def test_archive_without_test_split_is_split_by_class(tmp_path):
 @pytest.mark.parametrize(
     ("arrays", "message"),
     [
-        ({"images": IMAGES}, "must contain train_images, .*, or images and labels, .* but contains images"),
+        (
+            {"images": IMAGES},
+            "must contain train_images, .*, or x_train, .*, or images, labels, .* but contains images",
+        ),
         ({"images": IMAGES / 255, "labels": LABELS}, "images of .* must be uint8 .* got float64"),
-        ({"images": IMAGES[..., :2], "labels": LABELS}, r"1 or 3 channels\), got uint8 of shape \(20, 4, 5, 2\)"),
-        ({"images": IMAGES[:0], "labels": LABELS[:0]}, r"got uint8 of shape \(0, 4, 5, 3\)"),
-        ({"images": IMAGES, "labels": LABELS[1:]}, r"labels of .* must have shape \(20,\), got \(19,\)"),
+        ({"images": IMAGES[..., :2], "labels": LABELS}, r"1 or 3 channels and .*, got the shape \(20, 4, 5, 2\)"),
+        ({"images": IMAGES[:0], "labels": LABELS[:0]}, r"at least one example, got the shape \(0, 4, 5, 3\)"),
+        ({"images": IMAGES, "labels": LABELS[1:]}, "labels of .* must have the length of images, 20, got 19"),
         ({"images": IMAGES, "labels": LABELS / 2}, "labels of .* must be integers, got float64"),
+        (
+            {"images": IMAGES, "labels": np.eye(4, dtype=np.int64)[LABELS]},
+            r"labels of .* must have shape \(examples,\) or \(examples, 1\), got \(20, 4\)",
+        ),
+        ({"images": IMAGES, "labels": LABELS + 2**32}, "labels of .* must fit in int32, got values from 4294967296 to"),
         ({"images": IMAGES, "labels": LABELS - 1}, "consecutive from 0, .* got 4 distinct labels from -1 to 2"),
         ({"images": IMAGES, "labels": LABELS * 85}, "consecutive from 0, .* got 4 distinct labels from 0 to 255"),
         (
@@ -61,6 +69,66 @@ def test_invalid_arrays_raise_with_the_path(tmp_path, arrays, message):
     with pytest.raises(ValueError, match=message) as info:
         load(save(tmp_path, **arrays))
     assert "data.npz" in str(info.value)
+
+
+@pytest.mark.parametrize("channels", [(), (3,)], ids=["grayscale", "color"])
+@pytest.mark.parametrize(
+    ("names", "validation"),
+    [
+        (["train_images", "train_labels", "test_images", "test_labels"], ["val_images", "val_labels"]),
+        (["x_train", "y_train", "x_test", "y_test"], []),
+    ],
+    ids=["medmnist", "keras"],
+)
+def test_archives_of_medmnist_and_keras_are_read(tmp_path, names, validation, channels):
+    images, labels = IMAGES[..., 0] if not channels else IMAGES, LABELS[:, None].astype(np.uint8)
+    contents = [images, labels, images[:8], labels[:8]]
+    data = load(save(tmp_path, **dict(zip(names + validation, contents + contents[:2], strict=False))))
+    np.testing.assert_array_equal(data.train.images.squeeze(), images)
+    np.testing.assert_array_equal(data.train.labels, LABELS)
+    assert data.train.labels.dtype == np.int32 and data.test.labels.tolist() == LABELS[:8].tolist()
+    assert data.spec.image_shape == (4, 5, *(channels or (1,))) and data.classes == ("0", "1", "2", "3")
+
+
+def test_single_array_is_not_an_archive(tmp_path):
+    np.save(tmp_path / "images.npy", IMAGES)
+    with pytest.raises(ValueError, match=r"images\.npy contains a single array \(.npy\) .* with `numpy.savez"):
+        load(f"npz:{tmp_path / 'images.npy'}")
+
+
+def test_mean_and_std_of_an_archive_are_used(tmp_path):
+    mean, std = np.array([0.1, 0.2, 0.3]), np.array([0.4, 0.5, 0.6])
+    data = load(save(tmp_path, images=IMAGES, labels=LABELS, mean=mean, std=std))
+    assert data.spec.mean == (0.1, 0.2, 0.3) and data.spec.std == (0.4, 0.5, 0.6)
+    constant = np.zeros_like(IMAGES)
+    assert load(save(tmp_path, images=constant, labels=LABELS, mean=mean, std=std)).spec.std == (0.4, 0.5, 0.6)
+
+
+@pytest.mark.parametrize(
+    ("constants", "message"),
+    [
+        ({"mean": [0.5] * 3}, r"must contain both mean and std, as finite floats of shape \(3,\), or neither"),
+        ({"std": [0.5] * 3}, "must contain both mean and std"),
+        ({"mean": [0.5], "std": [0.5]}, r"as finite floats of shape \(3,\)"),
+        ({"mean": [0.5] * 3, "std": [0.5, float("nan"), 0.5]}, "as finite floats"),
+        ({"mean": [1, 2, 3], "std": [0.5] * 3}, "as finite floats"),
+        ({"mean": [0.5] * 3, "std": [0.5, 0.0, 0.5]}, r"std of .*data\.npz must be positive, got \[0.5, 0.0, 0.5\]"),
+        ({"mean": [0.5] * 3, "std": [0.5, -1.0, 0.5]}, "must be positive"),
+    ],
+)
+def test_invalid_mean_and_std_raise(tmp_path, constants, message):
+    arrays = {name: np.array(values) for name, values in constants.items()}
+    with pytest.raises(ValueError, match=message):
+        load(save(tmp_path, images=IMAGES, labels=LABELS, **arrays))
+
+
+def test_constant_channel_raises_with_a_remedy(tmp_path):
+    images = IMAGES.copy()
+    images[..., 2] = 7
+    with pytest.raises(
+        ValueError, match=r"channel 2 of the training images of 'npz:.*' is constant .*remove it, or set"
+    ):
+        _ = load(save(tmp_path, images=images, labels=LABELS)).spec
 
 
 def test_train_and_test_images_of_different_sizes_raise(tmp_path):
