@@ -16,7 +16,14 @@ if TYPE_CHECKING:
 _NUM_SEVERITIES = 5
 
 
-def evaluate(folder: pathlib.Path, corruptions: bool, best: bool, data_dir: pathlib.Path | None, as_json: bool) -> None:
+def evaluate(
+    folder: pathlib.Path,
+    corruptions: bool,
+    best: bool,
+    data_dir: pathlib.Path | None,
+    allow_changed_data: bool,
+    as_json: bool,
+) -> None:
     """Evaluates the network of a run and writes `evaluation.json`."""
     from dropcluster_jax.data import CORRUPTIONS
     from dropcluster_jax.runs import CorruptCheckpointError, evaluate_run, run_folder
@@ -36,14 +43,20 @@ def evaluate(folder: pathlib.Path, corruptions: bool, best: bool, data_dir: path
 
         try:
             results = evaluate_run(
-                folder, best=best, corruptions=names, data_dir=data_dir, log=log, notify=_print_to_stderr
+                folder,
+                best=best,
+                corruptions=names,
+                data_dir=data_dir,
+                allow_changed_data=allow_changed_data,
+                log=log,
+                notify=_print_to_stderr,
             )
             results = run_folder.merge_evaluation(folder, results)
             run_folder.write_json(folder / run_folder.EVALUATION, results)
         except (ValueError, TypeError, OSError, ImportError, CorruptCheckpointError) as error:
             exit_usage(describe(error))
     if as_json:
-        print(json.dumps(results, indent=2))
+        print(run_folder.to_json(results))
         return
     if corruptions:
         print(f"mean over corrupted images: {100 * results['mean_corrupted_accuracy']:.2f} %")
@@ -51,7 +64,12 @@ def evaluate(folder: pathlib.Path, corruptions: bool, best: bool, data_dir: path
 
 
 def clusters(
-    folder: pathlib.Path, out: pathlib.Path | None, best: bool, rate: float, data_dir: pathlib.Path | None
+    folder: pathlib.Path,
+    out: pathlib.Path | None,
+    best: bool,
+    rate: float,
+    data_dir: pathlib.Path | None,
+    allow_changed_data: bool,
 ) -> None:
     """Draws the clusters of a run and prints the paths of the figures."""
     from dropcluster_jax.runs import CorruptCheckpointError
@@ -67,6 +85,7 @@ def clusters(
                 best=best,
                 rate=rate,
                 data_dir=data_dir,
+                allow_changed_data=allow_changed_data,
                 on_progress=start,
                 notify=_print_to_stderr,
             )
@@ -96,13 +115,14 @@ def plot(folders: Sequence[pathlib.Path], out: pathlib.Path) -> None:
 def runs(folder: pathlib.Path, as_json: bool) -> None:
     """Prints a table of the runs in a folder."""
     from dropcluster_jax.runs import list_runs
+    from dropcluster_jax.runs.run_folder import to_json
 
     try:
         entries = list_runs(folder)
     except OSError as error:
         exit_usage(str(error))
     if as_json:
-        print(json.dumps(entries, indent=2))
+        print(to_json(entries))
         return
     _print_table(
         ["run", "method", "rate", "data", "model", "seed", "step", "accuracy", "time"],
@@ -114,11 +134,13 @@ def runs(folder: pathlib.Path, as_json: bool) -> None:
             print(f"{entry['run']} cannot be read: {entry['error']}", file=sys.stderr)
 
 
-def check(name: str, data: "DataConfig", batch_size: int, seed: int, out: pathlib.Path | None, as_json: bool) -> None:
+def check(
+    name: str, data: "DataConfig", batch_size: int | None, seed: int, out: pathlib.Path | None, as_json: bool
+) -> None:
     """Inspects a dataset and prints a summary."""
     from dropcluster_jax.runs import PRESETS, AugmentConfig, TrainConfig, data_check
     from dropcluster_jax.runs.logging import task_progress
-    from dropcluster_jax.runs.run_folder import slug
+    from dropcluster_jax.runs.run_folder import slug, to_json
 
     if data.name:
         exit_usage(f"data.name must not be given in addition to NAME, {name!r}, got {data.name!r}")
@@ -127,14 +149,12 @@ def check(name: str, data: "DataConfig", batch_size: int, seed: int, out: pathli
     streamed = data.image_size and name not in PRESETS
     augment = AugmentConfig(resized_crop=True, flip=True) if streamed else preset.augment
     try:
-        config = dataclasses.replace(
-            preset, data=dataclasses.replace(data, name=name), augment=augment, batch_size=batch_size, seed=seed
-        )
+        config = dataclasses.replace(preset, data=dataclasses.replace(data, name=name), augment=augment, seed=seed)
         with task_progress(4) as start:
-            report = data_check.check(config, folder, start)
+            report = data_check.check(config, folder, batch_size, start)
     except (ValueError, TypeError, OSError, ImportError) as error:
         exit_usage(describe(error))
-    print(json.dumps(report, indent=2) if as_json else data_check.describe(report, folder))
+    print(to_json(report) if as_json else data_check.describe(report, folder))
 
 
 def presets(as_json: bool) -> None:

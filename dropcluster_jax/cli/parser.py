@@ -107,6 +107,7 @@ def evaluate(
     corruptions: bool = False,
     best: bool = False,
     data_dir: pathlib.Path | None = None,
+    allow_changed_data: bool = False,
     json: bool = False,
 ) -> Action:
     """Evaluate the network of a run on its test images.
@@ -118,10 +119,11 @@ def evaluate(
         run: Run folder; the run may be unfinished.
         corruptions: Also evaluate 15 corruptions at 5 severities.
         best: Use the checkpoint with the best test accuracy, not the latest.
-        data_dir: TFDS data directory, if not the one the run used.
+        data_dir: TFDS data directory, or the folder that an archive or image folder is in, if it was moved.
+        allow_changed_data: Evaluate even if the data are not those that the run was trained on.
         json: Print the content of evaluation.json only.
     """
-    return functools.partial(commands.evaluate, run, corruptions, best, data_dir, json)
+    return functools.partial(commands.evaluate, run, corruptions, best, data_dir, allow_changed_data, json)
 
 
 def clusters(
@@ -130,6 +132,7 @@ def clusters(
     best: bool = False,
     rate: float = 0.3,
     data_dir: pathlib.Path | None = None,
+    allow_changed_data: bool = False,
 ) -> Action:
     """Draw the clusters of a run: over activations, over the course of training, and as masks.
 
@@ -141,11 +144,12 @@ def clusters(
         out: Folder for the figures. Default: pictures/ in the run folder.
         best: Use the checkpoint with the best test accuracy, not the latest.
         rate: Rate of the masks, from 0 to 1.
-        data_dir: TFDS data directory, if not the one the run used.
+        data_dir: TFDS data directory, or the folder that an archive or image folder is in, if it was moved.
+        allow_changed_data: Draw even if the data are not those that the run was trained on.
     """
     if not 0 <= rate <= 1:
         raise ValueError(f"rate must be at least 0 and at most 1, got {rate}")
-    return functools.partial(commands.clusters, run, out, best, rate, data_dir)
+    return functools.partial(commands.clusters, run, out, best, rate, data_dir, allow_changed_data)
 
 
 def plot(
@@ -182,7 +186,7 @@ def runs(directory: Positional[pathlib.Path] = pathlib.Path("runs"), json: bool 
 def check(
     name: Positional[str],
     data: DataConfig = DataConfig(name=""),  # noqa: B008 - immutable
-    batch_size: int = 128,
+    batch_size: int | None = None,
     seed: int = 0,
     out: pathlib.Path | None = None,
     json: bool = False,
@@ -195,7 +199,7 @@ def check(
     Args:
         name: digits, the name of a prepared TFDS dataset, folder:PATH or npz:PATH.
         data: How the dataset is read.
-        batch_size: Images per batch.
+        batch_size: Images per batch. Default: 128, or all training images if there are fewer.
         seed: Determines the order and the sample images.
         out: Output folder for check.json and the figures. Default: a folder under runs/.
         json: Print the content of check.json only.

@@ -2,7 +2,6 @@
 
 import contextlib
 import importlib.util
-import json
 import pathlib
 import time
 from collections.abc import Callable, Mapping
@@ -12,11 +11,13 @@ import jax
 import numpy as np
 
 from dropcluster_jax.data import CORRUPTIONS, EXTRA_CORRUPTIONS, Dataset, InMemoryLoader, Loader, corrupt, normalize
-from dropcluster_jax.data.config import open_data
+from dropcluster_jax.data.config import open_dataset, open_loader
 from dropcluster_jax.runs.build import make_augmentation
 from dropcluster_jax.runs.config import TrainConfig
+from dropcluster_jax.runs.run_folder import write_json
 from dropcluster_jax.viz import corruption_figure, image_figure
 
+_BATCH_SIZE = 128
 _NUM_SAMPLES = 48
 _MEASURE_SECONDS = 2.0
 _WARM_UP_BATCHES = 8  # so that prefetched batches do not count
@@ -24,24 +25,26 @@ _DPI = 110
 
 
 def check(
-    config: TrainConfig, folder: pathlib.Path, on_progress: Callable[[str], None] = lambda task: None
+    config: TrainConfig,
+    folder: pathlib.Path,
+    batch_size: int | None = None,
+    on_progress: Callable[[str], None] = lambda task: None,
 ) -> dict[str, Any]:
     """Inspects the data of a run and writes `check.json`, `images.png` and `corruptions.png`.
 
-    Returns the content of `check.json`. The figures require Matplotlib. Encoded images are decoded when they are read,
-    so `skipped` lists only those that were read. `on_progress` is called before each long task.
+    Batches have 128 images by default, or all training images if there are fewer. Returns the content of `check.json`.
+    The figures require Matplotlib. Encoded images are decoded when they are read, so `skipped` lists only those that
+    were read. `on_progress` is called before each long task.
     """
     on_progress("opening the dataset")
     start = time.perf_counter()
-    dataset, loader = open_data(
-        config.data,
-        config.batch_size,
-        config.seed,
-        random_crop=config.augment.resized_crop,
-        flip=config.augment.flip,
-    )
+    dataset = open_dataset(config.data)
+    if batch_size is None:
+        batch_size = min(_BATCH_SIZE, len(dataset.train))
+    crop, flip = config.augment.resized_crop, config.augment.flip
+    loader = open_loader(config.data, dataset, batch_size, config.seed, random_crop=crop, flip=flip)
     on_progress("measuring the loading speed")
-    speed = _measure_speed(config, dataset, loader, start)
+    speed = _measure_speed(config, dataset, loader, batch_size, start)
     on_progress("counting labels")
     spec = dataset.spec
     counts = {
@@ -59,7 +62,7 @@ def check(
         "mean": [round(value, 4) for value in spec.mean],
         "std": [round(value, 4) for value in spec.std],
         "loader": "memory" if isinstance(loader, InMemoryLoader) else "grain",
-        "batch_size": config.batch_size,
+        "batch_size": batch_size,
         **speed,
     }
     folder.mkdir(parents=True, exist_ok=True)
@@ -67,7 +70,7 @@ def check(
         on_progress("drawing every corruption at every severity")
         _draw(dataset, jax.device_get(loader.probe(_NUM_SAMPLES, 0)), folder)
     report["skipped"] = [*dataset.skipped, *loader.skipped]
-    (folder / "check.json").write_text(json.dumps(report, indent=2) + "\n")
+    write_json(folder / "check.json", report)
     return report
 
 
@@ -99,7 +102,9 @@ def describe(report: Mapping[str, Any], folder: pathlib.Path, max_classes: int =
     return "\n".join(lines)
 
 
-def _measure_speed(config: TrainConfig, dataset: Dataset, loader: Loader, start: float) -> dict[str, float]:
+def _measure_speed(
+    config: TrainConfig, dataset: Dataset, loader: Loader, batch_size: int, start: float
+) -> dict[str, float]:
     """Returns the seconds from `start` to the first batch, and the images per second after that."""
     spec = dataset.spec
     augment = make_augmentation(config.augment, spec)
@@ -122,7 +127,7 @@ def _measure_speed(config: TrainConfig, dataset: Dataset, loader: Loader, start:
         seconds = time.perf_counter() - since
     return {
         "first_batch_seconds": round(first, 2),
-        "images_per_second": round(count * config.batch_size / seconds),
+        "images_per_second": round(count * batch_size / seconds),
     }
 
 

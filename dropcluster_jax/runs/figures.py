@@ -14,7 +14,6 @@ from jaxtyping import Array, Float, PyTree
 from dropcluster_jax import viz
 from dropcluster_jax.clustering import ClusterState
 from dropcluster_jax.data import normalize
-from dropcluster_jax.data.config import open_data
 from dropcluster_jax.linen import DropCluster, cluster_inputs, cluster_states
 from dropcluster_jax.masking import drop_block_mask, drop_cluster_mask, dropout_mask, spatial_dropout_mask
 from dropcluster_jax.models import ResNet
@@ -78,6 +77,7 @@ def draw_run_clusters(
     best: bool = False,
     rate: float = 0.3,
     data_dir: pathlib.Path | None = None,
+    allow_changed_data: bool = False,
     on_progress: Callable[[str], None] = lambda task: None,
     notify: Callable[[str], None] = print,
 ) -> list[pathlib.Path]:
@@ -87,7 +87,7 @@ def draw_run_clusters(
     place, `quality.png`, `history.png` and `history.gif`. `on_progress` is called before each long task.
 
     Raises:
-        ValueError: If the run has no clusters, or `out` is a file.
+        ValueError: If the run has no clusters, `out` is a file, or the data have changed, unless that is allowed.
         FileNotFoundError, CorruptCheckpointError, ImportError: As in `load_run` and `data.load`.
     """
     path = pathlib.Path(folder)
@@ -102,7 +102,7 @@ def draw_run_clusters(
     if data_dir is not None:
         config = dataclasses.replace(config, data=dataclasses.replace(config.data, dir=data_dir))
     on_progress("loading images")
-    _, loader = open_data(config.data, config.batch_size, config.seed)
+    _, loader, _ = run_folder.open_run_data(config, loaded.spec, allow_changed_data, notify)
     images = np.asarray(loader.probe(config.drop.probe_size, 0)["image"])
     on_progress("drawing")
     pictures.mkdir(parents=True, exist_ok=True)

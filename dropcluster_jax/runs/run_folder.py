@@ -15,7 +15,7 @@ import pathlib
 import re
 import shutil
 import zlib
-from collections.abc import Callable, Iterable, Iterator, Mapping
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from typing import Any, NamedTuple, Self
 
 import jax
@@ -127,17 +127,33 @@ def read_config(folder: pathlib.Path) -> tuple[TrainConfig, DatasetSpec]:
 def finished_run(folder: pathlib.Path, config: TrainConfig) -> dict[str, Any] | None:
     """Returns the summary if the folder contains this run, finished; None if it is empty or the run is unfinished.
 
+    A different path of the dataset is not a difference, as long as the examples are the same.
+
     Raises:
         FileExistsError: If the folder contains anything else; for a different configuration, with the differences.
         ValueError: If the files are damaged, or were written by a version with other options.
     """
     if not holds_run(folder):
         return None
-    saved, _ = read_config(folder)
+    saved, spec = read_config(folder)
+    moved = _is_moved(saved.data.name, config.data.name) and spec.test_fingerprint is not None
+    if moved:
+        saved = dataclasses.replace(saved, data=dataclasses.replace(saved.data, name=config.data.name))
+    differences = _differences(without_runtime_fields(saved), without_runtime_fields(config))
     _check_equal(
-        f"a run with a different configuration, {folder}", without_runtime_fields(saved), without_runtime_fields(config)
+        f"a run with a different configuration, {folder}",
+        [f"{name} is {old!r} there and {new!r} here" for name, old, new in differences],
     )
-    return read_summary(folder)
+    summary = read_summary(folder)
+    if moved and summary is not None:  # an unfinished run is checked when its data are opened
+        check_same_dataset(folder, open_data(config.data, config.batch_size, config.seed)[0].spec)
+    return summary
+
+
+def _is_moved(*names: str) -> bool:
+    """Returns whether the names of datasets are different paths of the same kind."""
+    kinds = {name.partition(":")[0] for name in names}
+    return len(set(names)) > 1 and kinds in ({"npz"}, {"folder"})
 
 
 def check_same_dataset(folder: pathlib.Path, spec: DatasetSpec) -> None:
@@ -145,9 +161,35 @@ def check_same_dataset(folder: pathlib.Path, spec: DatasetSpec) -> None:
     if not holds_run(folder):
         return
     _, saved = read_config(folder)
-    names = ("classes", "image_shape", "num_train_examples")  # means can differ in the last bit between machines
-    saved_fields, fields = ({name: getattr(each, name) for name in names} for each in (saved, spec))
-    _check_equal(f"a run on a different dataset, {folder}", saved_fields, fields)
+    _check_equal(f"a run on a different dataset, {folder}", saved.differences(spec))
+
+
+def open_run_data(
+    config: TrainConfig, spec: DatasetSpec, allow_changed_data: bool, notify: Callable[[str], None]
+) -> tuple[Dataset, Loader, list[str]]:
+    """Opens the data of a run, whose dataset `spec` describes, and returns how they differ from that description.
+
+    With `allow_changed_data`, `notify` is called with the differences.
+
+    Raises:
+        FileNotFoundError: If the data do not exist.
+        ValueError: If they have changed and `allow_changed_data` is False, or the network does not apply to them.
+    """
+    try:
+        dataset, loader = open_data(config.data, config.batch_size, config.seed, fake=config.fake_data)
+    except FileNotFoundError as error:
+        if config.data.name.startswith(("npz:", "folder:")):
+            raise FileNotFoundError(f"{error}; if it was moved, --data-dir is the folder that it is in now") from None
+        raise
+    differences = spec.differences(dataset.spec)
+    if differences:
+        message = f"the data are not those the run was trained on: {'; '.join(differences)}"
+        if (dataset.spec.num_classes, dataset.spec.image_shape) != (spec.num_classes, spec.image_shape):
+            raise ValueError(f"{message}; the network needs the same number of classes and image shape")
+        if not allow_changed_data:
+            raise ValueError(f"{message}; --allow-changed-data uses them anyway")
+        notify(message)
+    return dataset, loader, differences
 
 
 def read_summary(folder: pathlib.Path) -> dict[str, Any] | None:
@@ -157,22 +199,27 @@ def read_summary(folder: pathlib.Path) -> dict[str, Any] | None:
 
 
 def merge_evaluation(folder: pathlib.Path, evaluation: Mapping[str, Any]) -> dict[str, Any]:
-    """Adds the earlier results on corrupted images of the same checkpoint, unless there are new ones."""
+    """Adds the earlier results on corrupted images of the same checkpoint and data, unless there are new ones."""
     path = folder / EVALUATION
     if evaluation["corrupted"] or not path.is_file():
         return dict(evaluation)
     previous = _read_json(path)
-    if previous.get("step") != evaluation["step"]:
+    if previous.get("step") != evaluation["step"] or previous.get("changed_data", []) != evaluation["changed_data"]:
         return dict(evaluation)
     names = ("corrupted", "mean_corrupted_accuracy")
     return {**evaluation, **{name: previous[name] for name in names if name in previous}}
 
 
+def to_json(content: Any) -> str:
+    """Returns JSON, in which NaN and infinities, which JSON does not have, become null."""
+    return json.dumps(_nonfinite_to_none(content), indent=2, allow_nan=False)
+
+
 def write_json(path: pathlib.Path, content: Mapping[str, Any]) -> None:
-    """Writes a JSON file atomically."""
+    """Writes a JSON file atomically; see `to_json`."""
     temporary = path.with_name(path.name + ".new")
     try:
-        temporary.write_text(json.dumps(content, indent=2) + "\n")
+        temporary.write_text(to_json(content) + "\n")
         temporary.replace(path)
     except OSError:
         temporary.unlink(missing_ok=True)
@@ -189,8 +236,7 @@ def _read_json(path: pathlib.Path) -> dict[str, Any]:
     return content
 
 
-def _check_equal(description: str, saved: Mapping[str, Any], current: Mapping[str, Any]) -> None:
-    differences = [f"{name} is {old!r} there and {new!r} here" for name, old, new in _differences(saved, current)]
+def _check_equal(description: str, differences: Sequence[str]) -> None:
     if differences:
         raise FileExistsError(
             f"out contains {description}: {'; '.join(differences)}. Choose a different folder, or pass --restart to "
@@ -257,6 +303,8 @@ def read_json_lines(path: pathlib.Path) -> list[LogEntry]:
 def _nonfinite_to_none(value: Any) -> Any:
     if isinstance(value, Mapping):
         return {name: _nonfinite_to_none(part) for name, part in value.items()}
+    if isinstance(value, list | tuple):
+        return [_nonfinite_to_none(part) for part in value]
     return None if isinstance(value, float) and not math.isfinite(value) else value
 
 
@@ -418,8 +466,15 @@ class LoadedRun(NamedTuple):
 
         Raises:
             TypeError: If `images` is not uint8.
+            ValueError: If `images` has a different number of axes or channels.
         """
-        normalized = normalize(jnp.asarray(images), self.spec.mean, self.spec.std)
+        images, channels = jnp.asarray(images), self.spec.image_shape[-1]
+        if images.ndim != 4 or images.shape[-1] != channels:
+            hint = "; add a batch axis to a single image: images[None]" if images.ndim == 3 else ""
+            raise ValueError(
+                f"images must have shape (batch, height, width, {channels}), got {tuple(images.shape)}{hint}"
+            )
+        normalized = normalize(images, self.spec.mean, self.spec.std)
         return self.model.apply(self.variables, normalized)  # pyright: ignore[reportReturnType]
 
 
@@ -473,6 +528,7 @@ def evaluate_run(
     corruptions: Iterable[str] = (),
     num_corrupted: int | None = None,
     data_dir: pathlib.Path | None = None,
+    allow_changed_data: bool = False,
     log: Callable[[dict[str, Any]], None] = lambda result: None,
     notify: Callable[[str], None] = print,
 ) -> dict[str, Any]:
@@ -483,17 +539,22 @@ def evaluate_run(
         best: Whether to evaluate the checkpoint with the best test accuracy.
         corruptions: Names of `CORRUPTIONS`, each of which is evaluated at five severities.
         num_corrupted: Number of test images to corrupt, the first ones; None for all. Only for in-memory datasets.
-        data_dir: TFDS data directory, if not the one the run used.
+        data_dir: TFDS data directory, if not the one the run used, or the folder that an archive or image folder has
+            been moved to.
+        allow_changed_data: Whether to evaluate on data that are not those the run was trained on. Labels are compared
+            by index; the number of classes and the image shape must be the same.
         log: Called with each result: `corruption` (None for the original images), `severity`, `accuracy`, `loss`,
             `count` and `origin`.
-        notify: Called with a message if a checkpoint is damaged.
+        notify: Called with a message if a checkpoint is damaged or the data have changed.
 
     Returns:
         `step`, the step of the checkpoint; `test`, the result on the original images; `corrupted`, a list of the other
-        results; and `mean_corrupted_accuracy`, None if there are none.
+        results; `mean_corrupted_accuracy`, None if there are none; and `changed_data`, a list of how the data differ
+        from those the run was trained on.
 
     Raises:
-        FileNotFoundError, CorruptCheckpointError, ImportError, ValueError: As in `load_run` and `data.load`.
+        FileNotFoundError, CorruptCheckpointError, ImportError: As in `load_run` and `data.load`.
+        ValueError: As in `load_run` and `data.load`; if the data have changed, unless that is allowed.
 
     Example:
         >>> evaluate_run("runs/digts")
@@ -504,7 +565,7 @@ def evaluate_run(
     config = loaded.config
     if data_dir is not None:
         config = dataclasses.replace(config, data=dataclasses.replace(config.data, dir=data_dir))
-    dataset, loader = open_data(config.data, config.batch_size, config.seed)
+    dataset, loader, differences = open_run_data(config, loaded.spec, allow_changed_data, notify)
     evaluate_step = jax.jit(make_run_steps(config, loaded.model, loaded.spec).evaluate)
 
     def measure(batches: Iterable[Batch], corruption: str | None, severity: int, origin: str) -> dict[str, Any]:
@@ -520,7 +581,13 @@ def evaluate_run(
             batches, origin = _corrupted_batches(dataset, loader, config, name, severity, num_corrupted)
             corrupted.append(measure(batches, name, severity, origin))
     mean = float(np.mean([result["accuracy"] for result in corrupted])) if corrupted else None
-    return {"step": loaded.step, "test": clean, "corrupted": corrupted, "mean_corrupted_accuracy": mean}
+    return {
+        "step": loaded.step,
+        "test": clean,
+        "corrupted": corrupted,
+        "mean_corrupted_accuracy": mean,
+        "changed_data": differences,
+    }
 
 
 def _corrupted_batches(

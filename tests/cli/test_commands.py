@@ -2,6 +2,7 @@
 
 import io
 import json
+import pathlib
 import re
 import shutil
 import subprocess
@@ -15,7 +16,7 @@ from PIL import Image
 
 import dropcluster_jax as dc
 from dropcluster_jax.cli import commands
-from dropcluster_jax.runs import PRESETS, data_check, load_run, read_history
+from dropcluster_jax.runs import PRESETS, data_check, load_run, read_history, run_folder
 
 
 @one_run
@@ -42,6 +43,140 @@ def test_evaluate_corruptions_at_five_severities(finished, capsys, monkeypatch):
     accuracies = [entry["accuracy"] for entry in results["corrupted"]]
     assert results["mean_corrupted_accuracy"] == pytest.approx(np.mean(accuracies)) and len(accuracies) == 5
     (folder / "evaluation.json").unlink()
+
+
+SMALL = ["train", "digits", "--model", "resnet8", "--steps", "2", "--batch-size", "32", "--drop.method", "none"]
+CLASSES = ("cat", "dog", "eel", "owl")
+
+
+def write_archive(path, count=200, classes=CLASSES, channels=1, seed=0):
+    images = np.random.default_rng(seed).integers(0, 256, (count, 8, 8, channels), np.uint8)
+    np.savez(path, images=images, labels=np.arange(count)[:, None] % len(classes), classes=np.array(classes))
+
+
+@pytest.fixture(scope="module")
+def run_on_archive(tmp_path_factory):
+    """The folder of a run on `npz:data/f.npz`, a relative path, which lies in the same folder as the run."""
+    root = tmp_path_factory.mktemp("archive")
+    (root / "data").mkdir()
+    write_archive(root / "data" / "f.npz")
+    with pytest.MonkeyPatch.context() as patch:
+        patch.chdir(root)
+        assert command(*SMALL, "--data.name", "npz:data/f.npz", "--out", "run") == 0
+    return root / "run"
+
+
+@pytest.fixture
+def archive(run_on_archive, tmp_path, monkeypatch):
+    """A copy of `run_on_archive` and its data in the working directory."""
+    shutil.copytree(run_on_archive.parent, tmp_path, dirs_exist_ok=True)
+    monkeypatch.chdir(tmp_path)
+    return tmp_path / "data" / "f.npz"
+
+
+@pytest.mark.parametrize(
+    ("change", "message", "allowed"),
+    [
+        ({"classes": ("ant", *CLASSES)}, r"classes is \('cat', .*'owl'\) there and \('ant', 'cat', ", False),
+        ({"classes": ("zebra", *CLASSES[1:])}, r"classes is \('cat', .* there and \('zebra', 'dog', ", True),
+        ({"count": 240}, "num_train_examples is 160 there and 192 here; the test examples are different", True),
+        ({"seed": 1}, "trained on: the test examples are different; --allow-changed-data uses them anyway", True),
+        ({"channels": 3}, r"image_shape is \(8, 8, 1\) there and \(8, 8, 3\) here", False),
+    ],
+    ids=["class added", "class renamed", "images added", "other images", "channels"],
+)
+def test_evaluate_and_training_notice_changed_data(change, message, allowed, archive, capsys):
+    write_archive(archive, **change)
+    assert command("evaluate", "run") == 2
+    output = capsys.readouterr()
+    assert re.search(message, output.err) and len(output.err.splitlines()) == 1 and output.out == ""
+    assert command("evaluate", "run", "--allow-changed-data") == (0 if allowed else 2)
+    error = capsys.readouterr().err
+    assert "the data are not those the run was trained on" in error and len(error.splitlines()) == 1
+    if allowed:
+        evaluation = json.loads(pathlib.Path("run/evaluation.json").read_text())
+        assert evaluation["changed_data"] and "; ".join(evaluation["changed_data"]) in error
+    else:
+        assert "the network needs the same number of classes and image shape" in error
+        assert not pathlib.Path("run/evaluation.json").exists()
+    pathlib.Path("run/summary.json").unlink()
+    assert command(*SMALL, "--data.name", "npz:data/f.npz", "--out", "run") == 2
+    assert "out contains a run on a different dataset" in capsys.readouterr().err
+
+
+def test_run_without_fingerprint_is_evaluated(archive, capsys):
+    """As written by older versions."""
+    config = json.loads(pathlib.Path("run/config.json").read_text())
+    assert len(config["dataset"].pop("test_fingerprint")) == 16
+    pathlib.Path("run/config.json").write_text(json.dumps(config))
+    assert command("evaluate", "run", "--json") == 0
+    assert json.loads(capsys.readouterr().out)["changed_data"] == []
+    # A path that cannot be verified is a different configuration.
+    archive.rename("f.npz")
+    assert command(*SMALL, "--data.name", "npz:f.npz", "--out", "run") == 2
+    assert "data.name is 'npz:data/f.npz' there and 'npz:f.npz' here" in capsys.readouterr().err
+
+
+def test_evaluate_finds_moved_data(archive, capsys, monkeypatch):
+    pathlib.Path("sub").mkdir()
+    monkeypatch.chdir("sub")
+    assert command("evaluate", "../run") == 2
+    error = capsys.readouterr().err
+    assert "data/f.npz is not a file" in error and "--data-dir is the folder that it is in now" in error
+    for data_dir in ("..", "../data", str(archive.parent)):
+        assert command("evaluate", "../run", "--data-dir", data_dir) == 0
+    write_archive("f.npz", seed=1)
+    assert command("evaluate", "../run", "--data-dir", ".") == 2
+    assert "the test examples are different" in capsys.readouterr().err
+
+
+def test_training_resumes_on_moved_data(archive, capsys):
+    archive.rename("moved.npz")
+    write_archive("other.npz", seed=1)
+    moved, other = ([*SMALL, "--data.name", f"npz:{name}.npz", "--out", "run"] for name in ("moved", "other"))
+    assert command(*moved) == 0
+    assert "already contains this run, finished" in capsys.readouterr().out
+    assert command(*other) == 2
+    assert "a run on a different dataset, run: the test examples are different" in capsys.readouterr().err
+    pathlib.Path("run/summary.json").unlink()
+    assert command(*other) == 2
+    assert "a run on a different dataset, run: the test examples are different" in capsys.readouterr().err
+    assert command(*moved) == 0
+    assert "test accuracy" in capsys.readouterr().out
+    assert json.loads(pathlib.Path("run/config.json").read_text())["data"]["name"] == "npz:moved.npz"
+
+
+def test_logits_of_a_single_image_name_the_missing_axis(run_on_archive):
+    loaded = load_run(run_on_archive)
+    image = np.zeros((8, 8, 1), np.uint8)
+    assert loaded.logits(image[None]).shape == (1, 4)
+    message = r"images must have shape \(batch, height, width, 1\), got \(8, 8, 1\); add a batch axis .* images\[None\]"
+    with pytest.raises(ValueError, match=message):
+        loaded.logits(image)
+    with pytest.raises(ValueError, match=r"must have shape \(batch, height, width, 1\), got \(2, 8, 8, 3\)"):
+        loaded.logits(np.zeros((2, 8, 8, 3), np.uint8))
+
+
+def test_json_files_hold_null_instead_of_nan(tmp_path):
+    nan, infinity = float("nan"), float("inf")
+    run_folder.write_json(tmp_path / "a.json", {"loss": nan, "list": [{"loss": infinity}, 1.5], "tuple": (nan,)})
+    assert json.loads((tmp_path / "a.json").read_text()) == {
+        "loss": None,
+        "list": [{"loss": None}, 1.5],
+        "tuple": [None],
+    }
+
+
+def test_data_check_takes_all_images_of_a_small_dataset(tmp_path, capsys, monkeypatch):
+    monkeypatch.setattr(data_check, "CORRUPTIONS", ("contrast",))
+    monkeypatch.setattr(data_check, "EXTRA_CORRUPTIONS", ())
+    monkeypatch.setattr(data_check, "_MEASURE_SECONDS", 0.05)
+    monkeypatch.chdir(tmp_path)
+    write_archive("f.npz", count=40)
+    assert command("data", "check", "npz:f.npz", "--out", "out") == 0
+    assert "first batch of 32 after" in capsys.readouterr().out
+    assert command("data", "check", "npz:f.npz", "--out", "out", "--batch-size", "33") == 2
+    assert "batch_size must be" in capsys.readouterr().err
 
 
 def test_data_check_reports_and_draws_a_dataset(tmp_path, capsys, photos, monkeypatch):
