@@ -1,7 +1,12 @@
 """Runs: training from a configuration to a run folder, and reading it back."""
 
 from dropcluster_jax.data.config import DataConfig
-from dropcluster_jax.runs.checkpoints import Checkpointer, CheckpointVersionError, CorruptCheckpointError
+from dropcluster_jax.runs.checkpoints import (
+    Checkpointer,
+    CheckpointMismatchError,
+    CheckpointVersionError,
+    CorruptCheckpointError,
+)
 from dropcluster_jax.runs.config import AugmentConfig, CheckpointConfig, DropConfig, TrainConfig
 from dropcluster_jax.runs.logging import TensorBoard
 from dropcluster_jax.runs.presets import PRESETS
@@ -11,6 +16,7 @@ __all__ = [
     "PRESETS",
     "AugmentConfig",
     "CheckpointConfig",
+    "CheckpointMismatchError",
     "CheckpointVersionError",
     "Checkpointer",
     "CorruptCheckpointError",

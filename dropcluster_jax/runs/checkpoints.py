@@ -1,16 +1,16 @@
 """Checkpoints of a run: written asynchronously and atomically by Orbax, and verified when restored.
 
-A checkpoint holds the whole `TrainState` and a JSON document with the run's metadata (configuration, data position) and
-a checksum of each array. Orbax restores flipped bytes without an error; the checksums detect them.
+A checkpoint holds the whole `TrainState` and a JSON document with the run's metadata (configuration, data position),
+the PRNG implementation of the key, and the shape and a checksum of each array. Orbax restores flipped bytes without an
+error; the checksums detect them.
 """
 
+import asyncio
 import contextlib
-import gc
 import json
 import logging
 import pathlib
 import shutil
-import sys
 import warnings
 import zlib
 from collections.abc import Callable, Iterator
@@ -24,8 +24,10 @@ from dropcluster_jax._optional import optional_import
 from dropcluster_jax.runs import distributed
 from dropcluster_jax.training.steps import TrainState
 
-FORMAT = 2  # incremented whenever the contents of checkpoints change
+FORMAT = 2  # incremented whenever older versions could not read the contents of checkpoints
 _QUARANTINE = "damaged"
+
+_Shapes = dict[str, list[Any]]  # the dtype and the dimensions of each array, by path
 
 
 class Restored(NamedTuple):
@@ -58,6 +60,10 @@ class CorruptCheckpointError(Exception):
 
 class CheckpointVersionError(ValueError):
     """A checkpoint has a format that this version does not read."""
+
+
+class CheckpointMismatchError(ValueError):
+    """A checkpoint is intact but holds other arrays than the requested ones, e.g. of another network."""
 
 
 class Checkpointer:
@@ -95,6 +101,7 @@ class Checkpointer:
         self._orbax = orbax.checkpoint
         self.folder, self._keep, self._notify = folder.absolute(), keep, notify
         self._manager: Any = None
+        self._silenced = contextlib.ExitStack()  # while a checkpoint is being written in the background
         self._saving: int | None = None
 
     def steps(self) -> list[int]:
@@ -121,11 +128,20 @@ class Checkpointer:
         args = self._orbax.args.Composite(
             state=self._orbax.args.StandardSave(tree),
             run_metadata=self._orbax.args.JsonSave(
-                _seal({"format": FORMAT, **metadata, "checksums": _checksums(tree)})
+                _seal(
+                    {
+                        "format": FORMAT,
+                        **metadata,
+                        "key_impl": _key_impl(state.key),
+                        "shapes": _shapes(tree),
+                        "checksums": _checksums(tree),
+                    }
+                )
             ),
         )
         metrics = None if accuracy is None else {"accuracy": accuracy}
         self._saving = step
+        self._silenced.enter_context(_silence_orbax())
         self._attempt(lambda: self._open_manager().save(step, args=args, metrics=metrics))
 
     def wait(self) -> list[int]:
@@ -136,6 +152,7 @@ class Checkpointer:
         """
         if self._manager is not None and self._saving is not None:
             self._attempt(self._manager.wait_until_finished)
+        self._silenced.close()
         self._saving = None
         return self.steps()
 
@@ -152,7 +169,8 @@ class Checkpointer:
         Calls `notify` for each damaged checkpoint that was skipped.
 
         Args:
-            target: The shapes, types and (except on a single device) shardings of the arrays.
+            target: The shapes, types and (except on a single device) shardings of the arrays. The restored key has the
+                PRNG implementation that was saved, whatever that of the target is.
             best: Whether to restore the checkpoint with the best accuracy.
             quarantine: Whether to move damaged checkpoints to the folder `damaged` next to the checkpoints, so that
                 training can save these steps again. Readers pass False: the run may be saving at the same time.
@@ -163,6 +181,7 @@ class Checkpointer:
         Raises:
             CorruptCheckpointError: If there are checkpoints but none is intact; they are left unchanged.
             CheckpointVersionError: If a checkpoint has another format.
+            CheckpointMismatchError: If an intact checkpoint does not have the structure and shapes of `target`.
         """
         steps = sorted(self.steps(), reverse=True)
         if best:
@@ -184,7 +203,7 @@ class Checkpointer:
         """Returns a verified checkpoint, or None and the reason; the same in all processes."""
         orbax, reason, metadata, tree = self._orbax, "", {}, None
         path = self.folder / str(step)
-        with _silence_orbax():
+        with _silence_orbax(), warnings.catch_warnings(action="ignore"):
             try:
                 with orbax.Checkpointer(orbax.CompositeCheckpointHandler()) as reader:
                     sealed = reader.restore(path, orbax.args.Composite(run_metadata=orbax.args.JsonRestore()))
@@ -193,21 +212,26 @@ class Checkpointer:
                         raise CheckpointVersionError(
                             f"{path} has format {metadata['format']}, but this version reads format {FORMAT}"
                         )
-                    item = orbax.args.StandardRestore(_to_tree(target))
-                    tree = reader.restore(path, orbax.args.Composite(state=item))["state"]
-            except CheckpointVersionError:
+                    shapes = metadata.pop("shapes", None) or self._stored_shapes(path)
+                    item = _to_restorable_tree(target, shapes)
+                    _check_fit(path, shapes, _shapes(item))
+                    tree = reader.restore(path, orbax.args.Composite(state=orbax.args.StandardRestore(item)))["state"]
+            except (CheckpointVersionError, CheckpointMismatchError):
                 raise
             except Exception as error:  # Orbax raises plain `Exception`, e.g. for arrays that cannot be read
                 reason = _first_line(error)
-            if reason:
-                gc.collect()
         if not distributed.all_agree(tree is not None) or tree is None:
             return None, reason or "another process cannot read it"
-        actual, expected = _checksums(tree), metadata.pop("checksums")
+        actual, expected, key_impl = _checksums(tree), metadata.pop("checksums"), metadata.pop("key_impl", None)
         mismatches = [name for name, checksum in actual.items() if expected.get(name) != checksum]
         if mismatches or set(actual) != set(expected):
             return None, f"checksum mismatch in {', '.join(mismatches[:3]) or 'missing arrays'}"
-        return Restored(_from_tree(tree, target), metadata), ""
+        return Restored(_from_tree(tree, target, key_impl), metadata), ""
+
+    def _stored_shapes(self, path: pathlib.Path) -> _Shapes:
+        """Returns `_shapes` of a checkpoint that was written before they were part of the metadata."""
+        handler: Any = self._orbax.StandardCheckpointHandler()
+        return _shapes(handler.metadata(path / "state").tree)
 
     def _report_damage(self, step: int, reason: str, quarantine: bool, used: int) -> None:
         moved = ""
@@ -256,7 +280,7 @@ class Checkpointer:
     def _attempt(self, write: Callable[[], Any]) -> None:
         """Calls `write`; on failure notifies, and discards the manager, which would list what it did not write."""
         reason = ""
-        with _silence_orbax():
+        with _silence_orbax(), warnings.catch_warnings(action="ignore"):
             try:
                 write()
             except Exception as error:  # Orbax raises plain `Exception`, too
@@ -267,8 +291,6 @@ class Checkpointer:
             if manager is not None:
                 with contextlib.suppress(Exception):  # the same failure again
                     manager.close()
-            del manager
-            gc.collect()
         steps = self.steps()
         last = f"the last intact one is of step {steps[-1]}" if steps else "there is none yet"
         self._notify(f"the checkpoint of step {step} could not be written: {reason}; {last}; training continues")
@@ -278,33 +300,34 @@ def _get_accuracy(metrics: PyTree) -> float:
     return metrics["accuracy"]
 
 
+class _DrainingEventLoop(asyncio.SelectorEventLoop):
+    """An event loop that completes all tasks before it closes.
+
+    If one array cannot be read or written, Orbax closes its event loop while other arrays are still in progress. When
+    these end, Python prints hundreds of lines: "Exception ignored in: <coroutine ...>", "Event loop is closed".
+    """
+
+    def close(self) -> None:
+        if not self.is_closed() and (tasks := asyncio.all_tasks(self)):
+            self.run_until_complete(asyncio.gather(*tasks, return_exceptions=True))
+        super().close()
+
+
 @contextlib.contextmanager
 def _silence_orbax() -> Iterator[None]:
-    """Suppresses the tracebacks that Orbax logs on failure; callers report failures in one line.
+    """Suppresses what Orbax and its threads print when they fail; callers report failures in one line."""
+    logger, new_event_loop = logging.getLogger("absl"), asyncio.new_event_loop
 
-    After a failure Orbax leaves unfinished coroutines, which Python reports as "Exception ignored in: <coroutine ...>,
-    RuntimeError: Event loop is closed" when they are collected. Callers therefore call `gc.collect()` inside this
-    context after a failure.
-    """
-    loggers = [logging.getLogger(name) for name in ("absl", "asyncio")]
-    levels = [logger.level for logger in loggers]
-    hook = sys.unraisablehook
+    def is_foreign(record: logging.LogRecord) -> bool:
+        return "orbax" not in pathlib.Path(record.pathname).parts
 
-    def ignore_closed_event_loops(unraisable: Any) -> None:
-        error = unraisable.exc_value
-        if not (isinstance(error, RuntimeError) and "Event loop is closed" in str(error)):
-            hook(unraisable)
-
-    for logger in loggers:
-        logger.setLevel(logging.CRITICAL)
-    sys.unraisablehook = ignore_closed_event_loops
+    logger.addFilter(is_foreign)
+    asyncio.new_event_loop = _DrainingEventLoop
     try:
-        with warnings.catch_warnings(action="ignore"):
-            yield
+        yield
     finally:
-        sys.unraisablehook = hook
-        for logger, level in zip(loggers, levels, strict=True):
-            logger.setLevel(level)
+        asyncio.new_event_loop = new_event_loop
+        logger.removeFilter(is_foreign)
 
 
 def _to_tree(state: TrainState) -> dict[str, PyTree]:
@@ -319,11 +342,52 @@ def _to_tree(state: TrainState) -> dict[str, PyTree]:
     return {name: value for name, value in fields.items() if jax.tree.leaves(value)}
 
 
-def _from_tree(tree: dict[str, PyTree], target: TrainState) -> TrainState:
+def _to_restorable_tree(target: TrainState, shapes: _Shapes) -> dict[str, PyTree]:
+    """Returns `_to_tree(target)` with the key as it was saved, because its size depends on the PRNG implementation."""
+    tree = _to_tree(target)
+    if jnp.issubdtype(target.key.dtype, jax.dtypes.prng_key) and "key" in shapes:
+        dtype, *dimensions = shapes["key"]
+        tree["key"] = jax.ShapeDtypeStruct(tuple(dimensions), jnp.dtype(dtype), sharding=tree["key"].sharding)
+    return tree
+
+
+def _from_tree(tree: dict[str, PyTree], target: TrainState, key_impl: str | None) -> TrainState:
     state = target._replace(**tree)
     if jnp.issubdtype(target.key.dtype, jax.dtypes.prng_key):
-        state = state._replace(key=jax.random.wrap_key_data(state.key))
+        if key_impl is None and state.key.shape != jax.random.key_data(jax.random.key(0)).shape:
+            key_impl = {2: "threefry2x32", 4: "rbg"}.get(state.key.shape[-1])  # older checkpoints lack the name
+        state = state._replace(key=jax.random.wrap_key_data(state.key, impl=key_impl))
     return state
+
+
+def _key_impl(key: jax.Array) -> str | None:
+    """Returns the name of a key's PRNG implementation; None for a raw uint32 key."""
+    return str(jax.random.key_impl(key)) if jnp.issubdtype(key.dtype, jax.dtypes.prng_key) else None
+
+
+def _shapes(tree: PyTree) -> _Shapes:
+    return {
+        jax.tree_util.keystr(path, simple=True, separator="/"): [jnp.dtype(leaf.dtype).name, *leaf.shape]
+        for path, leaf in jax.tree_util.tree_leaves_with_path(tree)
+    }
+
+
+def _check_fit(path: pathlib.Path, saved: _Shapes, expected: _Shapes) -> None:
+    """Raises CheckpointMismatchError, which names the first arrays that differ, unless shapes and types are equal."""
+    differences = [name for name in {**expected, **saved} if expected.get(name) != saved.get(name)]
+    if differences:
+        described = (f"{name} is {_format(saved, name)}, not {_format(expected, name)}" for name in differences[:3])
+        more = f", and {len(differences) - 3} more" if len(differences) > 3 else ""
+        raise CheckpointMismatchError(
+            f"{path} is intact but does not fit the configuration: {', '.join(described)}{more}"
+        )
+
+
+def _format(shapes: _Shapes, name: str) -> str:
+    if name not in shapes:
+        return "missing"
+    dtype, *dimensions = shapes[name]
+    return f"{dtype}[{','.join(map(str, dimensions))}]"
 
 
 def _checksums(tree: PyTree) -> dict[str, int]:

@@ -1,6 +1,5 @@
 """Restored checkpoints are bit-identical to saved ones; damaged checkpoints are detected."""
 
-import gc
 import json
 import pathlib
 import resource
@@ -16,20 +15,15 @@ from hypothesis import given
 from hypothesis import strategies as st
 from training.helpers import Small, equal, mesh, separable
 
-from dropcluster_jax.runs.checkpoints import FORMAT, Checkpointer, CorruptCheckpointError, _checksums
+from dropcluster_jax.runs import checkpoints
+from dropcluster_jax.runs.checkpoints import (
+    FORMAT,
+    Checkpointer,
+    CheckpointMismatchError,
+    CorruptCheckpointError,
+    _checksums,
+)
 from dropcluster_jax.training import DataParallel, make_steps
-
-# After a failure Orbax leaves unfinished coroutines.
-pytestmark = [
-    pytest.mark.filterwarnings("ignore::pytest.PytestUnraisableExceptionWarning"),
-    pytest.mark.filterwarnings("ignore:coroutine:RuntimeWarning"),
-]
-
-
-@pytest.fixture(autouse=True)
-def _collect_garbage():
-    yield
-    gc.collect()
 
 
 @pytest.fixture(scope="module")
@@ -69,6 +63,50 @@ def test_state_and_metadata_are_restored(three, setting):
     assert jax.tree.structure(restored.state) == jax.tree.structure(setting[0])
     assert equal(restored.state, at(setting[0], 3))
     assert jax.random.uniform(restored.state.key) == jax.random.uniform(setting[0].key)
+
+
+@pytest.mark.parametrize("impl", ["threefry2x32", "rbg", "unsafe_rbg"])
+@pytest.mark.parametrize("default", ["threefry2x32", "rbg"])
+def test_key_keeps_its_implementation_whatever_the_default(impl, default, setting, tmp_path):
+    state = setting[0]._replace(key=jax.random.key(3, impl=impl))
+    checkpointer = Checkpointer(tmp_path / "checkpoints")
+    checkpointer.save(state, {})
+    checkpointer.close()
+    with jax.default_prng_impl(default):
+        restored = checkpointer.restore(jax.eval_shape(lambda: setting[0]._replace(key=jax.random.key(0))))
+    assert restored.state.key.dtype == state.key.dtype and equal(restored.state, state)
+    assert jax.random.uniform(restored.state.key) == jax.random.uniform(state.key)
+
+
+@pytest.mark.parametrize("impl", ["threefry2x32", "rbg"])
+def test_checkpoints_without_shapes_and_key_implementation_are_restored(impl, setting, tmp_path, monkeypatch):
+    """As written by earlier versions."""
+    state, target = setting[0]._replace(key=jax.random.key(3, impl=impl)), setting[1]
+    seal = checkpoints._seal
+
+    def seal_as_before(metadata):
+        return seal({name: value for name, value in metadata.items() if name not in ("shapes", "key_impl")})
+
+    monkeypatch.setattr(checkpoints, "_seal", seal_as_before)
+    checkpointer = Checkpointer(tmp_path / "checkpoints")
+    checkpointer.save(state, {})
+    checkpointer.close()
+    restored = checkpointer.restore(target)
+    assert restored.state.key.dtype == state.key.dtype and equal(restored.state, state)
+    with pytest.raises(CheckpointMismatchError, match=r"step is int32\[\], not int32\[2\]"):
+        checkpointer.restore(target._replace(step=jax.ShapeDtypeStruct((2,), jnp.int32)))
+
+
+def test_checkpoint_of_another_network_is_one_error(three):
+    """It names the arrays, and older checkpoints are not tried."""
+    checkpointer, target = three
+    params = {**target.params, "extra": jax.ShapeDtypeStruct((2,), jnp.float32)}
+    with pytest.raises(CheckpointMismatchError) as error:
+        checkpointer.restore(target._replace(params=params))
+    assert str(error.value) == (
+        f"{checkpointer.folder / '3'} is intact but does not fit the configuration: "
+        "params/extra is missing, not float32[2]"
+    )
 
 
 def test_latest_and_best_are_kept(setting, tmp_path):
