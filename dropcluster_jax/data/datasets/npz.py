@@ -56,13 +56,12 @@ def load_npz(name: str, path: pathlib.Path, test_fraction: float | None) -> Data
 def _read(name: str, path: pathlib.Path) -> dict[str, np.ndarray]:
     if not path.is_file():
         raise FileNotFoundError(f"{name!r} was not found: {path} is not a file; create it with `numpy.savez`")
-    with path.open("rb") as stream:
-        if stream.read(len(_NPY_MAGIC)) == _NPY_MAGIC:
-            raise ValueError(
-                f"{path} contains a single array (.npy) but must be an archive of images and labels (.npz): write it "
-                "with `numpy.savez(path, images=images, labels=labels)`"
-            )
     try:
+        with path.open("rb") as stream:
+            if stream.read(len(_NPY_MAGIC)) == _NPY_MAGIC:
+                raise ValueError("it is a single array (.npy); use `numpy.savez(path, images=images, labels=labels)`")
+        with zipfile.ZipFile(path):  # `numpy.load` takes files of other types for pickles
+            pass
         with path.open("rb") as stream, np.load(stream, allow_pickle=False) as archive:
             arrays = {key: archive[key] for key in archive.files}
         if foreign := [key for key, value in arrays.items() if not isinstance(value, np.ndarray)]:

@@ -130,9 +130,12 @@ def _suggest(name: str) -> str:
     """Returns a question with the name that was probably meant, followed by a space; empty if there is none."""
     if name in DATASETS:
         return ""
+    kind, colon, path = name.partition(":")
+    if colon and kind.lower() in ("npz", "folder"):
+        return f"did you mean {f'{kind.lower()}:{path}'!r}? "
     if pathlib.Path(name).is_file():
         return f"did you mean {f'npz:{name}'!r}? "
-    if pathlib.Path(name).is_dir():
+    if name and pathlib.Path(name).is_dir():
         return f"did you mean {f'folder:{name}'!r}? "
     similar = difflib.get_close_matches(name.lower(), DATASETS, n=1)
     return f"did you mean {similar[0]!r}? " if similar else ""

@@ -166,6 +166,7 @@ def test_class_that_a_split_exhausts_is_named(tmp_path):
         ("Fashion_MNIST", "fashion_mnist"),
         ("photos", "folder:photos"),
         ("photos.npz", "npz:photos.npz"),
+        ("NPZ:photos.npz", "npz:photos.npz"),
     ],
 )
 def test_similar_names_are_suggested(tmp_path, monkeypatch, name, suggestion):
