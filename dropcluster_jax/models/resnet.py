@@ -29,16 +29,25 @@ def _conv_general_dilated(x: Array, kernel: Array, strides: Sequence[int], paddi
 
 
 def _relu(x: Array) -> Array:
-    """See `nn.relu`. On CPU, XLA stores the result instead of recomputing it for each use.
+    """See `nn.relu`. On CPU, XLA stores the result; see `_store`."""
+
+    def select(x: Array) -> Array:
+        return jnp.where(x <= 0, jnp.zeros_like(x), x)
+
+    return jax.lax.platform_dependent(x, cpu=select, default=nn.relu)
+
+
+def _store(x: Array) -> Array:
+    """Returns `x`. On CPU, XLA stores it instead of recomputing it for each use.
 
     XLA's CPU backend duplicates elementwise operations of a single array, here into each kernel's gradient and together
     with everything that led to the activations. A selection has two arrays and is not duplicated.
     """
 
     def select(x: Array) -> Array:
-        return jnp.where(x <= 0, jnp.zeros_like(x), x)
+        return jnp.where(x < -jnp.inf, jnp.zeros_like(x), x)
 
-    return jax.lax.platform_dependent(x, cpu=select, default=nn.relu)
+    return jax.lax.platform_dependent(x, cpu=select, default=lambda x: x)
 
 
 # He initialization, arXiv:1502.01852, equation 14.
@@ -199,7 +208,13 @@ class ResNet(nn.Module):
             rate: Rate of the drop layers that were created without one: a scalar, or one rate by place.
             deterministic: Whether to disable the drop layers. Defaults to `not train`.
             update_clusters: Whether `DropCluster` layers update their clusters from `x`.
+
+        Raises:
+            ValueError: If `rate` has a place without a drop layer, or lacks one that needs a rate.
         """
+        if isinstance(rate, Mapping) and (unknown := sorted(set(rate) - set(self.drop))):
+            places = ", ".join(self.drop_layer_names) or "those of drop, which is empty"
+            raise ValueError(f"places in rate must be among {places}, got {unknown[0]!r}")
         deterministic = not train if deterministic is None else deterministic
         norm = functools.partial(
             nn.BatchNorm,
@@ -244,10 +259,12 @@ class ResNet(nn.Module):
             return x
         arguments: dict[str, Any] = {"deterministic": deterministic}
         if layer.rate is None:
+            if isinstance(rate, Mapping) and place not in rate:
+                raise ValueError(f"rate must have an entry for {place}, got {', '.join(rate)}")
             arguments["rate"] = rate[place] if isinstance(rate, Mapping) else rate
         if isinstance(layer, DropCluster):
             arguments["update_clusters"] = update_clusters
-        return layer(x, **arguments)
+        return _store(layer(x, **arguments))
 
 
 class CifarResNet(ResNet):

@@ -83,6 +83,7 @@ def fit(
         State after the last step.
 
     Raises:
+        TypeError: If `update_clusters_when` or `test` is not callable.
         ValueError: If `batches` ends before `num_steps`.
         NonFiniteError: If more than `max_nonfinite_steps` steps were non-finite.
 
@@ -104,6 +105,9 @@ def fit(
         >>> int(state.step), [(entry["event"], entry["step"]) for entry in entries], entries[-1]["accuracy"]
         (9, [('train', 1), ('train', 9), ('test', 9)], 1.0)
     """
+    for name, function in (("update_clusters_when", update_clusters_when), ("test", test)):
+        if function is not None and not callable(function):
+            raise TypeError(f"{name} must be callable, got {function!r:.80}")
     train, update_clusters, evaluate_step = _compile(steps, parallel)
     iterator = iter(batches)
     first_step = step = int(jax.device_get(state.step))
@@ -236,8 +240,8 @@ class _NonFiniteSteps:
         skipped = f", after {self.allowed} skipped steps" if self.allowed else ""
         return (
             f"the loss or a gradient was not finite at step {step}{skipped}: try a lower learning rate, a longer "
-            "warm-up, gradient clipping, or float32 instead of bfloat16; max_nonfinite_steps tolerates rare "
-            "non-finite steps"
+            "warm-up, gradient clipping, or float32 instead of bfloat16, and check that labels are in [0, classes); "
+            "max_nonfinite_steps tolerates rare non-finite steps"
         )
 
 

@@ -82,16 +82,28 @@ class Steps(NamedTuple):
 
 
 def softmax_cross_entropy(logits: Float[Array, "batch classes"], labels: Labels) -> Float[Array, " batch"]:
-    """Returns the cross-entropy of each example in nats, for labels that are class indices or probabilities.
+    """Returns the cross-entropy of each example in nats.
+
+    Args:
+        logits: Unnormalized log probabilities, `(batch, classes)`.
+        labels: Class indices, integers `(batch,)`, or probabilities, floats `(batch, classes)`.
+
+    Returns:
+        `(batch,)`; NaN for class indices outside [0, classes).
+
+    Raises:
+        ValueError: If `labels` is neither.
 
     Example:
-        >>> loss = softmax_cross_entropy(jnp.zeros((1, 4)), jnp.array([2]))
-        >>> bool(jnp.allclose(loss, jnp.log(4)))
-        True
+        >>> softmax_cross_entropy(jnp.zeros((3, 4)), jnp.array([2, 4, -1])).round(3).tolist()
+        [1.386, nan, nan]
     """
+    _check_labels(labels, logits.shape[-1])
     if labels.ndim == 2:
         return optax.softmax_cross_entropy(logits, labels)
-    return optax.softmax_cross_entropy_with_integer_labels(logits, labels)
+    valid = (labels >= 0) & (labels < logits.shape[-1])
+    losses = optax.softmax_cross_entropy_with_integer_labels(logits, jnp.where(valid, labels, 0))
+    return jnp.where(valid, losses, jnp.nan)
 
 
 def make_steps(
@@ -106,6 +118,7 @@ def make_steps(
     label_smoothing: float = 0.0,
     grad_accum_steps: int = 1,
     ema_decay: float = 0.0,
+    eval_params: Callable[[PyTree, PyTree], PyTree] | None = None,
     skip_nonfinite: bool = False,
     axis_name: str | None = None,
 ) -> Steps:
@@ -114,7 +127,10 @@ def make_steps(
     Args:
         model: Network that is called as `model.apply(variables, images, train=, rate=)`, with `update_clusters=` too
             if it has clusters, like those of `dropcluster_jax.models`.
-        tx: Optax gradient transformation.
+        tx: Optax gradient transformation. Its update gets the extra arguments `value` (the loss), `grad` and
+            `value_fn` (the loss of the same batch, with the same masks, as a function of the parameters). Those that
+            need gradients per example (`optax.contrib.dpsgd`), other arguments (`optax.contrib.sophia`) or parameters
+            of another structure (`optax.lookahead`) are not supported and raise an error.
         rate: Rate of the drop layers, in [0, 1]: a scalar, a mapping from places to scalars, or a schedule of the step
             number that returns either.
         loss: `(logits, labels) -> losses`, with losses of shape `(batch,)`.
@@ -127,6 +143,8 @@ def make_steps(
             Gradients are averaged over the parts. BatchNorm normalizes each part separately.
         ema_decay: Decay of the moving averages of parameters and BatchNorm statistics, in [0, 1), limited to
             `(1 + step) / (10 + step)`. 0 disables averaging.
+        eval_params: `(opt_state, params) -> params`, the parameters to evaluate, e.g.
+            `optax.contrib.schedule_free_eval_params`. Not with `ema_decay`.
         skip_nonfinite: Whether a training step with non-finite loss, gradients, statistics or new parameters changes
             nothing but the step number.
         axis_name: Mapped axis over which the batch is split under `shard_map` or `pmap`. Gradients, statistics and
@@ -138,9 +156,11 @@ def make_steps(
 
     Raises:
         TypeError: If `rate` is neither scalars nor a schedule, or the model's call does not take `train` and `rate`.
-        ValueError: If `rate`, `label_smoothing`, `grad_accum_steps` or `ema_decay` is out of range. `init` raises it
-            for batches without image or label and for models with variables in other collections, and `train` if
-            `grad_accum_steps` does not divide the batch size.
+            `init` raises it if `tx` contains `optax.lookahead`, whose parameters have another structure.
+        ValueError: If `rate`, `label_smoothing`, `grad_accum_steps` or `ema_decay` is out of range, or `ema_decay` is
+            given with `eval_params`. All functions raise it for batches without image or label, or of invalid shapes
+            or types, `init` for models with variables in other collections, and `train` if `grad_accum_steps` does
+            not divide the batch size.
 
     References:
         Szegedy et al., "Rethinking the Inception Architecture for Computer Vision", CVPR 2016, arXiv:1512.00567,
@@ -176,6 +196,8 @@ def make_steps(
             raise ValueError(f"{name} must be in [0, 1), got {value}")
     if grad_accum_steps < 1:
         raise ValueError(f"grad_accum_steps must be at least 1, got {grad_accum_steps}")
+    if ema_decay and eval_params is not None:
+        raise ValueError("only one of ema_decay and eval_params can be given")
     parameters = inspect.signature(model.__call__).parameters
     missing = [name for name in ("train", "rate") if name not in parameters]
     if missing and not any(parameter.kind is parameter.VAR_KEYWORD for parameter in parameters.values()):
@@ -185,7 +207,7 @@ def make_steps(
         )
     functions = _StepFunctions(
         model=model,
-        tx=tx,
+        tx=optax.with_extra_args_support(tx),
         rate=rate if callable(rate) else lambda step: rate,
         loss=loss,
         augment=augment or (lambda key, images: images),
@@ -194,6 +216,7 @@ def make_steps(
         label_smoothing=label_smoothing,
         grad_accum_steps=grad_accum_steps,
         ema_decay=ema_decay,
+        eval_params=eval_params,
         skip_nonfinite=skip_nonfinite,
         axis_name=axis_name,
     )
@@ -205,7 +228,7 @@ class _StepFunctions:
     """Implements `Steps`, with the arguments of `make_steps` after filling in defaults."""
 
     model: nn.Module
-    tx: optax.GradientTransformation
+    tx: optax.GradientTransformationExtraArgs
     rate: Callable[[Array], Rates]
     loss: Callable[[Array, Array], Array]
     augment: Callable[[Array, Array], Array]
@@ -214,13 +237,12 @@ class _StepFunctions:
     label_smoothing: float
     grad_accum_steps: int
     ema_decay: float
+    eval_params: Callable[[PyTree, PyTree], PyTree] | None
     skip_nonfinite: bool
     axis_name: str | None
 
     def init(self, key: Array, batch: Batch) -> TrainState:
-        if not isinstance(batch, Mapping) or not {"image", "label"} <= set(batch):
-            got = sorted(batch) if isinstance(batch, Mapping) else type(batch).__name__
-            raise ValueError(f"batch must be a mapping with 'image' and 'label', got {got}")
+        _check_batch(batch)
         init_key, key = jax.random.split(key)
         variables = dict(self.model.init(init_key, self.preprocess(batch["image"]), train=False))
         params = variables.pop("params")
@@ -235,19 +257,33 @@ class _StepFunctions:
             params=params,
             batch_stats=batch_stats,
             clusters=clusters,
-            opt_state=self.tx.init(params),
+            opt_state=self._init_optimizer(params),
             key=key,
             step=jnp.zeros((), jnp.int32),
             ema=ema,
         )
 
+    def _init_optimizer(self, params: PyTree) -> PyTree:
+        opt_state = self.tx.init(params)
+        states = jax.tree.leaves(opt_state, is_leaf=lambda node: isinstance(node, optax.LookaheadState))
+        if any(isinstance(state, optax.LookaheadState) for state in states):
+            raise TypeError("tx must not contain optax.lookahead, which requires the parameters as LookaheadParams")
+        return opt_state
+
     def train(self, state: TrainState, batch: Batch) -> tuple[TrainState, Metrics]:
-        rate = self.rate(state.step)
-        grads, batch_stats, (loss, accuracy) = self._accumulate_gradients(state, batch, self._step_key(state), rate)
-        if self.axis_name is not None:
-            grads, batch_stats, loss, accuracy = jax.lax.pmean((grads, batch_stats, loss, accuracy), self.axis_name)
-        new_state = self._apply_gradients(state, grads, batch_stats)
-        finite = _all_finite((loss, grads, batch_stats, new_state.params))
+        _check_batch(batch)
+        rate, key = self.rate(state.step), self._step_key(state)
+        grads, batch_stats, (loss, accuracy) = self._mean_gradients(state.params, state, batch, key, rate)
+
+        def value_fn(params: PyTree) -> Array:
+            _, _, (loss, _) = self._mean_gradients(params, state, batch, key, rate)
+            return loss
+
+        extra_args = {"value": loss, "grad": grads, "value_fn": value_fn}
+        updates, opt_state = self.tx.update(grads, state.opt_state, state.params, **_accepted(self.tx, extra_args))
+        params = optax.apply_updates(state.params, updates)
+        new_state = state._replace(params=params, batch_stats=batch_stats, opt_state=opt_state)
+        finite = _all_finite((loss, grads, batch_stats, new_state.params, rate))
         new_state = self._update_ema(new_state)
         if self.skip_nonfinite:
             new_state = jax.tree.map(lambda new, old: jnp.where(finite, new, old), new_state, state)
@@ -264,7 +300,11 @@ class _StepFunctions:
         return state._replace(clusters=updates["clusters"])
 
     def evaluate(self, state: TrainState, batch: Batch) -> Metrics:
-        logits: Any = self.model.apply(state.variables(ema=True), self.preprocess(batch["image"]), train=False)
+        _check_batch(batch)
+        variables = state.variables(ema=True)
+        if self.eval_params is not None:
+            variables["params"] = self.eval_params(state.opt_state, state.params)
+        logits: Any = self.model.apply(variables, self.preprocess(batch["image"]), train=False)
         labels, weight = batch["label"], batch.get("weight", jnp.ones(len(logits)))
         sums = {
             "loss": jnp.sum(weight * self.loss(logits, labels)),
@@ -280,13 +320,20 @@ class _StepFunctions:
         key = jax.random.fold_in(state.key, state.step)
         return key if self.axis_name is None else jax.random.fold_in(key, jax.lax.axis_index(self.axis_name))
 
+    def _mean_gradients(
+        self, params: PyTree, state: TrainState, batch: Batch, key: Array, rate: Rates
+    ) -> tuple[PyTree, PyTree, tuple[Array, Array]]:
+        """Returns gradients, batch statistics, and mean loss and accuracy at `params`, averaged over replicas."""
+        result = self._accumulate_gradients(params, state, batch, key, rate)
+        return result if self.axis_name is None else jax.lax.pmean(result, self.axis_name)
+
     def _accumulate_gradients(
-        self, state: TrainState, batch: Batch, key: Array, rate: Rates
+        self, params: PyTree, state: TrainState, batch: Batch, key: Array, rate: Rates
     ) -> tuple[PyTree, PyTree, tuple[Array, Array]]:
         """Returns the replica's gradients, batch statistics, and mean loss and accuracy over all parts of a batch."""
         # Under shard_map, the gradients of replicated parameters are summed over the axis, and those of varying ones
         # are not, as under pmap: https://jax.readthedocs.io/en/latest/jep/17111-shmap-transpose.html
-        params, batch_stats = self._varying((state.params, state.batch_stats))
+        params, batch_stats = self._varying((params, state.batch_stats))
         if self.grad_accum_steps == 1:
             return self._loss_and_grads(params, batch_stats, state.clusters, batch, key, rate)
 
@@ -327,12 +374,6 @@ class _StepFunctions:
         (loss, (logits, batch_stats)), grads = jax.value_and_grad(objective, has_aux=True)(params)
         return grads, batch_stats, (loss, jnp.mean(_correct(logits, labels)))
 
-    def _apply_gradients(self, state: TrainState, grads: PyTree, batch_stats: PyTree) -> TrainState:
-        """Returns the state after an optimizer step, with the given batch statistics."""
-        updates, opt_state = self.tx.update(grads, state.opt_state, state.params)
-        params = optax.apply_updates(state.params, updates)
-        return state._replace(params=params, batch_stats=batch_stats, opt_state=opt_state)
-
     def _update_ema(self, state: TrainState) -> TrainState:
         """Moves the averages, if there are any, toward the state's parameters and batch statistics."""
         if not self.ema_decay:
@@ -344,6 +385,39 @@ class _StepFunctions:
     def _varying(self, tree: PyTree) -> PyTree:
         """Marks replicated arrays as varying over the mapped axis, if there is one."""
         return tree if self.axis_name is None else jax.lax.pcast(tree, self.axis_name, to="varying")
+
+
+def _accepted(tx: optax.GradientTransformationExtraArgs, extra_args: dict[str, Any]) -> dict[str, Any]:
+    """Returns the extra arguments that the update accepts; `optax.contrib.sam`, unlike others, rejects unknown ones."""
+    parameters = inspect.signature(tx.update).parameters
+    if any(parameter.kind is parameter.VAR_KEYWORD for parameter in parameters.values()):
+        return extra_args
+    return {name: value for name, value in extra_args.items() if name in parameters}
+
+
+def _check_batch(batch: Batch) -> None:
+    """Raises ValueError if a batch is not a mapping with images, labels and optional weights of valid shapes."""
+    if not isinstance(batch, Mapping) or not {"image", "label"} <= set(batch):
+        got = sorted(batch) if isinstance(batch, Mapping) else type(batch).__name__
+        raise ValueError(f"batch must be a mapping with 'image' and 'label', got {got}")
+    _check_labels(batch["label"])
+    shape = (len(batch["image"]),)
+    for name in ("label", "weight"):
+        if name in batch and jnp.shape(batch[name])[: 2 if name == "weight" else 1] != shape:
+            raise ValueError(f"{name} must have one entry for each of {shape[0]} images, got {jnp.shape(batch[name])}")
+
+
+def _check_labels(labels: Any, num_classes: int | None = None) -> None:
+    """Raises ValueError if labels are neither class indices nor probabilities of `num_classes` classes."""
+    shape, dtype = jnp.shape(labels), jnp.result_type(labels)
+    if len(shape) == 1 and jnp.issubdtype(dtype, jnp.integer):
+        return
+    if len(shape) != 2 or not jnp.issubdtype(dtype, jnp.floating) or num_classes not in (None, shape[1]):
+        classes = "classes" if num_classes is None else num_classes
+        raise ValueError(
+            f"labels must be integers of shape (batch,) or probabilities of shape (batch, {classes}), got {dtype} of "
+            f"shape {shape}"
+        )
 
 
 def _correct(logits: Float[Array, "batch classes"], labels: Labels) -> Float[Array, " batch"]:

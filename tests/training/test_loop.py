@@ -133,6 +133,21 @@ def test_batches_that_end_early_raise(setup):
 
 
 @pytest.mark.bad_input
+def test_arguments_that_are_not_callable_raise(setup):
+    _, batch = setup
+    for arguments in ({"test": [batch]}, {"update_clusters_when": 2}):
+        with pytest.raises(TypeError, match=f"{next(iter(arguments))} must be callable"):
+            run(setup, **arguments)
+
+
+@pytest.mark.bad_input
+def test_batches_that_are_tuples_raise(setup):
+    steps, batch = setup
+    with pytest.raises(ValueError, match="batch must be a mapping with 'image' and 'label', got tuple"):
+        fit(steps, steps.init(jax.random.key(1), batch), [(batch["image"], batch["label"])], num_steps=1)
+
+
+@pytest.mark.bad_input
 def test_evaluation_without_examples_raises(setup):
     steps, batch = setup
     state = jax.jit(steps.init)(jax.random.key(1), batch)

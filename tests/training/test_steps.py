@@ -468,3 +468,43 @@ def test_variables_in_other_collections_raise(batch):
 
     with pytest.raises(ValueError, match=r"'params', 'batch_stats' and 'clusters' only, got 'counts'"):
         make_steps(Counting(), optax.sgd(0.1)).init(jax.random.key(0), batch)
+
+
+@pytest.mark.bad_input
+@pytest.mark.parametrize(
+    "change",
+    [
+        lambda labels: labels[:, None],
+        lambda labels: jax.nn.one_hot(labels, 4, dtype=jnp.int32),
+        lambda labels: jax.nn.one_hot(labels, 5),
+        lambda labels: labels.astype(jnp.float32),
+        lambda labels: labels[:-1],
+    ],
+    ids=["column", "integer one-hot", "more columns than classes", "float", "fewer labels than images"],
+)
+def test_labels_of_invalid_shape_or_type_raise(sgd, batch, change):
+    steps, state = sgd
+    bad = {**batch, "label": change(batch["label"])}
+    for step in (steps.train, steps.evaluate):
+        with pytest.raises(ValueError, match=r"labels? must"):
+            jax.eval_shape(step, state, bad)
+
+
+@pytest.mark.parametrize("label", [-1, 4])
+def test_labels_outside_the_classes_make_the_step_nonfinite(sgd, batch, label):
+    steps, state = sgd
+    _, metrics = steps.train(state, {**batch, "label": batch["label"].at[3].set(label)})
+    assert jnp.isnan(metrics["loss"]) and not metrics["finite"]
+
+
+def test_nan_rate_makes_the_step_nonfinite(batch):
+    steps = make_steps(Small(), optax.sgd(0.1), rate=lambda step: 0.0 * step / step)
+    _, metrics = jax.jit(steps.train)(steps.init(jax.random.key(0), batch), batch)
+    assert not metrics["finite"]
+
+
+@pytest.mark.bad_input
+def test_weights_of_invalid_shape_raise(sgd, batch):
+    steps, state = sgd
+    with pytest.raises(ValueError, match="weight must have one entry"):
+        steps.evaluate(state, {**batch, "weight": jnp.ones((len(batch["label"]), 1))})
