@@ -20,7 +20,8 @@ class DataConfig:
     name: str = "digits"
     """Dataset: digits (bundled with scikit-learn), the name of a prepared TFDS dataset, folder:PATH or npz:PATH."""
     dir: pathlib.Path | None = None
-    """TFDS data directory. Default: $TFDS_DATA_DIR, otherwise ~/tensorflow_datasets."""
+    """TFDS data directory. Default: $TFDS_DATA_DIR, otherwise ~/tensorflow_datasets. For folder:PATH and npz:PATH, the
+    folder that a relative PATH starts from. Default: the current one."""
     download: bool = False
     """Let TFDS download and prepare the dataset if it is missing."""
     train_split: str | None = None
@@ -60,30 +61,42 @@ def open_data(
     sharding: NamedSharding | None = None,
 ) -> tuple[Dataset, Loader]:
     """Opens a dataset, or random images in its shape if `fake`, and its loader; see `load` and `make_loader`."""
-    if fake:
-        if config.name not in DATASETS:
-            raise ValueError(f"fake data needs one of the datasets {', '.join(DATASETS)}, got {config.name!r}")
-        spec = DATASETS[config.name]
-        if config.image_size is not None:
-            spec = dataclasses.replace(spec, image_shape=(config.image_size, config.image_size, spec.image_shape[-1]))
-        dataset = fake_data(spec, max(batch_size, _MIN_FAKE_IMAGES))
-    else:
-        dataset = load(
-            config.name,
-            config.dir,
-            train_split=config.train_split,
-            test_split=config.test_split,
-            test_fraction=config.test_fraction,
-            validation_fraction=config.validation_fraction,
-            evaluate_on=config.evaluate_on,
-            image_size=config.image_size,
-            fraction=config.fraction,
-            examples_per_class=config.examples_per_class,
-            seed=config.seed,
-            skip_corrupt=config.skip_corrupt,
-            download=config.download,
-        )
-    loader = make_loader(
+    dataset = _fake_dataset(config, batch_size) if fake else open_dataset(config)
+    loader = open_loader(config, dataset, batch_size, seed, random_crop=random_crop, flip=flip, sharding=sharding)
+    return dataset, loader
+
+
+def open_dataset(config: DataConfig) -> Dataset:
+    """Opens a dataset; see `load`."""
+    return load(
+        config.name,
+        config.dir,
+        train_split=config.train_split,
+        test_split=config.test_split,
+        test_fraction=config.test_fraction,
+        validation_fraction=config.validation_fraction,
+        evaluate_on=config.evaluate_on,
+        image_size=config.image_size,
+        fraction=config.fraction,
+        examples_per_class=config.examples_per_class,
+        seed=config.seed,
+        skip_corrupt=config.skip_corrupt,
+        download=config.download,
+    )
+
+
+def open_loader(
+    config: DataConfig,
+    dataset: Dataset,
+    batch_size: int,
+    seed: int = 0,
+    *,
+    random_crop: bool = False,
+    flip: bool = False,
+    sharding: NamedSharding | None = None,
+) -> Loader:
+    """Makes the loader of a dataset; see `make_loader`."""
+    return make_loader(
         dataset,
         batch_size,
         seed,
@@ -94,4 +107,12 @@ def open_data(
         workers=config.workers,
         skip_corrupt=config.skip_corrupt,
     )
-    return dataset, loader
+
+
+def _fake_dataset(config: DataConfig, batch_size: int) -> Dataset:
+    if config.name not in DATASETS:
+        raise ValueError(f"fake data needs one of the datasets {', '.join(DATASETS)}, got {config.name!r}")
+    spec = DATASETS[config.name]
+    if config.image_size is not None:
+        spec = dataclasses.replace(spec, image_shape=(config.image_size, config.image_size, spec.image_shape[-1]))
+    return fake_data(spec, max(batch_size, _MIN_FAKE_IMAGES))

@@ -29,13 +29,16 @@ def check(
     folder: pathlib.Path,
     batch_size: int | None = None,
     on_progress: Callable[[str], None] = lambda task: None,
+    notify: Callable[[str], None] = print,
 ) -> dict[str, Any]:
     """Inspects the data of a run and writes `check.json`, `images.png` and `corruptions.png`.
 
     Batches have 128 images by default, or all training images if there are fewer. Returns the content of `check.json`.
     The figures require Matplotlib. Encoded images are decoded when they are read, so `skipped` lists only those that
-    were read. `on_progress` is called before each long task.
+    were read. `on_progress` is called before each long task, `notify` if the figures cannot be drawn.
     """
+    if folder.exists() and not folder.is_dir():
+        raise FileExistsError(f"out must be a folder, got the file {folder}")
     on_progress("opening the dataset")
     start = time.perf_counter()
     dataset = open_dataset(config.data)
@@ -65,12 +68,16 @@ def check(
         "batch_size": batch_size,
         **speed,
     }
+    samples = jax.device_get(loader.probe(_NUM_SAMPLES, 0))
+    report["skipped"] = [*dataset.skipped, *loader.skipped]
     folder.mkdir(parents=True, exist_ok=True)
+    write_json(folder / "check.json", report)
     if importlib.util.find_spec("matplotlib"):
         on_progress("drawing every corruption at every severity")
-        _draw(dataset, jax.device_get(loader.probe(_NUM_SAMPLES, 0)), folder)
-    report["skipped"] = [*dataset.skipped, *loader.skipped]
-    write_json(folder / "check.json", report)
+        try:
+            _draw(dataset, samples, folder)
+        except Exception as error:  # whatever Matplotlib raises: the report is complete without the figures
+            notify(f"the figures were not drawn: {error!r}")
     return report
 
 
@@ -98,7 +105,7 @@ def describe(report: Mapping[str, Any], folder: pathlib.Path, max_classes: int =
         lines.append("encoded images are decoded when they are read; not all of them were checked")
     if report["skipped"]:
         lines.append(f"{len(report['skipped'])} images were skipped, the first: {report['skipped'][0]}")
-    lines.append(f"results: {', '.join(str(path) for path in sorted(folder.glob('*')))}")
+    lines.append(f"results: {', '.join(str(path) for path in sorted(folder.glob('[!.]*')))}")
     return "\n".join(lines)
 
 

@@ -104,6 +104,22 @@ def test_evaluate_and_training_notice_changed_data(change, message, allowed, arc
     assert "out contains a run on a different dataset" in capsys.readouterr().err
 
 
+@one_run
+@pytest.mark.parametrize("name", ["evaluate", "clusters"])
+def test_changed_data_must_be_allowed(name, finished, tmp_path, capsys):
+    folder = tmp_path / "run"
+    shutil.copytree(finished[0], folder)
+    config = json.loads((folder / "config.json").read_text())
+    config["dataset"]["test_fingerprint"] = "0" * 16
+    (folder / "config.json").write_text(json.dumps(config))
+    assert command(name, str(folder)) == 2
+    error = capsys.readouterr().err
+    assert "trained on: the test examples are different; --allow-changed-data uses them anyway" in error
+    assert not (folder / "pictures").exists() and not (folder / "evaluation.json").exists()
+    assert command(name, str(folder), "--allow-changed-data") == 0
+    assert "the test examples are different" in capsys.readouterr().err
+
+
 def test_run_without_fingerprint_is_evaluated(archive, capsys):
     """As written by older versions."""
     config = json.loads(pathlib.Path("run/config.json").read_text())
@@ -217,6 +233,8 @@ def test_data_check_reports_and_draws_a_dataset(tmp_path, capsys, photos, monkey
             ["digits", "--data.examples-per-class", "5", "--data.fraction", "0.1"],
             "one of fraction and examples_per_class",
         ),
+        (["CIFAR10", "--data.dir", "."], "did you mean 'cifar10'?"),
+        (["digits", "--out", "/dev/null"], "out must be a folder, got the file /dev/null"),
         (["digits", "--data.name", "cifar10"], "data.name must not be given in addition to NAME"),
         (["digits", "--data.loader", "rail"], "'auto', 'memory'"),
     ],
