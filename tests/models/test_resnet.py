@@ -309,9 +309,7 @@ def test_rates_of_unknown_or_missing_places_raise():
         ({"stage2": 0.1}, "rate must have an entry for stage1, got stage2"),
     ):
         with pytest.raises(ValueError, match=message):
-            model.apply(
-                variables, x, train=True, rate=rate, mutable=["batch_stats"], rngs={"dropout": jax.random.key(0)}
-            )
+            model.apply(variables, x, train=True, rate=rate, mutable=["batch_stats"], rngs=rngs)
 
 
 @pytest.mark.bad_input
