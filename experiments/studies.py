@@ -47,40 +47,33 @@ class Method(NamedTuple):
     Attributes:
         label: Name in tables and figures.
         options: Options that select the method.
-        candidates: Options to choose from on the held-out images. Those of the network without drop layers are in
-            `Scale.baseline`.
+        tuned: The hyperparameter to choose in addition to the rate.
     """
 
     label: str
     options: Options
-    candidates: tuple[Options, ...] = ()
+    tuned: Literal["places", "block_size", "cluster_size", "threshold_range"] | None = None
+
+
+METHODS: dict[str, Method] = {
+    "none": Method("no drop layer", {"method": "none"}),
+    "dropout": Method("dropout", {"method": "dropout"}, "places"),
+    "spatial": Method("spatial dropout", {"method": "spatial"}, "places"),
+    "block": Method("DropBlock", {"method": "block"}, "block_size"),
+    "corr": Method("CorrDrop", {"method": "corr"}, "block_size"),
+    "focused": Method("FocusedDropout", {"method": "focused"}, "threshold_range"),
+    "grid": Method("fixed grid", {"method": "cluster", "clusterer": "grid"}, "cluster_size"),
+    "cluster": Method("DropCluster", {"method": "cluster", "clusterer": "kmeans"}, "cluster_size"),
+    "rena": Method("DropCluster with ReNA", {"method": "cluster", "clusterer": "rena"}, "cluster_size"),
+    "per-channel": Method(
+        "DropCluster per channel", {"method": "cluster", "clusterer": "kmeans", "per_channel": True}, "cluster_size"
+    ),
+}
 
 
 def product(**values: Sequence[Any]) -> tuple[Options, ...]:
     """Returns all combinations of the values of options."""
     return tuple(dict(zip(values, combination, strict=True)) for combination in itertools.product(*values.values()))
-
-
-_RATES = (0.1, 0.2, 0.3)
-_PLACES = product(rate=_RATES, places=(("stage1", "stage2"), ("stage2", "stage3")))
-_BLOCKS = product(rate=_RATES, block_size=(4, 7))
-_CLUSTERS = product(rate=_RATES, cluster_size=(16.0, 49.0))
-_FOCUS = product(rate=_RATES, threshold_range=((0.3, 0.6), (0.1, 0.3)))
-
-METHODS: dict[str, Method] = {
-    "none": Method("no drop layer", {"method": "none"}),
-    "dropout": Method("dropout", {"method": "dropout"}, _PLACES),
-    "spatial": Method("spatial dropout", {"method": "spatial"}, _PLACES),
-    "block": Method("DropBlock", {"method": "block"}, _BLOCKS),
-    "corr": Method("CorrDrop", {"method": "corr"}, _BLOCKS),
-    "focused": Method("FocusedDropout", {"method": "focused"}, _FOCUS),
-    "grid": Method("fixed grid", {"method": "cluster", "clusterer": "grid"}, _CLUSTERS),
-    "cluster": Method("DropCluster", {"method": "cluster", "clusterer": "kmeans"}, _CLUSTERS),
-    "rena": Method("DropCluster with ReNA", {"method": "cluster", "clusterer": "rena"}, _CLUSTERS),
-    "per-channel": Method(
-        "DropCluster per channel", {"method": "cluster", "clusterer": "kmeans", "per_channel": True}, _CLUSTERS
-    ),
-}
 
 
 @dataclasses.dataclass(frozen=True)
@@ -100,6 +93,7 @@ class Scale:
         corruption_images: Number of test images to corrupt; None for all.
         fractions: Fractions of the training images in `limited_data`.
         sides: Sides of blocks and clusters in `rate_and_size`, at most the side of the smallest map.
+        candidate_sides: Two sides of blocks and clusters to choose from.
     """
 
     name: ScaleName
@@ -113,6 +107,7 @@ class Scale:
     corruption_images: int | None = None
     fractions: tuple[float, ...] = FRACTIONS
     sides: tuple[int, ...] = (3, 5, 7)
+    candidate_sides: tuple[int, int] = (4, 7)
 
     @property
     def table(self) -> str:
@@ -179,7 +174,8 @@ def for_dataset(scale: Scale, name: str) -> Scale:
     """Returns the scale on another dataset.
 
     Encoded datasets use the recipe of their preset. Images are mirrored if the preset mirrors them. Blocks and
-    clusters have 4x4 positions for encoded datasets, whose last maps are 7x7, and 2x2 for digits.
+    clusters have 4x4 positions for encoded datasets, whose last maps are 7x7, and 2x2 for digits. The CPU scales use at
+    most 50 digits per class.
     """
     preset = next((config for _, config in PRESETS.values() if config.data.name == name), None)
     data = dataclasses.replace(scale.base.data, name=name)
@@ -199,7 +195,10 @@ def for_dataset(scale: Scale, name: str) -> Scale:
     augment = dataclasses.replace(scale.base.augment, flip=preset.augment.flip)
     base = override(scale.base, data=data, augment=augment)
     if name == "digits":
-        return dataclasses.replace(scale, base=override(base, **_square(2)), examples_per_class=None, sides=(2, 3, 4))
+        base = override(base, batch_size=min(64, base.batch_size), **_square(2))
+        scale = dataclasses.replace(scale, examples_per_class=None, sides=(2, 3, 4), candidate_sides=(2, 3))
+        if scale.name.startswith("cpu"):
+            scale = dataclasses.replace(scale, examples_per_class=50, fractions=(0.2, 1.0))
     return dataclasses.replace(scale, base=base)
 
 
@@ -219,10 +218,22 @@ def baseline(scale: Scale, chosen: Mapping[str, Options]) -> Iterator[Setting]:
         yield "none", candidate, _config(scale, {"none": candidate}, "none")
 
 
+def candidates(scale: Scale, method: str) -> tuple[Options, ...]:
+    """Returns the six candidates of a method: three rates, with two values of its own hyperparameter each."""
+    values = {
+        "places": (("stage1", "stage2"), ("stage2", "stage3")),
+        "block_size": scale.candidate_sides,
+        "cluster_size": tuple(float(side * side) for side in scale.candidate_sides),
+        "threshold_range": ((0.3, 0.6), (0.1, 0.3)),
+    }
+    tuned = METHODS[method].tuned
+    return product(rate=(0.1, 0.2, 0.3), **{tuned: values[tuned]}) if tuned else scale.baseline
+
+
 def choices(scale: Scale, chosen: Mapping[str, Options]) -> Iterator[Setting]:
     """Each method with each of its candidates."""
     for method in _dropping(scale):
-        for candidate in METHODS[method].candidates:
+        for candidate in candidates(scale, method):
             yield method, candidate, _config(scale, {**chosen, method: candidate}, method)
 
 
