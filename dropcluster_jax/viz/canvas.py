@@ -18,8 +18,16 @@ def new_figure(width: float, height: float, title: str | None = None, layout: An
 
     figure = Figure(figsize=(width, height), layout=layout)
     if title:
-        figure.suptitle(title, fontsize=11)
+        figure.suptitle(escape(title), fontsize=11)
     return figure
+
+
+def escape(text: str) -> str:
+    """Escapes text so that Matplotlib draws it as it is.
+
+    Matplotlib parses text between two dollar signs as math, and cannot draw undecodable bytes of file names.
+    """
+    return text.encode("utf-8", "replace").decode().replace("$", r"\$")
 
 
 def figure_to_array(figure: "Figure") -> np.ndarray:

@@ -9,6 +9,7 @@ import numpy as np
 from dropcluster_jax.clustering import ClusterState
 from dropcluster_jax.viz.canvas import (
     draw_boundaries,
+    escape,
     figure_to_array,
     min_max_scale,
     most_varying_channels,
@@ -74,7 +75,7 @@ def cluster_figure(
             ax.set_axis_off()
         kind = "shared by all channels" if shared else "per channel"
         summary = f"{len(clusters.sizes)} clusters, {kind}\nexplained variance {explained.mean():.0%}"
-        row[0].set_ylabel(f"{name}\n{summary}", fontsize=9)
+        row[0].set_ylabel(f"{escape(name)}\n{summary}", fontsize=9)
     colorbar = figure.colorbar(axes[0, 0].images[0], ax=axes, shrink=0.6, ticks=[0, 1])
     colorbar.ax.set_yticklabels(["min", "max"], fontsize=8)
     colorbar.set_label("mean activation, scaled per channel", fontsize=8)
@@ -116,7 +117,7 @@ def cluster_history_figure(history: History, columns: int = 6, channel: int = 0,
             ax.set_title(f"step {history[name][frame][0]:,}", fontsize=9)
         for ax in row[len(frames[name]) :]:
             ax.set_axis_off()
-        row[0].set_ylabel(name, fontsize=9)
+        row[0].set_ylabel(escape(name), fontsize=9)
     return figure
 
 
@@ -166,9 +167,9 @@ def cluster_animation(
         for ax, (name, labels) in zip(axes, maps.items(), strict=True):
             ax.clear()
             _draw_labels(ax, labels, frame)
-            ax.set_title(name, fontsize=10)
+            ax.set_title(escape(name), fontsize=10)
         step = f"step {steps[frame]:,}"
-        figure.suptitle(f"{title}, {step}" if title else step, fontsize=11)
+        figure.suptitle(escape(f"{title}, {step}" if title else step), fontsize=11)
         images.append(Image.fromarray(figure_to_array(figure)).quantize(256))
     durations = [round(1000 * seconds)] * (len(images) - 1) + [round(4000 * seconds)]
     images[0].save(path, format="GIF", save_all=True, append_images=images[1:], duration=durations, loop=0)

@@ -3,7 +3,7 @@
 from collections.abc import Mapping, Sequence
 from typing import TYPE_CHECKING, Any
 
-from dropcluster_jax.viz.canvas import new_figure
+from dropcluster_jax.viz.canvas import escape, new_figure
 
 if TYPE_CHECKING:
     from matplotlib.axes import Axes
@@ -126,7 +126,6 @@ def _label_axes(ax: "Axes", label: str) -> None:
 
 
 def _add_legend(figure: "Figure", ax: "Axes") -> None:
-    # Matplotlib parses "$" as math and omits labels that start with "_".
-    names = [str(line.get_label()).replace("$", r"\$") for line in ax.lines]
-    names = [f" {name}" if name.startswith("_") else name for name in names]
+    names = [escape(str(line.get_label())) for line in ax.lines]
+    names = [f" {name}" if name.startswith("_") else name for name in names]  # Matplotlib omits labels such as "_name"
     figure.legend(ax.lines, names, loc="outside lower center", ncols=min(4, len(names)), frameon=False, fontsize=9)

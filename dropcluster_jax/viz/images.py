@@ -5,7 +5,7 @@ from typing import TYPE_CHECKING
 
 import numpy as np
 
-from dropcluster_jax.viz.canvas import new_figure, show_image
+from dropcluster_jax.viz.canvas import escape, new_figure, show_image
 
 if TYPE_CHECKING:
     from matplotlib.figure import Figure
@@ -42,7 +42,7 @@ def image_figure(images: np.ndarray, titles: Sequence[str], columns: int = 8, ti
         ax.set_axis_off()
     for ax, image, text in zip(axes, images, titles, strict=False):
         show_image(ax, image)
-        ax.set_title(text if len(text) <= 16 else f"{text[:15]}…", fontsize=7)
+        ax.set_title(escape(text if len(text) <= 16 else f"{text[:15]}…"), fontsize=7)
     return figure
 
 
@@ -82,6 +82,6 @@ def corruption_figure(
             show_image(ax, version)
             if row == 0:
                 ax.set_title(f"severity {severity}" if severity else "original", fontsize=8)
-        label = name.replace("_", "\n")
+        label = escape(name.replace("_", "\n"))
         group[0].text(-0.12, 0.5, label, transform=group[0].transAxes, fontsize=8, ha="right", va="center")
     return figure

@@ -5,7 +5,14 @@ from typing import TYPE_CHECKING
 
 import numpy as np
 
-from dropcluster_jax.viz.canvas import draw_boundaries, min_max_scale, most_varying_channels, new_figure, show_image
+from dropcluster_jax.viz.canvas import (
+    draw_boundaries,
+    escape,
+    min_max_scale,
+    most_varying_channels,
+    new_figure,
+    show_image,
+)
 
 if TYPE_CHECKING:
     from matplotlib.figure import Figure
@@ -73,7 +80,7 @@ def mask_figure(
         row[0].set_ylabel(f"channel {channel}", fontsize=9)
     titles = ["activations", *(f"{name}\n{1 - mask.mean():.0%} dropped" for name, mask in kept.items())]
     for ax, text in zip(axes[0, first:], titles, strict=True):
-        ax.set_title(text, fontsize=9)
+        ax.set_title(escape(text), fontsize=9)
     return figure
 
 
