@@ -8,7 +8,7 @@ import sys
 from collections.abc import Iterable, Sequence
 from typing import TYPE_CHECKING, Any
 
-from dropcluster_jax.cli.errors import describe, exit_usage
+from dropcluster_jax.cli.errors import check_devices, describe, exit_failure, exit_usage
 
 if TYPE_CHECKING:
     from dropcluster_jax.runs import DataConfig
@@ -30,6 +30,7 @@ def evaluate(
     from dropcluster_jax.runs.logging import task_progress
 
     _check_run(folder)
+    check_devices()
     names = CORRUPTIONS if corruptions else ()
     with task_progress(1 + _NUM_SEVERITIES * len(names)) as start:
         start("evaluating")
@@ -52,15 +53,18 @@ def evaluate(
                 notify=_print_to_stderr,
             )
             results = run_folder.merge_evaluation(folder, results)
-            run_folder.write_json(folder / run_folder.EVALUATION, results)
         except (ValueError, TypeError, OSError, ImportError, CorruptCheckpointError) as error:
             exit_usage(describe(error))
     if as_json:
         print(run_folder.to_json(results))
-        return
-    if corruptions:
+    elif corruptions:
         print(f"mean over corrupted images: {100 * results['mean_corrupted_accuracy']:.2f} %")
-    print(f"checkpoint of step {results['step']}; results: {folder / run_folder.EVALUATION}")
+    try:
+        run_folder.write_json(folder / run_folder.EVALUATION, results)
+    except OSError as error:
+        exit_failure(f"the results could not be written: {describe(error)}")
+    if not as_json:
+        print(f"checkpoint of step {results['step']}; results: {folder / run_folder.EVALUATION}")
 
 
 def clusters(
@@ -77,6 +81,7 @@ def clusters(
     from dropcluster_jax.runs.logging import task_progress
 
     _check_run(folder)
+    check_devices()
     with task_progress(4) as start:
         try:
             files = draw_run_clusters(
@@ -148,10 +153,11 @@ def check(
     preset = PRESETS[name][1] if name in PRESETS else TrainConfig()
     streamed = data.image_size and name not in PRESETS
     augment = AugmentConfig(resized_crop=True, flip=True) if streamed else preset.augment
+    check_devices()
     try:
         config = dataclasses.replace(preset, data=dataclasses.replace(data, name=name), augment=augment, seed=seed)
         with task_progress(4) as start:
-            report = data_check.check(config, folder, batch_size, start)
+            report = data_check.check(config, folder, batch_size, start, _print_to_stderr)
     except (ValueError, TypeError, OSError, ImportError) as error:
         exit_usage(describe(error))
     print(to_json(report) if as_json else data_check.describe(report, folder))

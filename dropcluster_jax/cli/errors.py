@@ -16,9 +16,27 @@ def exit_failure(message: str) -> NoReturn:
     sys.exit(1)
 
 
+def check_devices() -> None:
+    """Exits if JAX cannot use its devices, e.g. because JAX_PLATFORMS names a platform that is not installed."""
+    import jax
+
+    try:
+        jax.devices()
+    except (RuntimeError, AssertionError) as error:  # JAX asserts that the plugin of a platform is installed
+        platforms = jax.config.values["jax_platforms"]
+        if not platforms:
+            exit_usage(f"JAX cannot use its devices: {str(error).splitlines()[0]}")
+        exit_usage(
+            f"JAX has no devices of the platform {platforms!r}, which JAX_PLATFORMS selects: unset JAX_PLATFORMS, or "
+            'install the platform, e.g. pip install "jax[cuda12]"'
+        )
+
+
 def describe(error: Exception) -> str:
     """Returns the message for an error that the library raised."""
     from dropcluster_jax.data import CorruptImageError
 
+    if isinstance(error, OSError) and error.strerror and error.filename:
+        return f"{error.strerror}: {error.filename}"
     hint = "; --data.skip-corrupt skips such images" if isinstance(error, CorruptImageError) else ""
     return f"{error}{hint}"

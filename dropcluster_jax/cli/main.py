@@ -1,10 +1,13 @@
 """The entry point of the `dropcluster` command."""
 
+import contextlib
+import io
 import os
 import sys
+from collections.abc import Iterator
 
 from dropcluster_jax import __version__
-from dropcluster_jax.cli.errors import exit_usage
+from dropcluster_jax.cli.errors import describe, exit_failure, exit_usage
 
 
 def main(arguments: list[str] | None = None) -> None:
@@ -13,7 +16,26 @@ def main(arguments: list[str] | None = None) -> None:
     Args:
         arguments: Command-line arguments; `sys.argv[1:]` if None.
     """
-    arguments = sys.argv[1:] if arguments is None else arguments
+    with _printable_output():
+        try:
+            _run(sys.argv[1:] if arguments is None else arguments)
+        except KeyboardInterrupt:
+            sys.exit(130)
+        except BrokenPipeError:
+            _discard_output()
+        except OSError as error:
+            exit_failure(describe(error))
+        finally:
+            try:
+                sys.stdout.flush()
+            except BrokenPipeError:
+                _discard_output()
+            except OSError as error:
+                _discard_output()
+                exit_failure(f"the output could not be written: {describe(error)}")
+
+
+def _run(arguments: list[str]) -> None:
     if arguments == ["--version"]:
         print(f"dropcluster-jax {__version__}")
         return
@@ -25,11 +47,29 @@ def main(arguments: list[str] | None = None) -> None:
     from dropcluster_jax.cache import compilation_cache
 
     action = parse(arguments)
+    with compilation_cache():
+        action()
+
+
+@contextlib.contextmanager
+def _printable_output() -> Iterator[None]:
+    """Makes stdout and stderr accept any text: if they are closed, or if their encoding lacks a character."""
+    while (descriptor := os.open(os.devnull, os.O_RDWR)) <= 2:
+        pass  # without this, a file that is opened later would become stdout or stderr
+    os.close(descriptor)
+    sys.stdout = sys.stdout or open(os.devnull, "w")  # noqa: SIM115
+    sys.stderr = sys.stderr or open(os.devnull, "w")  # noqa: SIM115
+    streams = [stream for stream in (sys.stdout, sys.stderr) if isinstance(stream, io.TextIOWrapper)]
+    errors = [stream.errors for stream in streams]
+    for stream in streams:
+        stream.reconfigure(errors="backslashreplace")
     try:
-        with compilation_cache():
-            action()
-        sys.stdout.flush()
-    except KeyboardInterrupt:
-        sys.exit(130)
-    except BrokenPipeError:  # the reader of the output has exited, e.g. `head`
-        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+        yield
+    finally:
+        for stream, previous in zip(streams, errors, strict=True):
+            stream.reconfigure(errors=previous)
+
+
+def _discard_output() -> None:
+    """Discards further output, because the reader of the output has exited, e.g. `head`."""
+    os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())

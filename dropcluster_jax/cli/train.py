@@ -1,10 +1,11 @@
 """The command `dropcluster train`."""
 
+import pathlib
 import shlex
 import sys
 from typing import TYPE_CHECKING
 
-from dropcluster_jax.cli.errors import describe, exit_failure, exit_usage
+from dropcluster_jax.cli.errors import check_devices, describe, exit_failure, exit_usage
 
 if TYPE_CHECKING:
     from dropcluster_jax.runs import TrainConfig
@@ -22,20 +23,28 @@ def train(
     import jax
 
     from dropcluster_jax.data import CorruptImageError
-    from dropcluster_jax.runs import CheckpointVersionError, CorruptCheckpointError, logging, run_folder, trainer
+    from dropcluster_jax.runs import (
+        CheckpointMismatchError,
+        CheckpointVersionError,
+        CorruptCheckpointError,
+        logging,
+        run_folder,
+        trainer,
+    )
     from dropcluster_jax.runs.build import training_flops
     from dropcluster_jax.training import NonFiniteError
 
     try:
         if processes is not None:
             _join(*processes)
+        check_devices()
         first = jax.process_index() == 0
         if config.out and not restart and not dry_run and (summary := run_folder.finished_run(config.out, config)):
             if first:
                 print(f"{config.out} already contains this run, finished; pass a different --out to train again")
                 print(logging.format_summary(summary, config.out))
             return
-        run = trainer.prepare(config, restart, _print_note if first else lambda message: None)
+        run = trainer.prepare(config, restart, _print_note if first else lambda message: None, dry_run)
         if dry_run:
             from dropcluster_jax.runs.dry_run import describe as describe_run
 
@@ -51,7 +60,9 @@ def train(
             print(logging.format_summary(summary, run.folder))
         else:
             trainer.execute(run, notify=lambda message: None, restart=restart)
-    except (CorruptImageError, CorruptCheckpointError, CheckpointVersionError) as error:
+    except (CorruptImageError, CorruptCheckpointError, CheckpointVersionError, CheckpointMismatchError) as error:
+        exit_usage(describe(error))
+    except (run_folder.RunFolderError, FileExistsError) as error:
         exit_usage(describe(error))
     except NonFiniteError as error:
         exit_failure(
@@ -59,7 +70,7 @@ def train(
             "--max-nonfinite-steps; to change other options, pass a different --out, or --restart"
         )
     except OSError as error:
-        exit_failure(f"{error}. Repeat the command to resume from the last checkpoint")
+        exit_failure(f"{describe(error)}. {_how_to_repeat(run.folder)}")
     except trainer.Stopped as stopped:
         if first:
             print(_how_to_resume(stopped, str(run.folder), arguments), file=sys.stderr)
@@ -71,6 +82,14 @@ def train(
             f"another process died: {str(error).splitlines()[0]}. Restart all processes to resume from the last "
             "checkpoint"
         )
+
+
+def _how_to_repeat(folder: pathlib.Path) -> str:
+    from dropcluster_jax.runs import Checkpointer, run_folder
+
+    if Checkpointer(folder / run_folder.CHECKPOINTS).steps():
+        return "Repeat the command to resume from the last checkpoint"
+    return "There is no checkpoint yet: repeat the command to start again"
 
 
 def _print_note(message: str) -> None:

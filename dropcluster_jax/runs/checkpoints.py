@@ -9,6 +9,7 @@ import asyncio
 import contextlib
 import json
 import logging
+import os
 import pathlib
 import shutil
 import warnings
@@ -22,6 +23,7 @@ from jaxtyping import Array, PyTree, UInt32
 
 from dropcluster_jax._optional import optional_import
 from dropcluster_jax.runs import distributed
+from dropcluster_jax.runs.paths import local_path
 from dropcluster_jax.training.steps import TrainState
 
 FORMAT = 2  # incremented whenever older versions could not read the contents of checkpoints
@@ -93,13 +95,13 @@ class Checkpointer:
         ('first', 7, [0.0, 1.0, 2.0])
     """
 
-    def __init__(self, folder: pathlib.Path, keep: int = 2, notify: Callable[[str], None] = print) -> None:
+    def __init__(self, folder: str | os.PathLike[str], keep: int = 2, notify: Callable[[str], None] = print) -> None:
         with optional_import("Orbax"):
             import orbax.checkpoint
         if keep < 1:
             raise ValueError(f"keep must be at least 1, got {keep}")
         self._orbax = orbax.checkpoint
-        self.folder, self._keep, self._notify = folder.absolute(), keep, notify
+        self.folder, self._keep, self._notify = local_path(folder).absolute(), keep, notify
         self._manager: Any = None
         self._silenced = contextlib.ExitStack()  # while a checkpoint is being written in the background
         self._saving: int | None = None

@@ -9,6 +9,7 @@ from typing import Any, Literal, Self
 
 from dropcluster_jax.data.config import DataConfig
 from dropcluster_jax.models import ModelName
+from dropcluster_jax.runs.paths import local_path
 from dropcluster_jax.training.data_parallel import Strategy
 
 Method = Literal["none", "dropout", "spatial", "block", "corr", "focused", "cluster"]
@@ -141,6 +142,8 @@ class TrainConfig:
     checkpoint: CheckpointConfig = dataclasses.field(default_factory=CheckpointConfig)
 
     def __post_init__(self) -> None:
+        if self.out is not None:
+            object.__setattr__(self, "out", local_path(self.out))
         _check_range("epochs", self.epochs, above=0)
         if self.steps is not None:
             _check_range("steps", self.steps, least=1)

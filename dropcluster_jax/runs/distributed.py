@@ -1,6 +1,7 @@
 """Communication between the processes of a run; no-ops in a single process."""
 
 import json
+from collections.abc import Callable
 
 import jax
 import jax.numpy as jnp
@@ -31,6 +32,21 @@ def barrier(name: str) -> None:
     """Waits until all processes have reached the barrier."""
     if jax.process_count() > 1:
         multihost_utils.sync_global_devices(name)
+
+
+def in_first_process(action: Callable[[], None]) -> None:
+    """Calls `action` in the first process; if it raises an OSError, all processes raise one with the same message."""
+    error: OSError | None = None
+    if jax.process_index() == 0:
+        try:
+            action()
+        except OSError as failure:
+            error = failure
+    messages = allgather([] if error is None else [str(error)])
+    if error is not None:
+        raise error
+    if messages:
+        raise OSError(messages[0])
 
 
 def all_agree(value: bool) -> bool:

@@ -19,6 +19,7 @@ from dropcluster_jax.masking import drop_block_mask, drop_cluster_mask, dropout_
 from dropcluster_jax.models import ResNet
 from dropcluster_jax.runs import run_folder
 from dropcluster_jax.runs.config import DropConfig
+from dropcluster_jax.runs.paths import local_path
 from dropcluster_jax.training.cluster_metrics import mean_adjusted_rand_index
 
 if TYPE_CHECKING:
@@ -90,11 +91,11 @@ def draw_run_clusters(
         ValueError: If the run has no clusters, `out` is a file, or the data have changed, unless that is allowed.
         FileNotFoundError, CorruptCheckpointError, ImportError: As in `load_run` and `data.load`.
     """
-    path = pathlib.Path(folder)
+    path = local_path(folder)
     config, _ = run_folder.read_config(path)
     if config.drop.method != "cluster":
         raise ValueError(f"{path} has no clusters: it was trained with drop.method {config.drop.method}")
-    pictures = pathlib.Path(out) if out is not None else path / run_folder.PICTURES
+    pictures = local_path(out) if out is not None else path / run_folder.PICTURES
     if pictures.exists() and not pictures.is_dir():
         raise ValueError(f"out must be a folder, got the file {pictures}")
     on_progress("loading the run")
@@ -161,7 +162,7 @@ def _example_masks(x: np.ndarray, clusters: ClusterState, rate: float, drop: Dro
 
 def draw_run_curves(folders: Iterable[str | os.PathLike[str]]) -> "Figure":
     """Draws the learning curves of runs, labeled by their folders."""
-    paths = list(dict.fromkeys(pathlib.Path(folder) for folder in folders))
+    paths = list(dict.fromkeys(map(local_path, folders)))
     for path in paths:
         if not run_folder.is_run(path):
             raise FileNotFoundError(f"{path} is not a run folder: it has no {run_folder.CONFIG} of a run")

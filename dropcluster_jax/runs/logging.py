@@ -16,6 +16,7 @@ from dropcluster_jax._optional import optional_import
 from dropcluster_jax.clustering import ClusterState
 from dropcluster_jax.linen import cluster_states
 from dropcluster_jax.runs import run_folder
+from dropcluster_jax.runs.paths import local_path
 from dropcluster_jax.runs.run_folder import JsonLinesFile
 from dropcluster_jax.training.loop import LogEntry
 from dropcluster_jax.training.steps import TrainState
@@ -135,7 +136,7 @@ class TensorBoard:
         from tensorboardX.event_file_writer import EventsWriter
         from tensorboardX.proto.event_pb2 import SessionLog  # pyright: ignore[reportAttributeAccessIssue]
 
-        path = pathlib.Path(folder)
+        path = local_path(folder)
         path.mkdir(parents=True, exist_ok=True)
         for previous in path.glob("events.out.tfevents.*"):
             previous.unlink()
@@ -313,5 +314,5 @@ def format_summary(summary: Mapping[str, Any], folder: pathlib.Path) -> str:
         lines.append(f"{summary['nonfinite_steps']} non-finite steps were skipped")
     if summary["skipped"]:
         lines.append(f"{len(summary['skipped'])} images were skipped, the first: {summary['skipped'][0]}")
-    lines.append(f"results: {', '.join(str(path) for path in sorted(folder.glob('*')))}")
+    lines.append(f"results: {', '.join(str(path) for path in sorted(folder.glob('[!.]*')))}")
     return "\n".join(lines)

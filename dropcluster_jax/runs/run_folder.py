@@ -6,8 +6,10 @@ verification), `profile/`, `tensorboard/`, and what later commands add: `evaluat
 """
 
 import base64
+import contextlib
 import dataclasses
 import datetime
+import itertools
 import json
 import math
 import os
@@ -40,6 +42,7 @@ from dropcluster_jax.models import ResNet
 from dropcluster_jax.runs.build import abstract_batch, make_model, make_run_steps
 from dropcluster_jax.runs.checkpoints import Checkpointer
 from dropcluster_jax.runs.config import TrainConfig, without_runtime_fields
+from dropcluster_jax.runs.paths import local_path
 from dropcluster_jax.training.loop import LogEntry, evaluate
 from dropcluster_jax.training.steps import Batch, TrainState
 
@@ -48,22 +51,81 @@ EVALUATION, CLUSTERS_FIGURE = "evaluation.json", "clusters.png"
 CHECKPOINTS, PROFILE, TENSORBOARD, PICTURES = "checkpoints", "profile", "tensorboard", "pictures"
 _FILES = (CONFIG, METRICS, CLUSTERS, SUMMARY, CLUSTERS_FIGURE, EVALUATION)
 _FOLDERS = (CHECKPOINTS, "damaged", PROFILE, TENSORBOARD, PICTURES)
+_LOCK = ".lock"
+_FILES_OF_SYSTEMS = ("Thumbs.db", "desktop.ini", "@eaDir", "lost+found")  # in addition to hidden files
+_MAX_SLUG = 80
+
+
+class RunFolderError(OSError):
+    """The folder of a run cannot be created, or another process is writing to it."""
 
 
 # ---- The folder
 
 
 def new_folder(config: TrainConfig) -> pathlib.Path:
-    """Returns a folder under `runs/` that does not exist, named after the configuration and the time."""
+    """Creates a folder under `runs/`, named after the configuration and the time, and returns its path.
+
+    Processes that start at the same time get different folders.
+    """
     now = datetime.datetime.now().strftime("%Y%m%d-%H%M%S")
     name = f"{slug(config.data.name)}-{config.model}-{config.drop.method}-{now}"
-    candidates = [pathlib.Path("runs", name), *(pathlib.Path("runs", f"{name}-{i}") for i in range(2, 100))]
-    return next(folder for folder in candidates if not folder.exists())
+    parent = pathlib.Path("runs")
+    try:
+        parent.mkdir(exist_ok=True)
+        for suffix in itertools.chain([""], (f"-{i}" for i in itertools.count(2))):
+            with contextlib.suppress(FileExistsError):
+                (parent / f"{name}{suffix}").mkdir()
+                return parent / f"{name}{suffix}"
+    except OSError as error:
+        raise RunFolderError(f"no folder can be created in {parent}: {error.strerror}; pass --out") from None
+    raise AssertionError("unreachable")
 
 
 def slug(name: str) -> str:
-    """Returns the name of a dataset as part of a folder name."""
-    return re.sub(r"[^0-9A-Za-z_.-]+", "-", name)
+    """Returns the name of a dataset as part of a folder name; of long paths, the end."""
+    return re.sub(r"[^0-9A-Za-z_.-]+", "-", name)[-_MAX_SLUG:]
+
+
+@contextlib.contextmanager
+def lock(folder: pathlib.Path, notify: Callable[[str], None]) -> Iterator[None]:
+    """Creates the folder if needed, and locks it while this process writes a run to it.
+
+    The operating system releases the lock when the process ends, for whatever reason. `notify` is called if the file
+    system does not support locks.
+
+    Raises:
+        RunFolderError: If another process holds the lock, or the folder cannot be written to.
+    """
+    try:
+        folder.mkdir(parents=True, exist_ok=True)
+        file = (folder / _LOCK).open("ab")
+    except FileExistsError as error:  # a file, or a symbolic link to nothing
+        raise RunFolderError(f"out must be a folder, but {error.filename} exists and is not one") from None
+    except OSError as error:
+        raise RunFolderError(f"out cannot be written to: {error.strerror}: {error.filename}") from None
+    with file:
+        try:
+            _lock_file(file.fileno())
+        except (BlockingIOError, PermissionError):
+            raise RunFolderError(
+                f"another process is writing to the run folder {folder}; wait until it ends, or pass a different --out"
+            ) from None
+        except OSError as error:
+            notify(f"{folder} cannot be locked ({error.strerror}): make sure that no other process writes to it")
+        yield
+
+
+def _lock_file(descriptor: int) -> None:
+    """Locks an open file; raises BlockingIOError (PermissionError on Windows) if another process has locked it."""
+    try:
+        import fcntl
+    except ImportError:  # Windows
+        import msvcrt
+
+        msvcrt.locking(descriptor, msvcrt.LK_NBLCK, 1)  # pyright: ignore[reportAttributeAccessIssue]
+    else:
+        fcntl.flock(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
 
 
 def is_run(folder: pathlib.Path) -> bool:
@@ -76,10 +138,13 @@ def is_run(folder: pathlib.Path) -> bool:
 
 
 def holds_run(folder: pathlib.Path) -> bool:
-    """Returns whether a folder contains a run; raises FileExistsError if it contains anything else."""
+    """Returns whether a folder contains a run; raises FileExistsError if it contains anything else.
+
+    Hidden files and those that operating systems create do not count.
+    """
     if folder.exists() and not folder.is_dir():
         raise FileExistsError(f"out must be a folder, got the file {folder}")
-    if not folder.exists() or not any(folder.iterdir()):
+    if not folder.exists() or all(path.name.startswith((".", *_FILES_OF_SYSTEMS)) for path in folder.iterdir()):
         return False
     if not is_run(folder):
         raise FileExistsError(f"out must be a new or empty folder or contain a run, but {folder} contains other files")
@@ -217,7 +282,7 @@ def to_json(content: Any) -> str:
 
 def write_json(path: pathlib.Path, content: Mapping[str, Any]) -> None:
     """Writes a JSON file atomically; see `to_json`."""
-    temporary = path.with_name(path.name + ".new")
+    temporary = path.with_name(f"{path.name}.{os.getpid()}.new")
     try:
         temporary.write_text(to_json(content) + "\n")
         temporary.replace(path)
@@ -346,7 +411,7 @@ def read_history(folder: str | os.PathLike[str]) -> dict[str, list[tuple[int, np
         >>> step, bool((labels == state.labels).all())
         (20, True)
     """
-    path = pathlib.Path(folder) / CLUSTERS
+    path = local_path(folder) / CLUSTERS
     history: dict[str, list[tuple[int, np.ndarray]]] = {}
     try:
         for step, places in decode_clusters(read_json_lines(path)):
@@ -389,7 +454,7 @@ def list_runs(folder: str | os.PathLike[str]) -> list[dict[str, Any]]:
         Traceback (most recent call last):
         FileNotFoundError: no folder /nowhere
     """
-    root = pathlib.Path(folder)
+    root = local_path(folder)
     if not root.is_dir():
         raise FileNotFoundError(f"no folder {root}")
     runs = [_describe(path.parent) for path in sorted(root.rglob(CONFIG)) if is_run(path.parent)]
@@ -505,7 +570,7 @@ def load_run(folder: str | os.PathLike[str], *, best: bool = False, notify: Call
         >>> loaded.logits(jnp.zeros((2, 8, 8, 1), jnp.uint8)).shape, loaded.step, sorted(loaded.variables)
         ((2, 10), 8, ['batch_stats', 'params'])
     """
-    path = pathlib.Path(folder)
+    path = local_path(folder)
     config, spec = read_config(path)
     model = make_model(config, spec)
     init = make_run_steps(config, model, spec).init

@@ -32,7 +32,7 @@ from dropcluster_jax.training.steps import Steps, TrainState
 
 
 class Run(NamedTuple):
-    """The validated parts of a run; nothing has been written yet.
+    """The validated parts of a run; nothing has been written to its folder yet.
 
     Attributes:
         config: The configuration.
@@ -68,24 +68,30 @@ class Stopped(Exception):
         self.name, self.status, self.step, self.checkpoint = name, status, step, checkpoint
 
 
-def prepare(config: TrainConfig, restart: bool = False, notify: Callable[[str], None] = lambda message: None) -> Run:
+def prepare(
+    config: TrainConfig,
+    restart: bool = False,
+    notify: Callable[[str], None] = lambda message: None,
+    dry_run: bool = False,
+) -> Run:
     """Builds and validates the parts of a run, so that errors surface before anything is written.
 
-    With `restart`, an existing run in the output folder is going to be removed. `notify` is called with warnings.
+    If the configuration has no output folder, creates a new one last, unless this is a `dry_run`. With `restart`, an
+    existing run in the output folder is going to be removed. `notify` is called with warnings.
 
     Raises:
         ValueError, TypeError: If a value is invalid; the message names it.
         FileNotFoundError: If the dataset does not exist.
         FileExistsError: If the output folder contains anything other than this run.
+        RunFolderError: If no new folder can be created.
         ImportError: If a required extra is not installed.
     """
     if config.out is None and jax.process_count() > 1:
         raise ValueError("out is required with multiple processes, and must be a folder that all of them can write to")
-    folder = config.out or run_folder.new_folder(config)
-    if restart:
-        run_folder.holds_run(folder)
-    else:
-        run_folder.finished_run(folder, config)
+    if config.out is not None and restart:
+        run_folder.holds_run(config.out)
+    elif config.out is not None:
+        run_folder.finished_run(config.out, config)
     if config.tensorboard:
         require_tensorboard()
     parallel = DataParallel(config.strategy, shard_optimizer=config.shard_optimizer)
@@ -99,13 +105,13 @@ def prepare(config: TrainConfig, restart: bool = False, notify: Callable[[str], 
         sharding=parallel.batch_sharding,
     )
     spec = dataset.spec
-    if not restart:
-        run_folder.check_same_dataset(folder, spec)
+    if config.out is not None and not restart:
+        run_folder.check_same_dataset(config.out, spec)
     model, steps, parallel, state = _compile_steps(_without_seeds(config), spec, parallel)
-    run = Run(config, folder, build.num_steps(config, spec), dataset, loader, model, steps, parallel)
     if config.drop.rate:
-        _warn_of_single_clusters(run, state, notify)
-    return run
+        _warn_of_single_clusters(config, model, state, notify)
+    folder = config.out or (pathlib.Path("runs") if dry_run else run_folder.new_folder(config))
+    return Run(config, folder, build.num_steps(config, spec), dataset, loader, model, steps, parallel)
 
 
 @functools.lru_cache(maxsize=1)
@@ -130,12 +136,14 @@ def _without_seeds(config: TrainConfig) -> TrainConfig:
     return dataclasses.replace(config, seed=0, out=None, data=dataclasses.replace(config.data, seed=0))
 
 
-def _warn_of_single_clusters(run: Run, state: TrainState, notify: Callable[[str], None]) -> None:
+def _warn_of_single_clusters(
+    config: TrainConfig, model: ResNet, state: TrainState, notify: Callable[[str], None]
+) -> None:
     clusters = cluster_states(state.clusters)
-    for place, name in run.model.drop_layer_names.items():
+    for place, name in model.drop_layer_names.items():
         if name in clusters and len(clusters[name].sizes) == 1:
             shape = "x".join(map(str, clusters[name].labels.shape[:-1]))
-            size = run.config.drop.cluster_size
+            size = config.drop.cluster_size
             notify(f"{place} has a single cluster, its whole map of {shape}: drop.cluster_size {size:g} is too large")
 
 
@@ -148,7 +156,7 @@ def execute(
     """Trains, from the start or from the latest checkpoint, and writes the results.
 
     With `restart`, an existing run in the output folder is removed first. `log` is called with each log entry after it
-    was written, `notify` with messages about checkpoints.
+    was written, `notify` with messages about checkpoints and figures. The folder is locked until the function returns.
 
     Returns:
         The summary, as in `summary.json`; empty except in the first process.
@@ -156,12 +164,15 @@ def execute(
     Raises:
         Stopped: If the process received SIGTERM or SIGINT; a checkpoint was written.
         NonFiniteError: If the loss or a gradient was not finite.
+        RunFolderError: If the folder cannot be created, or another process is writing to it.
+        FileExistsError: If another process has started a different run in the folder.
         CorruptCheckpointError: If the folder has checkpoints, but none is intact.
+        CheckpointMismatchError: If the latest checkpoint does not fit the configuration.
         OSError: If results cannot be written.
     """
     start = time.perf_counter()
-    _prepare_folder(run, restart)
     with contextlib.ExitStack() as stack:
+        _prepare_folder(run, restart, stack, notify)
         preemption = stack.enter_context(Preemption())
         checkpointer = Checkpointer(run.folder / run_folder.CHECKPOINTS, run.config.checkpoint.keep, notify)
         stack.callback(checkpointer.close)
@@ -190,17 +201,26 @@ def execute(
             raise Stopped(preemption.name, preemption.status, step, saved[-1] if saved else None)
         if step not in saved:
             raise OSError(f"the checkpoint of the last step, {step}, could not be written")
-    return _write_results(run, state, writer.last, progress, notify)
+        return _write_results(run, state, writer.last, progress, notify)
 
 
-def _prepare_folder(run: Run, restart: bool) -> None:
-    """Removes an existing run if asked to, and writes `config.json`; in the first process."""
-    distributed.barrier("all processes have read the run folder")
-    if jax.process_index() == 0:
+def _prepare_folder(run: Run, restart: bool, stack: contextlib.ExitStack, notify: Callable[[str], None]) -> None:
+    """Locks the folder until `stack` closes, removes an existing run if asked to, and writes `config.json`.
+
+    All of that in the first process, on behalf of all.
+    """
+
+    def prepare_folder() -> None:
+        stack.enter_context(run_folder.lock(run.folder, notify))
         if restart:
             run_folder.clear(run.folder)
+        else:  # another process may have trained here since `prepare`
+            run_folder.finished_run(run.folder, run.config)
+            run_folder.check_same_dataset(run.folder, run.dataset.spec)
         run_folder.write_config(run.folder, run.config, run.dataset.spec, __version__)
-    distributed.barrier("the run folder is ready")
+
+    distributed.barrier("all processes have read the run folder")
+    distributed.in_first_process(prepare_folder)
 
 
 def _restore_or_init(
@@ -213,6 +233,9 @@ def _restore_or_init(
         return run.parallel.compile(run.steps).init(jax.random.key(run.config.seed), probe), {}
     batches.set_state(restored.metadata["batches"])
     notify(f"resuming from the checkpoint of step {int(restored.state.step)}")
+    saved, default = (jax.random.key_impl(key) for key in (restored.state.key, jax.random.key(0)))
+    if saved != default:
+        notify(f"the run keeps its PRNG implementation, {saved}; JAX's default is now {default}")
     return restored.state, restored.metadata
 
 
@@ -302,7 +325,7 @@ def _write_results(
     progress: _Progress,
     notify: Callable[[str], None],
 ) -> dict[str, Any]:
-    """Writes `clusters.png` and `summary.json` in the first process and returns the summary."""
+    """Writes `summary.json`, then `clusters.png`, in the first process and returns the summary."""
     probe, skipped = run.loader.probe(run.config.drop.probe_size, 0), progress.skipped()  # in all processes
     if jax.process_index() != 0:
         return {}
@@ -316,12 +339,15 @@ def _write_results(
         "skipped": skipped,
         "clusters": figures.summarize_clusters(run.model, state.clusters),
     }
+    run_folder.write_json(run.folder / run_folder.SUMMARY, summary)
     if state.clusters and not importlib.util.find_spec("matplotlib"):
         notify('clusters.png was not drawn, as Matplotlib is not installed: pip install "dropcluster-jax[plot]"')
     elif state.clusters:
         images = normalize(distributed.addressable(probe["image"]), run.dataset.spec.mean, run.dataset.spec.std)
         drawn = figures.clusters_and_inputs(run.model, jax.device_get(state.variables()), images)
         title = f"Learned clusters: {run.config.model} on {run.config.data.name}, step {run.num_steps}"
-        figures.save_cluster_figure(run.folder / run_folder.CLUSTERS_FIGURE, drawn, title)
-    run_folder.write_json(run.folder / run_folder.SUMMARY, summary)
+        try:
+            figures.save_cluster_figure(run.folder / run_folder.CLUSTERS_FIGURE, drawn, title)
+        except Exception as error:  # whatever Matplotlib raises: the results are complete without the figure
+            notify(f"clusters.png was not drawn: {error!r}; `dropcluster clusters {run.folder}` draws it")
     return summary

@@ -40,6 +40,7 @@ def contents(folder):
 def test_run_folder_contents(finished):
     folder, _ = finished
     assert {path.name for path in folder.iterdir()} == {
+        ".lock",
         "config.json",
         "metrics.jsonl",
         "clusters.jsonl",
