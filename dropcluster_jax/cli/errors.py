@@ -28,7 +28,7 @@ def check_devices() -> None:
             exit_usage(f"JAX cannot use its devices: {str(error).splitlines()[0]}")
         exit_usage(
             f"JAX has no devices of the platform {platforms!r}, which JAX_PLATFORMS selects: unset JAX_PLATFORMS, or "
-            'install the platform, e.g. pip install "jax[cuda12]"'
+            'install the platform, e.g. pip install "dropcluster-jax[cuda]"'
         )
 
 

@@ -5,7 +5,7 @@ import json
 import math
 import pathlib
 from collections.abc import Mapping
-from typing import Any, Literal, Self
+from typing import Any, Literal, Self, get_args, get_origin
 
 from dropcluster_jax.data.config import DataConfig
 from dropcluster_jax.models import ModelName
@@ -144,6 +144,9 @@ class TrainConfig:
     def __post_init__(self) -> None:
         if self.out is not None:
             object.__setattr__(self, "out", local_path(self.out))
+        _check_choices(self)
+        _check_choices(self.drop, "drop.")
+        _check_choices(self.data, "data.")
         _check_range("epochs", self.epochs, above=0)
         if self.steps is not None:
             _check_range("steps", self.steps, least=1)
@@ -234,6 +237,14 @@ def _from_json(kind: Any, content: Mapping[str, Any], section: str = "") -> Any:
             value = tuple(value)
         values[name] = value
     return kind(**values)
+
+
+def _check_choices(config: Any, section: str = "") -> None:
+    """Checks the options that are restricted to a few values."""
+    for field in dataclasses.fields(config):
+        choices, value = get_args(field.type), getattr(config, field.name)
+        if get_origin(field.type) is Literal and value not in choices:
+            raise ValueError(f"{section}{field.name} must be one of {', '.join(choices)}, got {value!r}")
 
 
 def _check_range(

@@ -294,7 +294,7 @@ def write_json(path: pathlib.Path, content: Mapping[str, Any]) -> None:
 def _read_json(path: pathlib.Path) -> dict[str, Any]:
     try:
         content = json.loads(path.read_text())
-    except ValueError as error:
+    except (ValueError, RecursionError) as error:
         raise ValueError(f"{path} is damaged: {error}") from None
     if not isinstance(content, dict):
         raise ValueError(f"{path} is damaged: it does not contain a JSON object")

@@ -2,6 +2,7 @@
 
 import io
 import json
+import os
 import pathlib
 import re
 import shutil
@@ -380,6 +381,72 @@ def test_closed_pipe_is_not_an_error(tmp_path):
     process.stdout.close()
     assert process.stderr.read() == "" and process.wait() in (0, 1)
     process.stderr.close()
+
+
+def run_command(*arguments: str, **environment: str) -> subprocess.CompletedProcess[str]:
+    """Runs the command in a new process."""
+    code = "import sys; from dropcluster_jax.cli import main; main(sys.argv[1:])"
+    return subprocess.run(
+        [sys.executable, "-c", code, *arguments],
+        env={**os.environ, **environment},
+        capture_output=True,
+        text=True,
+        check=False,
+    )
+
+
+@pytest.mark.parametrize("words", ["--help", "train digits --help"])
+def test_closed_pipe_of_help_is_not_an_error(words):
+    """As in `dropcluster --help | head`."""
+    code = "import sys; from dropcluster_jax.cli import main; sys.stdin.read(); main(sys.argv[1:])"
+    process = subprocess.Popen(
+        [sys.executable, "-c", code, *words.split()],
+        stdin=subprocess.PIPE,
+        stdout=subprocess.PIPE,
+        stderr=subprocess.PIPE,
+        text=True,
+    )
+    process.stdout.close()
+    process.stdin.close()
+    assert process.stderr.read() == "" and process.wait() == 0
+    process.stderr.close()
+
+
+def test_output_may_be_closed():
+    """As in `dropcluster presets >&-`."""
+    command = [sys.executable, "-c", "from dropcluster_jax.cli import main; main(['presets'])"]
+    process = subprocess.run(
+        ["sh", "-c", 'exec "$@" >&-', "sh", *command], stderr=subprocess.PIPE, text=True, check=False
+    )
+    assert process.returncode == 0 and process.stderr == ""
+
+
+@one_run
+def test_output_may_have_a_narrow_encoding(finished, tmp_path):
+    shutil.copytree(finished[0], tmp_path / "猫")
+    process = run_command("runs", str(tmp_path), PYTHONIOENCODING="cp1252")
+    assert process.returncode == 0 and r"\u732b" in process.stdout and process.stderr == ""
+
+
+@one_run
+@pytest.mark.parametrize("words", ["train digits --out new", "evaluate run", "clusters run", "data check digits"])
+def test_missing_platform_is_one_line(words, finished, tmp_path):
+    paths = {"run": str(finished[0]), "new": str(tmp_path / "new")}
+    process = run_command(*(paths.get(word, word) for word in words.split()), JAX_PLATFORMS="cuda")
+    assert process.returncode == 2 and process.stderr.count("\n") == 1
+    assert "JAX has no devices of the platform 'cuda', which JAX_PLATFORMS selects" in process.stderr
+
+
+@one_run
+def test_results_that_cannot_be_written_are_printed(finished, tmp_path, capsys, monkeypatch):
+    def fail(*arguments):
+        raise OSError(28, "No space left on device", "evaluation.json")
+
+    monkeypatch.setattr(run_folder, "write_json", fail)
+    assert command("evaluate", str(finished[0]), "--json") == 1
+    output = capsys.readouterr()
+    assert json.loads(output.out)["step"] == 24
+    assert output.err.endswith("the results could not be written: No space left on device: evaluation.json\n")
 
 
 def test_version(capsys):

@@ -3,9 +3,12 @@
 import dataclasses
 import gc
 import json
+import os
 import pathlib
 import re
 import shutil
+import subprocess
+import sys
 from typing import get_args
 
 import jax
@@ -13,6 +16,7 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 from commands import SHORT, command, entries, one_run
+from training.helpers import equal
 
 import dropcluster_jax as dc
 from dropcluster_jax.data import DATASETS, load
@@ -27,6 +31,7 @@ from dropcluster_jax.runs import (
     TrainConfig,
     build,
     load_run,
+    run_folder,
     trainer,
 )
 from dropcluster_jax.runs.config import Method
@@ -266,6 +271,59 @@ def test_dry_run_prints_shapes_flops_and_memory_and_writes_nothing(tmp_path, cap
     assert not list(tmp_path.iterdir())
 
 
+def test_second_process_in_the_same_folder_is_an_error(tmp_path, capsys):
+    folder = tmp_path / "run"
+    with run_folder.lock(folder, print):
+        for options in ([], ["--restart"]):
+            assert command(*SHORT, "--steps", "1", "--drop.method", "none", "--out", str(folder), *options) == 2
+            error = capsys.readouterr().err
+            assert f"another process is writing to the run folder {folder}" in error and error.count("\n") == 1
+    assert [path.name for path in folder.iterdir()] == [".lock"]
+
+
+def test_run_that_another_process_started_in_the_meantime_is_not_changed(tmp_path):
+    """Between the validation of the folder and its lock."""
+    options = {"model": "resnet8", "steps": 1, "drop": DropConfig("none"), "out": tmp_path / "run"}
+    first, second = (trainer.prepare(TrainConfig(**options, seed=seed)) for seed in (1, 2))
+    trainer.execute(first)
+    before = contents(tmp_path / "run")
+    with pytest.raises(FileExistsError, match="seed is 1 there and 2 here"):
+        trainer.execute(second)
+    assert contents(tmp_path / "run") == before
+
+
+def test_figure_that_cannot_be_drawn_is_a_note(tmp_path, capsys, monkeypatch):
+    def fail(*arguments):
+        raise ValueError("no ink")
+
+    monkeypatch.setattr("dropcluster_jax.runs.figures.save_cluster_figure", fail)
+    assert command(*SHORT, "--steps", "2", "--out", str(tmp_path / "run")) == 0
+    assert "clusters.png was not drawn: ValueError('no ink'); `dropcluster clusters" in capsys.readouterr().out
+    assert (tmp_path / "run" / "summary.json").is_file() and not (tmp_path / "run" / "clusters.png").exists()
+
+
+def test_run_keeps_its_prng_implementation(tmp_path):
+    options = [*SHORT, "--steps", "4", "--drop.method", "none", "--checkpoint.every", "2"]
+    options += ["--out", str(tmp_path / "run")]
+
+    def train(**environment):
+        """On a single device, because XLA does not run rbg on several devices of a CPU."""
+        code = "import sys; from dropcluster_jax.cli import main; main(sys.argv[1:])"
+        environment = {**os.environ, "XLA_FLAGS": "", **environment}
+        return subprocess.run(
+            [sys.executable, "-c", code, *options], env=environment, capture_output=True, text=True, check=True
+        ).stdout
+
+    train(JAX_DEFAULT_PRNG_IMPL="unsafe_rbg")
+    assert command("evaluate", str(tmp_path / "run")) == 0
+    state = load_run(tmp_path / "run").state
+    assert state.key.dtype == jax.random.key(0, impl="unsafe_rbg").dtype
+    shutil.rmtree(tmp_path / "run" / "checkpoints" / "4")
+    (tmp_path / "run" / "summary.json").unlink()
+    assert "the run keeps its PRNG implementation, unsafe_rbg; JAX's default is now threefry2x32" in train()
+    assert equal(load_run(tmp_path / "run").state, state)
+
+
 def test_single_cluster_is_noted_before_training(tmp_path):
     notes = []
     drop = DropConfig(cluster_size=40)
@@ -333,6 +391,11 @@ def test_output_folder_with_other_files_is_an_error(capsys, tmp_path):
     assert "contains other files" in capsys.readouterr().err
     assert command("train", "digits", "--out", str(tmp_path / "thesis.tex")) == 2
     assert "out must be a folder, got the file" in capsys.readouterr().err
+    (tmp_path / "link").symlink_to(tmp_path / "nowhere")
+    assert command(*SHORT, "--out", str(tmp_path / "link")) == 2
+    assert f"out must be a folder, but {tmp_path / 'link'} exists" in capsys.readouterr().err
+    assert command(*SHORT, "--out", str(tmp_path / "thesis.tex" / "run")) == 2
+    assert "out cannot be written to: Not a directory" in capsys.readouterr().err
     assert (tmp_path / "thesis.tex").read_text() == "years of work"
 
 
