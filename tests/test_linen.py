@@ -136,6 +136,14 @@ def assert_close(actual, expected):
         np.testing.assert_allclose(a, b, rtol=0 if exact else 1e-5, atol=0 if exact else 1e-5)
 
 
+@every_layer
+def test_traced_rates_of_nan_give_nan(kind):
+    def apply(rate):
+        return make(kind).apply(variables_of(kind), activations(), rate, False, rng=jax.random.key(0))
+
+    assert jnp.isnan(jax.jit(apply)(jnp.nan)).all()
+
+
 # Deterministic mode
 
 

@@ -47,6 +47,12 @@ def make(kind, **arguments):
     return getattr(layers, kind)(**options, **arguments)
 
 
+@every_layer
+def test_traced_rates_of_nan_give_nan(kind):
+    layer = make(kind)
+    assert jnp.isnan(nnx.jit(lambda layer, rate: layer(activations(), rate=rate, rngs=KEY))(layer, jnp.nan)).all()
+
+
 class Net(nnx.Module):
     def __init__(self, rngs, kind="DropCluster"):
         self.conv = nnx.Conv(3, 3, (3, 3), rngs=rngs)

@@ -2,6 +2,9 @@
 
 Each method is a pair of functions. `drop(key, x, rate, ...)` drops units and rescales the ones it keeps.
 `drop_mask(key, x, rate, ...)` returns only the mask: True where a unit is kept, broadcastable to `x`.
+
+A traced rate cannot be checked: it is clipped to [0, 1], and if it is NaN, everything is kept and all results of `drop`
+are NaN, so that the loss shows it.
 """
 
 from dropcluster_jax.masking.corr_drop import corr_drop, corr_drop_mask

@@ -25,7 +25,7 @@ def bernoulli_keep(key: Array, rate: Rate, shape: tuple[int, ...]) -> Bool[Array
 
     Args:
         key: PRNG key of any implementation.
-        rate: Probability of False, in [0, 1]. May be traced.
+        rate: Probability of False, in [0, 1]. May be traced. NaN has the effect of 0.
         shape: Shape `(batch, ...)` of the result. With Threefry keys, JAX's default, the draws of an example depend on
             its index in the batch but not on the batch size.
 
@@ -50,11 +50,12 @@ def _threshold(key: Array, rate: Rate, shape: tuple[int, ...], first_block: int)
 
     The draws of an example share one threshold, which correlates them by less than `1e-10 / (rate (1 - rate))`.
     """
-    exact = jnp.clip(jnp.asarray(rate, jnp.float32), 0.0, 1.0) * 2.0**_BITS
+    rate = jnp.clip(jnp.asarray(rate, jnp.float32), 0.0, 1.0)
+    exact = jnp.where(jnp.isnan(rate), 0.0, rate) * 2.0**_BITS
     below = jnp.floor(exact)
     words, _ = _random_words(key, shape, first_block)
     uniform = (words >> 8).astype(jnp.float32) * 2.0**-24
-    return below.astype(jnp.uint32) + (uniform < exact - below)
+    return below.astype(jnp.uint32) + (uniform < exact - below).astype(jnp.uint32)
 
 
 def _random_words(

@@ -12,6 +12,8 @@ from jaxtyping import Array, ArrayLike, Bool, Float, Int, Real
 Rate = Real[ArrayLike, ""]
 Rescale = Literal["kept", "rate", "batch", "none"]
 
+_WITHOUT_ZERO_OR_NAN = (jnp.float8_e8m0fnu, jnp.float4_e2m1fn)
+
 
 def check_rate(rate: Rate) -> None:
     """Checks that `rate` is a probability. The value of a tracer is not checked.
@@ -32,11 +34,13 @@ def check_input(x: Array, min_ndim: int = 3) -> None:
     """Checks that `x` is a floating-point array with at least `min_ndim` dimensions.
 
     Raises:
-        TypeError: If `x` is not floating-point.
+        TypeError: If `x` is not floating-point, or its dtype has no zero or no NaN.
         ValueError: If `x` has too few dimensions.
     """
     if not jnp.issubdtype(x.dtype, jnp.floating):
         raise TypeError(f"x must have a floating-point dtype, got {x.dtype}")
+    if x.dtype in _WITHOUT_ZERO_OR_NAN:
+        raise TypeError(f"x must have a dtype with zero and NaN, got {x.dtype}")
     if x.ndim < min_ndim:
         layout = {1: "(batch, ...)", 2: "(batch, ..., channels)", 3: "(batch, *spatial, channels)"}[min_ndim]
         raise ValueError(f"x must have shape {layout}, got {x.shape}")
@@ -58,7 +62,7 @@ def check_block_size(block_size: int, spatial: Sequence[int]) -> None:
 
 
 def rescale_factor(kept: Int[Array, " batch"], units: int | Int[Array, ""], rate: Rate, rescale: Rescale) -> Array:
-    """Returns the factor for kept units. It is 0 if nothing is kept.
+    """Returns the factor for kept units: 0 if nothing is kept, NaN if the rate is NaN.
 
     Args:
         kept: Number of units kept in each example.
@@ -75,15 +79,17 @@ def rescale_factor(kept: Int[Array, " batch"], units: int | Int[Array, ""], rate
     """
     if rescale not in get_args(Rescale):
         raise ValueError(f"rescale must be one of {', '.join(map(repr, get_args(Rescale)))}, got {rescale!r}")
+    rate = jnp.asarray(rate, jnp.float32)
     if rescale == "none":
-        return jnp.ones(())
-    if rescale == "rate":
-        total, remaining = 1.0, 1.0 - jnp.clip(jnp.asarray(rate, jnp.float32), 0.0, 1.0)
-    elif rescale == "kept":
-        total, remaining = units, kept
+        total = remaining = jnp.ones((), jnp.float32)
+    elif rescale == "rate":
+        total, remaining = jnp.ones((), jnp.float32), 1.0 - jnp.clip(rate, 0.0, 1.0)
     else:
-        total, remaining = units, jnp.mean(kept.astype(jnp.float32))
-    return jnp.where(remaining > 0, total / jnp.where(remaining > 0, remaining, 1).astype(jnp.float32), 0.0)
+        total, remaining = jnp.asarray(units, jnp.float32), kept.astype(jnp.float32)
+        if rescale == "batch":
+            remaining = jnp.mean(remaining)
+    factor = jnp.where(remaining > 0, total / jnp.where(remaining > 0, remaining, 1.0), 0.0)
+    return jnp.where(jnp.isnan(rate), jnp.nan, factor)
 
 
 def mask_rescale_factor(mask: Bool[Array, "batch ..."], rate: Rate, rescale: Rescale) -> Float[Array, "..."]:
@@ -101,5 +107,6 @@ def apply_mask(
     Multiplies in at least float32, because a factor rounded to bfloat16 would shift the mean. Where the factor is 1,
     `x` is copied, because a multiplication may flush denormals to 0.
     """
-    product = x.astype(jnp.promote_types(x.dtype, jnp.float32)) * scale
+    dtype = jnp.float64 if x.dtype == jnp.float64 else jnp.float32
+    product = x.astype(dtype) * scale.astype(dtype)
     return jnp.where(mask, jnp.where(scale == 1, x, product.astype(x.dtype)), jnp.zeros((), x.dtype))

@@ -121,8 +121,9 @@ def _pool(
     """Returns the sum of each cell, which has the direction of its mean."""
     batch, *spatial, channels = x.shape
     after = [cells * block_size - start - length for cells, start, length in zip(grid, before, spatial, strict=True)]
-    padded = jnp.pad(x, ((0, 0), *zip(before, after, strict=True), (0, 0)))
-    blocks = padded.reshape(batch, *(size for cells in grid for size in (cells, block_size)), channels)
+    blocks = jnp.pad(x, ((0, 0), *zip(before, after, strict=True), (0, 0)))
+    for axis in range(len(grid), 0, -1):  # one axis at a time, as meshes with explicit axes require
+        blocks = blocks.reshape(*blocks.shape[:axis], grid[axis - 1], block_size, *blocks.shape[axis + 1 :])
     return blocks.sum(axis=tuple(range(2, 2 * len(grid) + 1, 2))).reshape(batch, math.prod(grid), channels)
 
 
@@ -140,7 +141,7 @@ def _draw(
 ) -> Bool[Array, "batch cells"]:
     """Draws the cells to keep."""
     protected = jax.nn.softmax(_information(features), axis=-1)
-    protected_area = jnp.sum(protected * areas.astype(np.float32), axis=-1, keepdims=True)
+    protected_area = jnp.sum(protected * areas.astype(np.float32)[None], axis=-1, keepdims=True)
     free, free_area = 1 - protected, 1 - protected_area
     rate = jnp.clip(jnp.asarray(rate, jnp.float32), 0.0, 1.0)
     # Up to `free_area`, only unprotected cells are dropped. Beyond, all of them and some of the protected ones.
@@ -148,7 +149,8 @@ def _draw(
     below = free * (rate / jnp.maximum(free_area, tiny))
     above = free + protected * ((rate - free_area) / jnp.maximum(1 - free_area, tiny))
     probability = jnp.where(rate <= free_area, below, above)
-    return jax.random.uniform(key, probability.shape, jnp.float32) >= probability
+    # Not `>=`, so that everything is kept if the rate is NaN.
+    return ~(jax.random.uniform(key, probability.shape, jnp.float32) < probability)
 
 
 def _information(features: Float[Array, "batch cells features"]) -> Float[Array, "batch cells"]:
@@ -158,4 +160,4 @@ def _information(features: Float[Array, "batch cells features"]) -> Float[Array,
     unit = jnp.where(valid, features / jnp.where(valid, norm, 1.0), 0.0)
     similarity = jnp.abs(jnp.einsum("bif,bjf->bij", unit, unit, precision=jax.lax.Precision.HIGHEST))
     cells = features.shape[1]
-    return jnp.mean(jnp.where(np.eye(cells, dtype=bool), 0.0, similarity), axis=-1)
+    return jnp.mean(jnp.where(np.eye(cells, dtype=bool)[None], 0.0, similarity), axis=-1)

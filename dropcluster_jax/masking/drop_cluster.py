@@ -68,11 +68,11 @@ def drop_cluster(
     droppable = _droppable_groups(state, min_explained)
 
     # Count units from cluster sizes, in droppable channels only. The others keep the factor 1.
-    units = math.prod(x.shape[1:-1]) * jnp.sum(jnp.broadcast_to(droppable, kept.shape[-1]))
-    kept_units = jnp.sum(jnp.where(kept & droppable, state.sizes, 0), axis=(1, 2))
+    units = math.prod(x.shape[1:-1]) * jnp.sum(jnp.broadcast_to(droppable, (1, 1, kept.shape[-1])), dtype=jnp.int32)
+    kept_units = jnp.sum(jnp.where(kept & droppable, state.sizes[None], 0), axis=(1, 2), dtype=jnp.int32)
     scale = rescale_factor(kept_units, units, rate, rescale)
     scale = jnp.expand_dims(scale, tuple(range(1, x.ndim))) if scale.ndim else scale
-    scale = jnp.where(droppable, scale, 1.0)
+    scale = jnp.where(droppable.reshape(*(1,) * (x.ndim - 1), -1) | jnp.isnan(scale), scale, 1.0)
 
     # The backward pass recomputes the mask from the packed words, instead of storing an array of the size of `x`.
     @functools.partial(jax.checkpoint, prevent_cse=False)
@@ -118,13 +118,14 @@ def _draw_clusters(
     if not 0 <= min_explained <= 1:
         raise ValueError(f"min_explained must be in [0, 1], got {min_explained}")
     clusters, groups = state.sizes.shape
-    shape = (len(x) if per_example else 1, clusters, x.shape[-1] if per_channel else groups)
+    shape = (x.shape[0] if per_example else 1, clusters, x.shape[-1] if per_channel else groups)
     return bernoulli_keep(key, rate, shape) | ~_droppable_groups(state, min_explained)
 
 
-def _droppable_groups(state: ClusterState, min_explained: float) -> Bool[Array, "..."]:
-    """Returns whether channels may be dropped, as a scalar for all or as an array `(groups,)`."""
-    return state.explained_variance >= min_explained if min_explained > 0 else jnp.array(True)
+def _droppable_groups(state: ClusterState, min_explained: float) -> Bool[Array, "1 1 groups"]:
+    """Returns whether channels may be dropped, `(1, 1, groups)`, or `(1, 1, 1)` for all."""
+    droppable = state.explained_variance >= min_explained if min_explained > 0 else jnp.ones(1, bool)
+    return droppable[None, None]
 
 
 def _unit_mask(
@@ -136,7 +137,7 @@ def _unit_mask(
     words = jnp.broadcast_to(words, (*words.shape[:2], *labels.shape[:-1], groups))
     index = jnp.broadcast_to(labels // _WORD, words[:, 0].shape)
     word = jax.lax.select_n(index, *(words[:, i] for i in range(words.shape[1])))
-    return (word >> (labels % _WORD).astype(jnp.uint32)) & 1 == 1
+    return (word >> (labels[None] % _WORD).astype(jnp.uint32)) & 1 == 1
 
 
 def _pack(kept: Bool[Array, "examples clusters groups"]) -> UInt32[Array, "examples words groups"]:
@@ -146,4 +147,5 @@ def _pack(kept: Bool[Array, "examples clusters groups"]) -> UInt32[Array, "examp
     words = -(-clusters // width)
     kept = jnp.pad(kept, ((0, 0), (0, words * width - clusters), (0, 0)))
     bits = kept.reshape(examples, words, width, groups).astype(jnp.uint32)
-    return jnp.sum(bits << jnp.arange(width, dtype=jnp.uint32)[:, None], axis=2, dtype=jnp.uint32)
+    shifts = jnp.arange(width, dtype=jnp.uint32)[None, None, :, None]
+    return jnp.sum(bits << shifts, axis=2, dtype=jnp.uint32)

@@ -49,4 +49,4 @@ def drop_path_mask(
     """
     check_input(x, min_ndim=1)
     check_rate(rate)
-    return bernoulli_keep(key, rate, (len(x) if per_example else 1, *(1,) * (x.ndim - 1)))
+    return bernoulli_keep(key, rate, (x.shape[0] if per_example else 1, *(1,) * (x.ndim - 1)))

@@ -57,5 +57,5 @@ def dropout_mask(
     """
     check_input(x, min_ndim=1 if per_channel else 2)
     check_rate(rate)
-    shape = (len(x) if per_example else 1, *x.shape[1:])
+    shape = (x.shape[0] if per_example else 1, *x.shape[1:])
     return bernoulli_keep(key, rate, shape if per_channel else (*shape[:-1], 1))

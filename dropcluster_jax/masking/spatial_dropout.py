@@ -53,4 +53,4 @@ def spatial_dropout_mask(
     """
     check_input(x)
     check_rate(rate)
-    return bernoulli_keep(key, rate, (len(x) if per_example else 1, *(1,) * (x.ndim - 2), x.shape[-1]))
+    return bernoulli_keep(key, rate, (x.shape[0] if per_example else 1, *(1,) * (x.ndim - 2), x.shape[-1]))

@@ -54,6 +54,13 @@ def test_rate_0_is_the_identity_bit_for_bit():
     assert np.asarray(y).tobytes() == np.asarray(x).tobytes()
 
 
+@pytest.mark.parametrize("rescale", ["none", "kept", "batch"])
+def test_a_traced_rate_of_nan_gives_nan(rescale):
+    drop = jax.jit(functools.partial(dc.focused_dropout, rescale=rescale))
+    assert jnp.isnan(drop(KEY, activations(), jnp.nan)).all()
+    assert jax.jit(dc.focused_dropout_mask)(KEY, activations(), jnp.nan).all()
+
+
 def test_higher_rates_drop_supersets():
     x = activations()
     for seed in range(20):

@@ -140,6 +140,18 @@ def test_traced_rates_are_clipped(name):
     assert (drop(jax.random.key(0), x, -0.5) == x).all() and not drop(jax.random.key(0), x, 1.5).any()
 
 
+@pytest.mark.parametrize("rescale", ["default", "none"])
+@every_drop
+def test_traced_rates_of_nan_give_nan(name, rescale):
+    """With a threshold, also in the channels that are not droppable."""
+    x = jax.random.normal(jax.random.key(0), SHAPE)
+    options = {} if rescale == "default" else {"rescale": rescale}
+    if name == "drop_cluster per channel":
+        options |= {"min_explained": 0.5}
+    assert jnp.isnan(jax.jit(drop_of(name, **options))(jax.random.key(0), x, jnp.nan)).all()
+    assert jax.jit(mask_of(name))(jax.random.key(0), x, jnp.nan).all()
+
+
 @pytest.mark.parametrize("name", SHAREABLE)
 def test_examples_can_share_a_mask(name):
     x = jax.random.normal(jax.random.key(0), (6, *SHAPE[1:]))
@@ -362,6 +374,9 @@ def test_invalid_arguments_raise(name):
     drop, key = drop_of(name), jax.random.key(0)
     with pytest.raises(TypeError, match="x must have a floating-point dtype, got int32"):
         drop(key, jnp.ones(SHAPE, jnp.int32), 0.1)
+    for dtype in (jnp.float8_e8m0fnu, jnp.float4_e2m1fn):
+        with pytest.raises(TypeError, match=f"x must have a dtype with zero and NaN, got {jnp.dtype(dtype)}"):
+            drop(key, jnp.ones(SHAPE, dtype), 0.1)
     for rate in ("a", None):
         with pytest.raises(TypeError, match=rf"rate must be a number in \[0, 1\], got {rate!r}"):
             drop(key, jnp.ones(SHAPE), rate)
