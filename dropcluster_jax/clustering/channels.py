@@ -10,6 +10,7 @@ from typing import Any
 
 import jax
 import jax.numpy as jnp
+from jax.export import is_symbolic_dim
 from jaxtyping import Array, Float, Int, PyTree
 
 # Maximum size of a chunk. On CPU it should fit in the cache; accelerators need enough work to be fully occupied.
@@ -102,7 +103,8 @@ def _with_chunk_size(function: Callable[..., PyTree[Array]], elements: int, *arr
 
     def chunk_size(num_bytes: int) -> int:
         channels = len(arrays[0])
-        largest = max(1, num_bytes // (4 * elements))
+        # The batch size of an exported program can be symbolic. A chunk of one channel needs the least memory.
+        largest = 1 if is_symbolic_dim(elements) else max(1, num_bytes // (4 * elements))
         return next(chunk for chunk in range(min(largest, channels), 0, -1) if channels % chunk == 0)
 
     cpu, default = chunk_size(_CPU_CHUNK_BYTES), chunk_size(_DEFAULT_CHUNK_BYTES)

@@ -156,7 +156,7 @@ def _distance_terms(
 ) -> Float[Array, "positions points"]:
     """Returns the terms with v of `|u - v|^2 = |u|^2 + |v|^2 - 2 <u, v>` in one channel; 0 if u is constant."""
     squared_norms = jnp.sum(jnp.square(points), axis=1)
-    return jnp.where(varying[:, None], squared_norms, 0.0) - 2.0 * matmul(vectors, points.T)
+    return jnp.where(varying[:, None], squared_norms[None], 0.0) - 2.0 * matmul(vectors, points.T)
 
 
 def _mean_distances(units: Units, terms: Float[Array, "positions points"]) -> Float[Array, "positions points"]:

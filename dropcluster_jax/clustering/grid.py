@@ -10,6 +10,7 @@ import numpy as np
 from jaxtyping import Array, Bool, Float, Int
 
 from dropcluster_jax.clustering import correlation
+from dropcluster_jax.clustering.explicit_axes import with_automatic_axes
 from dropcluster_jax.clustering.state import (
     ClusterState,
     check_activations,
@@ -70,7 +71,7 @@ class Grid:
     ) -> ClusterState:
         """Keeps the labels and measures the variance that they explain. See `Clusterer.update`."""
         check_activations(x, state)
-        return _update(state, x, axis_name)
+        return with_automatic_axes(lambda state, x: _update(state, x, axis_name), state, x)
 
 
 # Jitted for callers outside of `jit`, for whom every call would compile the loops again.

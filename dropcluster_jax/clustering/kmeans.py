@@ -12,8 +12,14 @@ from jaxtyping import Array, Bool, Float, Int
 
 from dropcluster_jax.clustering import correlation
 from dropcluster_jax.clustering.correlation import Units, apply_if
+from dropcluster_jax.clustering.explicit_axes import with_automatic_axes
 from dropcluster_jax.clustering.grid import Grid
-from dropcluster_jax.clustering.state import ClusterState, check_activations, commit_update
+from dropcluster_jax.clustering.state import (
+    ClusterState,
+    check_activations,
+    commit_update,
+    number_by_first_position,
+)
 
 # Number of candidates per seed; greedy k-means++ keeps the best one.
 _NUM_CANDIDATES = 16
@@ -78,7 +84,11 @@ class KMeans:
 
     def __post_init__(self) -> None:
         self._grid()
-        if isinstance(self.iterations, bool) or not isinstance(self.iterations, int) or self.iterations < 1:
+        if (
+            isinstance(self.iterations, bool)
+            or not isinstance(self.iterations, int | np.integer)
+            or self.iterations < 1
+        ):
             raise ValueError(f"iterations must be an integer of at least 1, got {self.iterations!r}")
         if not 0 <= self.spatial_weight < float("inf"):
             raise ValueError(f"spatial_weight must be finite and at least 0, got {self.spatial_weight!r}")
@@ -95,7 +105,7 @@ class KMeans:
     ) -> ClusterState:
         """Runs k-means on a probe batch. See `Clusterer.update`."""
         check_activations(x, state)
-        return _update(self, state, x, axis_name)
+        return with_automatic_axes(lambda state, x: _update(self, state, x, axis_name), state, x)
 
 
 # Jitted for callers outside of `jit`, where control flow is slow.
@@ -116,6 +126,7 @@ def _update(clusterer: KMeans, state: ClusterState, x: Array, axis_name: str | N
         labels = apply_if(state.num_updates == 0, seed_labels, old_labels)
         labels = _lloyd(points, labels, num_clusters, clusterer.iterations)
         labels = jnp.where(jnp.any(points.varying), labels, old_labels)
+        labels = number_by_first_position(labels[:, None], num_clusters)[:, 0]
         return labels, correlation.explained_variance(units, labels, num_clusters, axis_name)
 
     labels, explained = correlation.map_groups(cluster, units, state.labels, elements_per_position=2 * num_clusters)
@@ -159,7 +170,7 @@ class _Points:
         """Returns the squared distance of each point to each centroid, infinite for empty clusters."""
         distances = correlation.distances_to_centroids(self.units, membership, self.axis_name)
         distances = self._add_spatial_term(distances, self.mean_coordinates(membership))
-        return jnp.where(jnp.any(membership > 0, axis=1), distances, jnp.inf)
+        return jnp.where(jnp.any(membership > 0, axis=1)[None], distances, jnp.inf)
 
     def mean_coordinates(self, membership: Float[Array, "clusters positions"]) -> Float[Array, "clusters dims"]:
         """Returns the mean coordinates of each cluster, 0 for empty clusters."""
@@ -221,21 +232,21 @@ def _refill(
         distances: Squared distance of each point to the centroid of its cluster.
         empty: Whether each cluster is empty.
     """
-    positions, clusters = len(labels), jnp.arange(len(empty))
-    nearest = jnp.argmin(jnp.where(labels == clusters[:, None], distances, jnp.inf), axis=1)
+    positions, clusters = len(labels), jnp.arange(len(empty), dtype=labels.dtype)
+    nearest = jnp.argmin(jnp.where(labels[None] == clusters[:, None], distances[None], jnp.inf), axis=1)
     stays = jnp.zeros(positions, bool).at[jnp.where(empty, positions, nearest)].set(True, mode="drop")
     priority = jnp.where(stays, -2.0, jnp.where(points.varying, distances, -1.0))
     order = jnp.argsort(priority, descending=True, stable=True)
     rank = jnp.cumsum(empty) - 1  # of each empty cluster among the empty ones
     moved = jnp.where(empty, order[rank], positions)
-    return labels.at[moved].set(clusters.astype(labels.dtype), mode="drop")
+    return labels.at[moved].set(clusters, mode="drop")
 
 
 def _join_nearest(points: _Points, labels: Int[Array, " positions"], num_clusters: int) -> Int[Array, " positions"]:
     """Assigns points without a cluster to the cluster whose mean position is nearest."""
     membership = _membership(labels, num_clusters)
     distances = _squared_distances(points.coordinates, points.mean_coordinates(membership))
-    nearest = jnp.argmin(jnp.where(jnp.any(membership > 0, axis=1), distances, jnp.inf), axis=1)
+    nearest = jnp.argmin(jnp.where(jnp.any(membership > 0, axis=1)[None], distances, jnp.inf), axis=1)
     return jnp.where(labels < num_clusters, labels, nearest.astype(labels.dtype))
 
 
@@ -261,17 +272,18 @@ def _kmeans_plus_plus(points: _Points, num_clusters: int) -> Int[Array, " cluste
         """
         offset_bits = bits + jnp.asarray(step, jnp.uint32) * jnp.uint32(0x9E3779B9)
         times = -jnp.log((offset_bits >> 8).astype(jnp.float32) * 2**-24 + 2**-25)
+        weights = weights[None]
         return jnp.argmin(jnp.where(weights > 0, times / weights, jnp.inf), axis=1).astype(jnp.int32)
 
     def distances_to(indices: Int[Array, " n"]) -> Float[Array, "n positions"]:
         distances = points.distances_to_points(indices).T
         # Constant points and duplicates of a seed (up to rounding) have weight 0 and are never drawn.
-        return jnp.where(points.varying & (distances > _TOLERANCE), distances, 0.0)
+        return jnp.where(points.varying[None] & (distances > _TOLERANCE), distances, 0.0)
 
     def choose(i: Array, carry: tuple[Array, Array]) -> tuple[Array, Array]:
         seeds, nearest = carry
         candidates = draw(i, nearest)  # the first point if all weights are 0
-        distances = jnp.minimum(distances_to(candidates), nearest)
+        distances = jnp.minimum(distances_to(candidates), nearest[None])
         best = jnp.argmin(jnp.sum(distances, axis=1))
         return seeds.at[i].set(candidates[best]), distances[best]
 
@@ -294,9 +306,9 @@ def _coordinates(spatial: Sequence[int]) -> Float[np.ndarray, "positions dims"]:
 
 
 def _squared_distances(a: Float[Array, "n dims"], b: Float[Array, "m dims"]) -> Float[Array, "n m"]:
-    return jnp.sum(jnp.square(a[:, None] - b), axis=-1)
+    return jnp.sum(jnp.square(a[:, None] - b[None]), axis=-1)
 
 
 def _membership(labels: Int[Array, " positions"], num_clusters: int) -> Float[Array, "clusters positions"]:
     """Returns 1 if a position is in a cluster, else 0."""
-    return (labels == jnp.arange(num_clusters)[:, None]).astype(jnp.float32)
+    return (labels[None] == jnp.arange(num_clusters, dtype=labels.dtype)[:, None]).astype(jnp.float32)

@@ -12,6 +12,7 @@ from jaxtyping import Array, Bool, Float, Int
 from dropcluster_jax.clustering import correlation
 from dropcluster_jax.clustering.channels import sum_over_channels
 from dropcluster_jax.clustering.correlation import Units, flatten_labels
+from dropcluster_jax.clustering.explicit_axes import with_automatic_axes
 from dropcluster_jax.clustering.grid import edges
 from dropcluster_jax.clustering.state import check_shapes
 
@@ -50,7 +51,7 @@ def explained_variance(
         >>> bool(jnp.allclose(explained_variance(jnp.zeros((4, 1), int), x, num_clusters=2), 0.0))
         True
     """
-    return _measure(correlation.explained_variance, jnp.asarray(labels), jnp.asarray(x), num_clusters, axis_name)
+    return _measure(correlation.explained_variance, labels, x, num_clusters, axis_name)
 
 
 def mean_within_correlation(
@@ -75,19 +76,30 @@ def mean_within_correlation(
         >>> bool(mean_within_correlation(jnp.zeros((4, 1), int), x, num_clusters=2)[0] < 1.0)
         True
     """
-    return _measure(_mean_within_correlation, jnp.asarray(labels), jnp.asarray(x), num_clusters, axis_name)
+    return _measure(_mean_within_correlation, labels, x, num_clusters, axis_name)
+
+
+def _measure(
+    metric: Callable[[Units, Array, int, str | None], Float[Array, ""]],
+    labels: Int[Array | np.ndarray, "*spatial groups"],
+    x: Float[Array | np.ndarray, "batch *spatial channels"],
+    num_clusters: int,
+    axis_name: str | None,
+) -> Float[Array, " groups"]:
+    """Applies a metric of correlation vectors to each group; NaN if any activation is not finite."""
+    labels, x = jnp.asarray(labels), jnp.asarray(x)
+    check_shapes(x, labels)
+    return with_automatic_axes(lambda labels, x: _measure_groups(metric, labels, x, num_clusters, axis_name), labels, x)
 
 
 @functools.partial(jax.jit, static_argnums=(0, 3, 4))
-def _measure(
+def _measure_groups(
     metric: Callable[[Units, Array, int, str | None], Float[Array, ""]],
     labels: Int[Array, "*spatial groups"],
     x: Float[Array, "batch *spatial channels"],
     num_clusters: int,
     axis_name: str | None,
 ) -> Float[Array, " groups"]:
-    """Applies a metric of correlation vectors to each group; NaN if any activation is not finite."""
-    check_shapes(x, labels)
     units, finite = correlation.layer_units(x, axis_name)
 
     def measure(units: Units, labels: Int[Array, " positions"]) -> Float[Array, ""]:
@@ -212,7 +224,7 @@ def _adjusted_rand_index(
         # Sorting puts positions with the same two labels next to each other.
         labels, other = jax.lax.sort((labels, other), num_keys=2)
         differs = (jnp.diff(labels) != 0) | (jnp.diff(other) != 0)
-        run = jnp.cumsum(jnp.concatenate([jnp.zeros(1, jnp.int32), differs]))
+        run = jnp.cumsum(jnp.concatenate([jnp.zeros(1, bool), differs]), dtype=jnp.int32)
         return jnp.sum(num_pairs(jnp.bincount(run, length=positions).astype(jnp.float32)))
 
     pairs_in_both = num_pairs_in_both(labels, other)

@@ -10,8 +10,14 @@ from jaxtyping import Array, Bool, Float, Int
 from dropcluster_jax.clustering import correlation
 from dropcluster_jax.clustering.channels import sum_over_channels
 from dropcluster_jax.clustering.correlation import Units, apply_if
+from dropcluster_jax.clustering.explicit_axes import with_automatic_axes
 from dropcluster_jax.clustering.grid import Grid, edges
-from dropcluster_jax.clustering.state import ClusterState, check_activations, commit_update
+from dropcluster_jax.clustering.state import (
+    ClusterState,
+    check_activations,
+    commit_update,
+    number_by_first_position,
+)
 
 # Costs of merges whose distance is undefined. Squared distances are at most 4.
 _NO_COMMON_CHANNEL = 6.0  # Both clusters vary, but not in the same channel.
@@ -84,7 +90,7 @@ class ReNA:
     ) -> ClusterState:
         """Runs ReNA on a probe batch. See `Clusterer.update`."""
         check_activations(x, state)
-        return _update(state, x, axis_name)
+        return with_automatic_axes(lambda state, x: _update(state, x, axis_name), state, x)
 
 
 # Jitted for callers outside of `jit`, where control flow is slow.
@@ -98,6 +104,7 @@ def _update(state: ClusterState, x: Array, axis_name: str | None) -> ClusterStat
     def cluster(units: Units, old_labels: Int[Array, " positions"]) -> tuple[Array, Array]:
         labels = _agglomerate(units, grid_edges, num_clusters, axis_name).astype(old_labels.dtype)
         labels = jnp.where(jnp.any(units.varying), labels, old_labels)
+        labels = number_by_first_position(labels[:, None], num_clusters)[:, 0]
         return labels, correlation.explained_variance(units, labels, num_clusters, axis_name)
 
     # The means of the clusters, and those at both ends of each edge.
@@ -112,7 +119,7 @@ def _agglomerate(
     """Merges clusters, starting from single positions, until `num_clusters` remain."""
     positions = units.varying.shape[1]
     if positions == num_clusters:  # a single position has no edges
-        return jnp.arange(positions)
+        return jnp.arange(positions, dtype=jnp.int32)
 
     def merge(carry: tuple[Array, Array, Array]) -> tuple[Array, Array, Array]:
         labels, weights, count = carry
@@ -122,7 +129,7 @@ def _agglomerate(
         parents, edge = _nearest_neighbors(ends, costs, jnp.any(varying, axis=0))
         excess = count - num_clusters
         parents = apply_if(
-            jnp.sum(parents != jnp.arange(positions)) > excess,
+            jnp.sum(parents != jnp.arange(positions, dtype=jnp.int32), dtype=jnp.int32) > excess,
             lambda parents: _keep_cheapest(parents, costs[edge], excess),
             parents,
         )
@@ -131,7 +138,7 @@ def _agglomerate(
 
     # Weight of each unit in the mean of its cluster. Weights differ, because this is a mean of means.
     weights = units.varying.astype(jnp.float32)
-    carry = jnp.arange(positions), weights, jnp.array(positions)
+    carry = jnp.arange(positions, dtype=jnp.int32), weights, jnp.array(positions, jnp.int32)
     return jax.lax.while_loop(lambda carry: carry[2] > num_clusters, merge, carry)[0]
 
 
@@ -164,9 +171,9 @@ def _merge_costs(
         return jnp.where(both_vary, squared_distances, 0.0)
 
     both_vary = varying[:, first] & varying[:, second]
-    channels = jnp.sum(both_vary, axis=0)
+    channels = jnp.sum(both_vary, axis=0, dtype=jnp.int32)
     total = correlation.psum(sum_over_channels(terms, vectors, weights, both_vary), axis_name)
-    distances = total / jnp.maximum(channels, 1)
+    distances = total / jnp.maximum(channels, 1).astype(jnp.float32)
     # Also replace non-finite distances, so that the loop terminates; the update is skipped later.
     costs = jnp.where((channels > 0) & (distances < _NO_COMMON_CHANNEL), distances, _NO_COMMON_CHANNEL)
 
@@ -186,10 +193,9 @@ def _nearest_neighbors(
     longer cycle. The lower cluster of the pair is the root. A varying cluster never chooses a constant neighbor, which
     could connect it to dissimilar clusters; the constant neighbor chooses it instead.
     """
-    positions = len(varying)
-    clusters = jnp.arange(positions)
-    num_edges = costs.size
-    ends_of_both, costs_of_both, indices_of_both = ends.ravel(), jnp.tile(costs, 2), jnp.tile(jnp.arange(num_edges), 2)
+    positions, num_edges = len(varying), costs.size
+    clusters, edge_indices = jnp.arange(positions, dtype=jnp.int32), jnp.arange(num_edges, dtype=jnp.int32)
+    ends_of_both, costs_of_both, indices_of_both = ends.ravel(), jnp.tile(costs, 2), jnp.tile(edge_indices, 2)
     lowest_cost = jax.ops.segment_min(costs_of_both, ends_of_both, positions)
     cheapest = jnp.where(costs_of_both == lowest_cost[ends_of_both], indices_of_both, num_edges)
     edge = jax.ops.segment_min(cheapest, ends_of_both, positions)
@@ -204,7 +210,7 @@ def _keep_cheapest(
     parents: Int[Array, " clusters"], costs: Float[Array, " clusters"], count: Int[Array, ""]
 ) -> Int[Array, " clusters"]:
     """Keeps only the `count` cheapest merges, where merges of constant clusters are cheaper than all others."""
-    clusters = jnp.arange(len(parents))
+    clusters = jnp.arange(len(parents), dtype=jnp.int32)
     # Nonnegative floating-point numbers have the same order as their bit patterns.
     keys = jax.lax.bitcast_convert_type(costs, jnp.uint32) + 2
     keys = jnp.where(costs == _ONE_CONSTANT, 0, jnp.where(costs == _BOTH_CONSTANT, 1, keys))
@@ -213,12 +219,12 @@ def _keep_cheapest(
     # Find the `count`-th smallest key by radix selection, four bits at a time, which is much faster than sorting.
     def select_digit(i: Array, prefix: Array) -> Array:
         trials = prefix + jnp.left_shift(jnp.arange(16, dtype=jnp.uint32), (28 - 4 * i).astype(jnp.uint32))
-        below = jnp.sum(keys < trials[:, None], axis=1)
+        below = jnp.sum(keys[None] < trials[:, None], axis=1, dtype=jnp.int32)
         return jnp.max(jnp.where(below < count, trials, prefix))
 
     threshold = jax.lax.fori_loop(0, 8, select_digit, jnp.zeros((), jnp.uint32))
     below, tied = keys < threshold, keys == threshold
-    kept = below | (tied & (jnp.cumsum(tied) <= count - jnp.sum(below)))
+    kept = below | (tied & (jnp.cumsum(tied, dtype=jnp.int32) <= count - jnp.sum(below, dtype=jnp.int32)))
     return jnp.where(kept, parents, clusters)
 
 
@@ -226,12 +232,12 @@ def _connected_components(
     parents: Int[Array, " clusters"], count: Int[Array, ""]
 ) -> tuple[Int[Array, " clusters"], Int[Array, ""]]:
     """Returns the tree of each cluster, numbered by root, and the number of trees."""
-    clusters = jnp.arange(len(parents))
+    clusters = jnp.arange(len(parents), dtype=jnp.int32)
     is_root = (parents == clusters) & (clusters < count)
     _, roots = jax.lax.while_loop(
         lambda carry: jnp.any(carry[0] != carry[1]), lambda carry: (carry[1], carry[1][carry[1]]), (clusters, parents)
     )
-    return (jnp.cumsum(is_root) - 1)[roots], jnp.sum(is_root)
+    return (jnp.cumsum(is_root, dtype=jnp.int32) - 1)[roots], jnp.sum(is_root, dtype=jnp.int32)
 
 
 def _divide_weights(

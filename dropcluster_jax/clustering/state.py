@@ -14,7 +14,8 @@ class ClusterState(NamedTuple):
     `groups` is 1 if all channels share their labels, else the number of channels.
 
     Attributes:
-        labels: Cluster of each position, int32 `(*spatial, groups)`, in `[0, num_clusters)`.
+        labels: Cluster of each position, int32 `(*spatial, groups)`, in `[0, num_clusters)`. Clusterers number clusters
+            in the order of their first positions, so that equal partitions have equal labels.
         sizes: Number of positions in each cluster, int32 `(num_clusters, groups)`.
         explained_variance: Fraction of the units' variance that the clusters explain on the last probe batch, float32
             `(groups,)`, in [0, 1].
@@ -151,6 +152,19 @@ def cluster_sizes(labels: Int[Array, "*spatial groups"], num_clusters: int) -> I
     flat = labels.reshape(-1, labels.shape[-1])
     counts = jax.vmap(lambda group: jnp.bincount(group, length=num_clusters), in_axes=1, out_axes=1)(flat)
     return counts.astype(jnp.int32)
+
+
+def number_by_first_position(labels: Int[Array, "*spatial groups"], num_clusters: int) -> Int[Array, "*spatial groups"]:
+    """Renumbers the clusters of each group in the order of their first positions, with empty clusters last."""
+    flat = labels.reshape(-1, labels.shape[-1])
+    positions = jnp.arange(len(flat), dtype=jnp.int32)
+
+    def renumber(labels: Int[Array, " positions"]) -> Int[Array, " positions"]:
+        first_positions = jax.ops.segment_min(positions, labels, num_clusters)
+        ranks = jnp.argsort(jnp.argsort(first_positions)).astype(jnp.int32)
+        return ranks[labels]
+
+    return jax.vmap(renumber, in_axes=1, out_axes=1)(flat).reshape(labels.shape)
 
 
 def check_activations(x: Array, state: ClusterState) -> None:
