@@ -1,9 +1,11 @@
 """Sharding of batches over devices."""
 
+from collections.abc import Callable
 from typing import Any
 
 import jax
 from jax.sharding import AbstractMesh, AxisType, Mesh, NamedSharding
+from jaxtyping import Array, PyTree
 
 
 def num_shards(sharding: NamedSharding | None) -> int:
@@ -25,6 +27,23 @@ def check_automatic(mesh: Mesh | AbstractMesh) -> None:
             "mesh must have automatic axes, jax.make_mesh(shape, names, axis_types=(jax.sharding.AxisType.Auto,)), "
             f"got {', '.join(axis_type.name for axis_type in mesh.axis_types)}"
         )
+
+
+def preserve_sharding(function: Callable[[Array, PyTree], PyTree], key: Array, arrays: PyTree) -> PyTree:
+    """Returns `function(key, arrays)`, with the shardings of `arrays` on a mesh with explicit axes.
+
+    Inside of the function, the axes are automatic, because many operations do not support explicit ones. The result has
+    the structure of `arrays`.
+    """
+    types = [jax.typeof(array) for array in jax.tree.leaves(arrays)]
+    mesh = next((array.sharding.mesh for array in types if array.sharding.mesh.explicit_axes), None)
+    if mesh is None:
+        return function(key, arrays)
+    out_sharding = jax.tree.map(lambda array: NamedSharding(mesh, jax.typeof(array).sharding.spec), arrays)
+    automatic: Callable[..., PyTree] = jax.sharding.auto_axes(
+        function, axes=mesh.explicit_axes, out_sharding=out_sharding
+    )
+    return automatic(key, arrays)
 
 
 def shard_batch(batch: dict[str, Any], sharding: NamedSharding | None) -> dict[str, Any]:

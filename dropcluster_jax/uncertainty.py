@@ -88,7 +88,7 @@ def _mc_predict(
         new_count = count + len(keys)
         chunk_mean = jnp.mean(probabilities, axis=0)
         delta = chunk_mean - mean
-        chunk_squares = jnp.sum(jnp.square(probabilities - chunk_mean), axis=0)
+        chunk_squares = jnp.sum(jnp.square(probabilities - chunk_mean[None]), axis=0)
         squares += chunk_squares + jnp.square(delta) * count * len(keys) / new_count
         return (new_count, mean + delta * len(keys) / new_count, squares, entropy + jnp.sum(entropies, axis=0)), None
 
@@ -96,7 +96,8 @@ def _mc_predict(
     shapes = (), probabilities.shape, probabilities.shape, entropies.shape
     moments = tuple(jnp.zeros(shape, jnp.float32) for shape in shapes)
     whole = samples - samples % chunk
-    moments, _ = jax.lax.scan(add_chunk, moments, keys[:whole].reshape(-1, chunk))
+    # Old-style keys have a trailing dimension.
+    moments, _ = jax.lax.scan(add_chunk, moments, keys[:whole].reshape(-1, chunk, *keys.shape[1:]))
     if whole < samples:
         moments, _ = add_chunk(moments, keys[whole:])
     count, mean, squares, entropy = moments

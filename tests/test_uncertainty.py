@@ -46,6 +46,12 @@ def test_prediction_matches_numpy(net, chunk):
         np.testing.assert_allclose(actual, expected, rtol=1e-3, atol=1e-6)
 
 
+@pytest.mark.parametrize("chunk", [1, 4])
+def test_old_style_keys_give_the_same_prediction(net, chunk):
+    actual, expected = (dc.mc_predict(*net, X, key, 10, chunk=chunk) for key in (jax.random.key_data(KEY), KEY))
+    assert all((a == b).all() for a, b in zip(actual, expected, strict=True))
+
+
 def test_results_are_in_range(net):
     mean, variance, entropy, information = dc.mc_predict(*net, X, KEY, 50, chunk=10)
     np.testing.assert_allclose(mean.sum(-1), 1.0, rtol=1e-5)

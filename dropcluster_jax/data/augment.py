@@ -4,6 +4,7 @@ All functions preserve shape and dtype and can be composed in any order before `
 change the labels are in `mixing.py`.
 """
 
+import functools
 import math
 from collections.abc import Sequence
 
@@ -12,6 +13,8 @@ import jax.numpy as jnp
 import numpy as np
 from jax.core import Tracer
 from jaxtyping import Array, Bool, Float, Float32, Int, Shaped, UInt8
+
+from dropcluster_jax.sharding import preserve_sharding
 
 
 def random_flip(
@@ -36,7 +39,7 @@ def random_flip(
         [(0, 1), (1, 0)]
     """
     images = _as_images(images)
-    flipped = jax.random.bernoulli(key, 0.5, (images.shape[0], 1, 1, 1))
+    flipped = jax.random.bernoulli(key, jnp.float32(0.5), (images.shape[0], 1, 1, 1))
     return jnp.where(flipped, images[:, :, ::-1], images)
 
 
@@ -58,9 +61,17 @@ def random_shift(
     _check_pixels("pixels", pixels)
     if pixels == 0:
         return images
-    offsets = jax.random.randint(key, (images.shape[0], 2), 0, 2 * pixels + 1)
+    return preserve_sharding(functools.partial(_shift, pixels=pixels), key, images)
+
+
+def _shift(key: Array, images: Shaped[Array, "..."], pixels: int) -> Shaped[Array, "..."]:
+    offsets = jax.random.randint(key, (images.shape[0], 2), 0, 2 * pixels + 1, jnp.int32)
     padded = jnp.pad(images, ((0, 0), (pixels, pixels), (pixels, pixels), (0, 0)))
-    return jax.vmap(lambda image, offset: jax.lax.dynamic_slice(image, (*offset, 0), images.shape[1:]))(padded, offsets)
+
+    def crop(image: Shaped[Array, "..."], offset: Int[Array, "2"]) -> Shaped[Array, "height width channels"]:
+        return jax.lax.dynamic_slice(image, (*offset, jnp.zeros_like(offset[0])), images.shape[1:])
+
+    return jax.vmap(crop)(padded, offsets)
 
 
 def random_cutout(
@@ -92,11 +103,10 @@ def random_cutout(
     images = _as_images(images)
     _check_pixels("side", side)
     batch, height, width, _ = images.shape
-    centers = jax.random.randint(key, (2, batch), 0, jnp.array([[height], [width]]))
+    centers = jax.random.randint(key, (2, batch), 0, jnp.array([[height], [width]], jnp.int32), jnp.int32)
     starts = centers - side // 2
-    return jnp.where(
-        inside_boxes(starts, jnp.full_like(starts, side), height, width), jnp.asarray(fill, images.dtype), images
-    )
+    fill = jnp.asarray(fill, images.dtype).reshape(1, 1, 1, -1)
+    return jnp.where(inside_boxes(starts, jnp.full_like(starts, side), height, width), fill, images)
 
 
 def random_resized_crop(
@@ -132,12 +142,18 @@ def random_resized_crop(
         raise ValueError(f"area must be an increasing pair in (0, 1], got {area}")
     if not 0 < ratio[0] <= ratio[1] < math.inf:
         raise ValueError(f"ratio must be an increasing pair of positive numbers, got {ratio}")
+    return preserve_sharding(functools.partial(_resized_crop, area=area, ratio=ratio), key, images)
+
+
+def _resized_crop(
+    key: Array, images: Shaped[Array, "..."], area: tuple[float, float], ratio: tuple[float, float]
+) -> Shaped[Array, "..."]:
     batch, *sides, channels = images.shape
     boxes = _random_boxes(key, batch, sides[0], sides[1], area, ratio)
 
     def crop(image: Shaped[Array, "height width channels"], box: Shaped[Array, "2 2"]) -> Shaped[Array, "..."]:
         start, length = box.astype(jnp.float32)
-        scale = jnp.array(sides) / length
+        scale = jnp.array(sides, jnp.float32) / length
         return jax.image.scale_and_translate(
             image.astype(jnp.float32), (*sides, channels), (0, 1), scale, -start * scale, "linear"
         )
@@ -153,19 +169,20 @@ def _random_boxes(
 ) -> Int[Array, "batch 2 2"]:
     """Draws a crop of each image: its start `(row, column)` and its size `(height, width)`, in pixels."""
     area_key, ratio_key, start_key = jax.random.split(key, 3)
-    pixels = height * width * jax.random.uniform(area_key, (batch, 10), minval=area[0], maxval=area[1])
-    ratios = jnp.exp(jax.random.uniform(ratio_key, (batch, 10), minval=math.log(ratio[0]), maxval=math.log(ratio[1])))
+    pixels = height * width * jax.random.uniform(area_key, (batch, 10), jnp.float32, *area)
+    low, high = math.log(ratio[0]), math.log(ratio[1])
+    ratios = jnp.exp(jax.random.uniform(ratio_key, (batch, 10), jnp.float32, low, high))
     candidates = jnp.stack([jnp.sqrt(pixels / ratios), jnp.sqrt(pixels * ratios)], axis=-1)
     sizes = jnp.maximum(1, jnp.round(candidates)).astype(jnp.int32)
-    sides = jnp.array([height, width])
-    fits = jnp.all(sizes <= sides, axis=-1)
+    sides = jnp.array([[height, width]], jnp.int32)
+    fits = jnp.all(sizes <= sides[None], axis=-1)
     size = jnp.take_along_axis(sizes, jnp.argmax(fits, axis=1)[:, None, None], axis=1)[:, 0]
-    start = jax.random.randint(start_key, (batch, 2), 0, jnp.maximum(sides - size, 0) + 1)
+    start = jax.random.randint(start_key, (batch, 2), 0, jnp.maximum(sides - size, 0) + 1, jnp.int32)
     # If no draw fits: the largest centered crop with an allowed aspect ratio.
     center_size = jnp.array(
-        [min(height, max(1, round(width / ratio[0]))), min(width, max(1, round(height * ratio[1])))], jnp.int32
+        [[min(height, max(1, round(width / ratio[0]))), min(width, max(1, round(height * ratio[1])))]], jnp.int32
     )
-    center = jnp.stack([(sides - center_size) // 2, center_size])
+    center = jnp.stack([(sides - center_size) // 2, center_size], axis=1)
     return jnp.where(jnp.any(fits, axis=1)[:, None, None], jnp.stack([start, size], axis=1), center)
 
 
@@ -173,10 +190,12 @@ def inside_boxes(
     starts: Shaped[Array, "2 batch"], lengths: Shaped[Array, "2 batch"], height: int, width: int
 ) -> Bool[Array, "batch height width 1"]:
     """Returns the mask of one box per image, given its first row and column, and its height and width."""
-    rows, columns = (
-        (start[:, None] <= jnp.arange(side)) & (jnp.arange(side) < (start + length)[:, None])
-        for start, length, side in zip(starts, lengths, (height, width), strict=True)
-    )
+
+    def inside(start: Int[Array, " batch"], length: Int[Array, " batch"], side: int) -> Bool[Array, "batch side"]:
+        positions = jnp.arange(side, dtype=start.dtype)[None]
+        return (start[:, None] <= positions) & (positions < (start + length)[:, None])
+
+    rows, columns = (inside(*axis) for axis in zip(starts, lengths, (height, width), strict=True))
     return (rows[:, :, None] & columns[:, None, :])[..., None]
 
 
@@ -210,7 +229,9 @@ def normalize(
     if not isinstance(std, Tracer) and not np.all(np.asarray(std) > 0):
         raise ValueError(f"std must be positive, got {std}")
     scaled = jnp.asarray(images).astype(jnp.float32) / 255
-    return (scaled - jnp.asarray(mean, jnp.float32)) / jnp.asarray(std, jnp.float32)
+    last_axis = (1,) * (images.ndim - 1) + (-1,)
+    mean, std = (jnp.asarray(values, jnp.float32).reshape(last_axis) for values in (mean, std))
+    return (scaled - mean) / std
 
 
 def _as_images(images: Shaped[Array | np.ndarray, "..."]) -> Shaped[Array, "batch height width channels"]:

@@ -9,6 +9,7 @@ import jax.numpy as jnp
 from jaxtyping import Array, Float
 
 from dropcluster_jax.data.augment import inside_boxes
+from dropcluster_jax.sharding import preserve_sharding
 
 Images = Float[Array, "batch height width channels"]
 Probabilities = Float[Array, "batch classes"]
@@ -40,8 +41,13 @@ def mixup(key: Array, images: Images, labels: Probabilities, alpha: float) -> tu
         True
     """
     _check(images, labels, alpha)
-    weight = jax.random.beta(key, alpha, alpha, (len(images),), jnp.float32)
-    return _mix_with_next(weight[:, None, None, None], images), _mix_with_next(weight[:, None], labels)
+
+    def mix(key: Array, examples: tuple[Images, Probabilities]) -> tuple[Images, Probabilities]:
+        images, labels = examples
+        weight = jax.random.beta(key, alpha, alpha, (images.shape[0],), jnp.float32)
+        return _mix_with_next(weight[:, None, None, None], images), _mix_with_next(weight[:, None], labels)
+
+    return preserve_sharding(mix, key, (images, labels))
 
 
 def cutmix(key: Array, images: Images, labels: Probabilities, alpha: float) -> tuple[Images, Probabilities]:
@@ -61,26 +67,33 @@ def cutmix(key: Array, images: Images, labels: Probabilities, alpha: float) -> t
         True
     """
     _check(images, labels, alpha)
-    batch, height, width, _ = images.shape
-    weight_key, center_key = jax.random.split(key)
-    weight = jax.random.beta(weight_key, alpha, alpha, (batch,), jnp.float32)
-    sides = jnp.array([[height], [width]])
-    lengths = (sides * jnp.sqrt(1 - weight)).astype(jnp.int32)
-    starts = jax.random.randint(center_key, (2, batch), 0, sides) - lengths // 2
-    inside = inside_boxes(starts, lengths, height, width)
-    kept = 1 - jnp.mean(inside, axis=(1, 2), dtype=jnp.float32)
-    return jnp.where(inside, jnp.roll(images, -1, 0), images), _mix_with_next(kept, labels)
+
+    def mix(key: Array, examples: tuple[Images, Probabilities]) -> tuple[Images, Probabilities]:
+        images, labels = examples
+        batch, height, width, _ = images.shape
+        weight_key, center_key = jax.random.split(key)
+        weight = jax.random.beta(weight_key, alpha, alpha, (batch,), jnp.float32)
+        sides = jnp.array([[height], [width]], jnp.int32)
+        lengths = (sides.astype(jnp.float32) * jnp.sqrt(1 - weight)[None]).astype(jnp.int32)
+        starts = jax.random.randint(center_key, (2, batch), 0, sides, jnp.int32) - lengths // 2
+        inside = inside_boxes(starts, lengths, height, width)
+        kept = 1 - jnp.mean(inside, axis=(1, 2), dtype=jnp.float32)
+        return jnp.where(inside, jnp.roll(images, -1, 0), images), _mix_with_next(kept, labels)
+
+    return preserve_sharding(mix, key, (images, labels))
 
 
 def _mix_with_next(weight: Float[Array, "..."], values: Float[Array, "batch ..."]) -> Float[Array, "batch ..."]:
-    return (weight * values + (1 - weight) * jnp.roll(values, -1, 0)).astype(values.dtype)
+    dtype = jnp.float64 if values.dtype == jnp.float64 else jnp.float32
+    weight, own, other = weight.astype(dtype), values.astype(dtype), jnp.roll(values, -1, 0).astype(dtype)
+    return (weight * own + (1 - weight) * other).astype(values.dtype)
 
 
 def _check(images: Images, labels: Probabilities, alpha: float) -> None:
     if images.ndim != 4:
         raise ValueError(f"images must have shape (batch, height, width, channels), got {images.shape}")
-    if labels.ndim != 2 or len(labels) != len(images):
-        raise ValueError(f"labels must have shape ({len(images)}, classes), got {labels.shape}")
+    if labels.ndim != 2 or labels.shape[0] != images.shape[0]:
+        raise ValueError(f"labels must have shape ({images.shape[0]}, classes), got {labels.shape}")
     for name, array in (("images", images), ("labels", labels)):
         if not jnp.issubdtype(array.dtype, jnp.floating):
             raise TypeError(f"{name} must be floating-point, got {array.dtype}")
