@@ -43,6 +43,7 @@ def evaluate(
                 print(f"{label:22} accuracy {100 * result['accuracy']:6.2f} %  loss {result['loss']:.3f}")
 
         try:
+            previous = run_folder.read_evaluation(folder)
             results = evaluate_run(
                 folder,
                 best=best,
@@ -52,9 +53,9 @@ def evaluate(
                 log=log,
                 notify=_print_to_stderr,
             )
-            results = run_folder.merge_evaluation(folder, results)
         except (ValueError, TypeError, OSError, ImportError, CorruptCheckpointError) as error:
             exit_usage(describe(error))
+    results = run_folder.merge_evaluation(previous, results)
     if as_json:
         print(run_folder.to_json(results))
     elif corruptions:

@@ -3,7 +3,9 @@
 import difflib
 import functools
 import inspect
+import math
 import pathlib
+import re
 from collections.abc import Callable
 from typing import Annotated
 
@@ -92,6 +94,10 @@ def _train_app(arguments: list[str]) -> tyro.extras.SubcommandApp:
                 num_processes: Number of processes.
             """
             processes = None
+            if coordinator is not None and not re.fullmatch(r".+:\d+", coordinator):
+                raise ValueError(f"coordinator must be HOST:PORT, got {coordinator!r}")
+            if process_id is not None and not 0 <= process_id < (num_processes or math.inf):
+                raise ValueError(f"process_id must be at least 0 and below num_processes, got {process_id}")
             if distributed or coordinator is not None:
                 processes = (coordinator, num_processes, process_id)
             elif process_id is not None or num_processes is not None:

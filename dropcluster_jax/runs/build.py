@@ -31,8 +31,15 @@ _MIN_IMAGENET_SIDE = 100  # pixels; smaller images get the CIFAR stem, which has
 
 
 def num_steps(config: TrainConfig, spec: DatasetSpec) -> int:
-    """Returns the number of optimizer steps of a run."""
-    return config.steps or max(1, round(config.epochs * steps_per_epoch(config, spec)))
+    """Returns the number of optimizer steps of a run.
+
+    Raises:
+        ValueError: If it does not fit into an int32, the type of the step in a state.
+    """
+    steps = config.steps or max(1, round(config.epochs * steps_per_epoch(config, spec)))
+    if steps >= 2**31:
+        raise ValueError(f"steps, or epochs in steps, must be below 2**31, got {steps}")
+    return steps
 
 
 def steps_per_epoch(config: TrainConfig, spec: DatasetSpec) -> int:

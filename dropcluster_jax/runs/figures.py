@@ -172,4 +172,7 @@ def draw_run_curves(folders: Iterable[str | os.PathLike[str]]) -> "Figure":
     if len(set(names)) < len(names):
         names = [str(path) for path in paths]
     entries = [run_folder.read_json_lines(path / run_folder.METRICS) for path in paths]
-    return viz.curve_figure(dict(zip(names, entries, strict=True)))
+    try:
+        return viz.curve_figure(dict(zip(names, entries, strict=True)))
+    except (KeyError, TypeError) as error:
+        raise ValueError(f"the {run_folder.METRICS} of a run is damaged: {error!r}") from None

@@ -43,8 +43,8 @@ class RunWriter:
                 name: stack.enter_context(JsonLinesFile(folder / name, sizes.get(name, 0))) for name in names
             }
             self._board = stack.enter_context(TensorBoard(folder / run_folder.TENSORBOARD)) if tensorboard else None
+            self.last: dict[str, LogEntry] = {entry["event"]: entry for entry in self._files[run_folder.METRICS].read()}
             self._stack = stack.pop_all()
-        self.last: dict[str, LogEntry] = {entry["event"]: entry for entry in self._files[run_folder.METRICS].read()}
         if self._board is not None:
             self._copy_to_board(self._board)
 

@@ -57,7 +57,7 @@ _MAX_SLUG = 80
 
 
 class RunFolderError(OSError):
-    """The folder of a run cannot be created, or another process is writing to it."""
+    """The folder of a run cannot be created or is damaged, or another process is writing to it."""
 
 
 # ---- The folder
@@ -148,6 +148,10 @@ def holds_run(folder: pathlib.Path) -> bool:
         return False
     if not is_run(folder):
         raise FileExistsError(f"out must be a new or empty folder or contain a run, but {folder} contains other files")
+    for name in (*_FILES, *_FOLDERS):
+        if (folder / name).exists() and (folder / name).is_dir() != (name in _FOLDERS):
+            kind = "folder" if name in _FOLDERS else "file"
+            raise FileExistsError(f"{folder / name} must be a {kind}; remove it to train in {folder}")
     return True
 
 
@@ -263,12 +267,16 @@ def read_summary(folder: pathlib.Path) -> dict[str, Any] | None:
     return _read_json(path) if path.is_file() else None
 
 
-def merge_evaluation(folder: pathlib.Path, evaluation: Mapping[str, Any]) -> dict[str, Any]:
-    """Adds the earlier results on corrupted images of the same checkpoint and data, unless there are new ones."""
+def read_evaluation(folder: pathlib.Path) -> dict[str, Any]:
+    """Returns the content of `evaluation.json`, empty if there is none; raises ValueError if it is damaged."""
     path = folder / EVALUATION
-    if evaluation["corrupted"] or not path.is_file():
+    return _read_json(path) if path.is_file() else {}
+
+
+def merge_evaluation(previous: Mapping[str, Any], evaluation: Mapping[str, Any]) -> dict[str, Any]:
+    """Adds the earlier results on corrupted images of the same checkpoint and data, unless there are new ones."""
+    if evaluation["corrupted"]:
         return dict(evaluation)
-    previous = _read_json(path)
     if previous.get("step") != evaluation["step"] or previous.get("changed_data", []) != evaluation["changed_data"]:
         return dict(evaluation)
     names = ("corrupted", "mean_corrupted_accuracy")
@@ -355,10 +363,9 @@ class JsonLinesFile:
 
 def read_json_lines(path: pathlib.Path) -> list[LogEntry]:
     """Returns the entries of a `JsonLinesFile`, except for an incomplete last line."""
-    lines = path.read_text().split("\n")[:-1]
     try:
-        entries = [json.loads(line) for line in lines]
-    except ValueError as error:
+        entries = [json.loads(line) for line in path.read_text().split("\n")[:-1]]
+    except (ValueError, RecursionError) as error:
         raise ValueError(f"{path} is damaged: {error}") from None
     if not all(isinstance(entry, dict) and "step" in entry for entry in entries):
         raise ValueError(f"{path} is damaged: a line is not a log entry")
@@ -412,9 +419,9 @@ def read_history(folder: str | os.PathLike[str]) -> dict[str, list[tuple[int, np
         (20, True)
     """
     path = local_path(folder) / CLUSTERS
-    history: dict[str, list[tuple[int, np.ndarray]]] = {}
+    entries, history = read_json_lines(path), dict[str, list[tuple[int, np.ndarray]]]()
     try:
-        for step, places in decode_clusters(read_json_lines(path)):
+        for step, places in decode_clusters(entries):
             for place, labels in places.items():
                 history.setdefault(place, []).append((step, labels))
     except (ValueError, KeyError, TypeError, AttributeError, zlib.error) as error:

@@ -26,7 +26,7 @@ from dropcluster_jax.runs.config import TrainConfig
 from dropcluster_jax.runs.logging import NullWriter, RunWriter, require_tensorboard
 from dropcluster_jax.runs.preemption import Preemption
 from dropcluster_jax.training.data_parallel import DataParallel
-from dropcluster_jax.training.loop import LogEntry, Save, fit
+from dropcluster_jax.training.loop import LogEntry, Save, evaluate, fit
 from dropcluster_jax.training.schedules import every
 from dropcluster_jax.training.steps import Steps, TrainState
 
@@ -201,7 +201,8 @@ def execute(
             raise Stopped(preemption.name, preemption.status, step, saved[-1] if saved else None)
         if step not in saved:
             raise OSError(f"the checkpoint of the last step, {step}, could not be written")
-        return _write_results(run, state, writer.last, progress, notify)
+        last = _with_test(run, state, writer.last)
+        return _write_results(run, state, last, progress, notify)
 
 
 def _prepare_folder(run: Run, restart: bool, stack: contextlib.ExitStack, notify: Callable[[str], None]) -> None:
@@ -243,7 +244,10 @@ def _open_writer(run: Run, state: TrainState, metadata: dict[str, Any]) -> RunWr
     if jax.process_index() != 0:
         return NullWriter()
     sizes = metadata.get("log_sizes", {})
-    return RunWriter(run.folder, sizes, clusters=bool(state.clusters), tensorboard=run.config.tensorboard)
+    try:
+        return RunWriter(run.folder, sizes, clusters=bool(state.clusters), tensorboard=run.config.tensorboard)
+    except ValueError as error:  # a damaged log
+        raise run_folder.RunFolderError(f"{error}; remove the file to resume without it") from None
 
 
 class _Progress:
@@ -316,6 +320,13 @@ def _fit(
         nonfinite_steps=metadata.get("nonfinite_steps", 0),
         profile=profile,
     )
+
+
+def _with_test(run: Run, state: TrainState, last: dict[str, LogEntry]) -> dict[str, LogEntry]:
+    """Evaluates again if the log of a resumed run was lost; in all processes."""
+    if distributed.all_agree("test" in last or jax.process_index() != 0):
+        return last
+    return {**last, "test": evaluate(run.parallel.compile(run.steps).evaluate, state, run.loader.test())}
 
 
 def _write_results(

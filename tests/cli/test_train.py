@@ -131,6 +131,9 @@ def test_folder_with_another_run_is_an_error_and_unchanged(finished, capsys):
         ),
         (["train", "digits", "--batch-size", "5000"], "batch_size must be at least 1 and at most 1437.*, got 5000"),
         (["train", "digits", "--steps", "0"], "steps must be at least 1, got 0"),
+        (["train", "digits", "--steps", "3000000000"], r"steps, or epochs in steps, must be below 2\*\*31"),
+        (["train", "digits", "--epochs", "1e12"], r"steps, or epochs in steps, must be below 2\*\*31"),
+        (["train", "digits", "--out", "gs://bucket/run"], "paths must be local, got gs://bucket/run"),
         (["train", "digits", "--epochs", "-1"], "epochs must be above 0, got -1.0"),
         (["train", "digits", "--learning-rate", "inf"], "learning_rate must be above 0, got inf"),
         (["train", "digits", "--augment.flip"], "augment.flip must be False for digits"),
@@ -146,6 +149,11 @@ def test_folder_with_another_run_is_an_error_and_unchanged(finished, capsys):
         ),
         (["train", "digits", "--batch-size", "60"], "batch_size must be a multiple of the 8 devices"),
         (["train", "digits", "--process-id", "1"], "require --coordinator HOST:PORT"),
+        (["train", "digits", "--coordinator", "host"], "coordinator must be HOST:PORT, got 'host'"),
+        (
+            ["train", "digits", "--coordinator", "host:1", "--num-processes", "2", "--process-id", "2"],
+            "process_id must be at least 0 and below num_processes, got 2",
+        ),
         (
             ["train", "imagenet", "--data.name", "photos", "--fake-data"],
             "fake data needs one of the datasets digits",
@@ -174,6 +182,35 @@ def test_load_run_returns_the_trained_network(finished):
     accuracy = np.mean(np.argmax(logits, -1) == digits.test.labels)
     assert accuracy == pytest.approx(entries(folder, "test")[-1]["accuracy"])
     assert loaded.variables["clusters"]["drop_stage1"]["num_updates"] == 6
+
+
+@one_run
+def test_lost_log_is_replaced_by_another_evaluation(finished, tmp_path, capsys):
+    folder = tmp_path / "copy"
+    shutil.copytree(finished[0], folder)
+    summary = json.loads((folder / "summary.json").read_text())
+    (folder / "summary.json").unlink()
+    (folder / "metrics.jsonl").write_bytes(b"\xff\n" * 3000)
+    assert command(*SHORT, "--out", str(folder)) == 2
+    assert "metrics.jsonl is damaged: " in capsys.readouterr().err
+    (folder / "metrics.jsonl").unlink()
+    assert command(*SHORT, "--out", str(folder)) == 0
+    assert json.loads((folder / "summary.json").read_text())["test_accuracy"] == summary["test_accuracy"]
+
+
+@one_run
+@pytest.mark.parametrize("name", ["checkpoints", "metrics.jsonl"])
+def test_file_instead_of_a_folder_is_an_error(name, finished, tmp_path, capsys):
+    folder = tmp_path / "copy"
+    shutil.copytree(finished[0], folder)
+    (folder / "summary.json").unlink()
+    (folder / name).rename(tmp_path / name)
+    if name == "checkpoints":
+        (folder / name).touch()
+    else:
+        (folder / name).mkdir()
+    assert command(*SHORT, "--out", str(folder)) == 2
+    assert f"{folder / name} must be a f" in capsys.readouterr().err
 
 
 @one_run
@@ -362,6 +399,8 @@ def test_configuration_survives_json(name):
     _, config = PRESETS[name]
     changed = dataclasses.replace(config, data=dataclasses.replace(config.data, dir=pathlib.Path("there")), seed=7)
     assert TrainConfig.from_json(json.loads(json.dumps(changed.to_json()))) == changed
+    with pytest.raises(ValueError, match=r"drop\.clusterer must be one of kmeans, rena, .*, got 'kmeens'"):
+        TrainConfig.from_json({"drop": {"clusterer": "kmeens"}})
     with pytest.raises(ValueError, match=r"unknown option drop\.color"):
         TrainConfig.from_json({"drop": {"color": "red"}})
 
