@@ -253,3 +253,11 @@ def test_invalid_activations_raise():
 def test_invalid_hyperparameters_raise(arguments, message):
     with pytest.raises(ValueError, match=message):
         dc.KMeans(num_clusters=4, **arguments)
+
+
+@pytest.mark.bad_input
+def test_iterations_may_be_a_numpy_integer():
+    assert dc.KMeans(num_clusters=4, iterations=np.int64(3)) == dc.KMeans(num_clusters=4, iterations=3)
+    for invalid in (np.int64(0), True, 2.0):
+        with pytest.raises(ValueError, match="iterations must be an integer of at least 1, got"):
+            dc.KMeans(num_clusters=4, iterations=invalid)
