@@ -34,8 +34,8 @@ def barrier(name: str) -> None:
         multihost_utils.sync_global_devices(name)
 
 
-def in_first_process(action: Callable[[], None]) -> None:
-    """Calls `action` in the first process; if it raises an OSError, all processes raise one with the same message."""
+def in_first_process(action: Callable[[], None], error_class: type[OSError]) -> None:
+    """Calls `action` in the first process; if it raises an OSError, the others raise `error_class` with its message."""
     error: OSError | None = None
     if jax.process_index() == 0:
         try:
@@ -46,7 +46,7 @@ def in_first_process(action: Callable[[], None]) -> None:
     if error is not None:
         raise error
     if messages:
-        raise OSError(messages[0])
+        raise error_class(messages[0])
 
 
 def all_agree(value: bool) -> bool:

@@ -221,7 +221,7 @@ def _prepare_folder(run: Run, restart: bool, stack: contextlib.ExitStack, notify
         run_folder.write_config(run.folder, run.config, run.dataset.spec, __version__)
 
     distributed.barrier("all processes have read the run folder")
-    distributed.in_first_process(prepare_folder)
+    distributed.in_first_process(prepare_folder, run_folder.RunFolderError)
 
 
 def _restore_or_init(
