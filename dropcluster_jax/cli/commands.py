@@ -102,7 +102,7 @@ def clusters(
 
 def plot(folders: Sequence[pathlib.Path], out: pathlib.Path) -> None:
     """Draws the learning curves of runs and prints the path of the figure."""
-    from dropcluster_jax.runs.figures import DPI, draw_run_curves
+    from dropcluster_jax.runs.figures import draw_run_curves, save_figure
     from dropcluster_jax.runs.logging import task_progress
 
     for folder in folders:
@@ -112,9 +112,9 @@ def plot(folders: Sequence[pathlib.Path], out: pathlib.Path) -> None:
     try:
         with task_progress(1) as start:
             start("drawing")
-            draw_run_curves(folders).savefig(out, dpi=DPI)
+            save_figure(draw_run_curves(folders), out)
     except (ValueError, OSError, ImportError) as error:  # Matplotlib raises ValueError for unknown formats
-        exit_usage(str(error))
+        exit_usage(describe(error))
     _print_paths([out])
 
 

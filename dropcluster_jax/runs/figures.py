@@ -67,8 +67,18 @@ def save_cluster_figure(
     path: pathlib.Path, drawn: dict[str, tuple[ClusterState, np.ndarray]], title: str
 ) -> pathlib.Path:
     """Draws clusters over activations into a file and returns its path."""
-    viz.cluster_figure(drawn, title=title).savefig(path, dpi=DPI)
+    save_figure(viz.cluster_figure(drawn, title=title), path)
     return path
+
+
+def save_figure(figure: "Figure", path: pathlib.Path) -> None:
+    """Writes a figure to a file, which stays as it is if that fails."""
+    temporary = path.with_name(f".{os.getpid()}-{path.name}")
+    try:
+        figure.savefig(temporary, dpi=DPI)
+        temporary.replace(path)
+    finally:
+        temporary.unlink(missing_ok=True)
 
 
 def draw_run_clusters(
@@ -114,7 +124,7 @@ def draw_run_clusters(
 
     def save(name: str, figure: "Figure") -> None:
         files.append(pictures / name)
-        figure.savefig(files[-1], dpi=DPI)
+        save_figure(figure, files[-1])
 
     for place, (clusters, x) in drawn.items():
         masks = _example_masks(x[:1], clusters, rate, config.drop)

@@ -4,7 +4,7 @@ import pytest
 
 import dropcluster_jax as dc
 from dropcluster_jax.runs.config import DropConfig
-from dropcluster_jax.runs.figures import _example_masks
+from dropcluster_jax.runs.figures import _example_masks, save_figure
 
 
 @pytest.fixture(scope="module")
@@ -21,6 +21,18 @@ def test_example_masks_drop_about_the_rate_and_whole_clusters(layer):
         assert mask.shape == x.shape[1:] and abs(1 - mask.mean() - 0.3) < 0.1
     for cluster in range(16):
         assert len(np.unique(masks["DropCluster"][clusters.labels[..., 0] == cluster])) == 1
+
+
+def test_figure_that_cannot_be_written_leaves_the_previous_one(tmp_path):
+    class Figure:
+        def savefig(self, path, **options):
+            path.write_bytes(b"half")
+            raise OSError("No space left on device")
+
+    (tmp_path / "curves.png").write_bytes(b"previous")
+    with pytest.raises(OSError, match="No space left"):
+        save_figure(Figure(), tmp_path / "curves.png")
+    assert [path.read_bytes() for path in tmp_path.iterdir()] == [b"previous"]
 
 
 def test_example_masks_respect_min_explained(layer):
