@@ -138,10 +138,9 @@ def assert_close(actual, expected):
 
 @every_layer
 def test_traced_rates_of_nan_give_nan(kind):
-    def apply(rate):
-        return make(kind).apply(variables_of(kind), activations(), rate, False, rng=jax.random.key(0))
-
-    assert jnp.isnan(jax.jit(apply)(jnp.nan)).all()
+    layer, variables, x = make(kind), variables_of(kind), activations()
+    y = jax.jit(lambda rate: layer.apply(variables, x, rate, False, rng=jax.random.key(0)))(jnp.nan)
+    assert jnp.isnan(y).all()
 
 
 # Deterministic mode
