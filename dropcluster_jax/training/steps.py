@@ -65,7 +65,7 @@ class Steps(NamedTuple):
         init: `(key, batch) -> TrainState`.
         train: `(state, batch) -> (state, metrics)`, one optimizer step that leaves the clusters unchanged. The metrics
             are scalars: the means `loss` and `accuracy` (in [0, 1]), `rate`, and `finite`, whether loss, gradients,
-            statistics and new parameters are finite.
+            statistics, new parameters and rate are finite.
         update_clusters: `(state, batch) -> state`, one update of the clusters with the batch as probe batch and the
             network in evaluation mode. Leaves everything else unchanged.
         evaluate: `(state, batch) -> metrics`, sums over the examples: `loss`, `correct`, `count`, and `correct_top5`
@@ -145,8 +145,8 @@ def make_steps(
             `(1 + step) / (10 + step)`. 0 disables averaging.
         eval_params: `(opt_state, params) -> params`, the parameters to evaluate, e.g.
             `optax.contrib.schedule_free_eval_params`. Not with `ema_decay`.
-        skip_nonfinite: Whether a training step with non-finite loss, gradients, statistics or new parameters changes
-            nothing but the step number.
+        skip_nonfinite: Whether a training step with non-finite loss, gradients, statistics, new parameters or rate
+            changes nothing but the step number.
         axis_name: Mapped axis over which the batch is split under `shard_map` or `pmap`. Gradients, statistics and
             metrics are averaged over it, and each replica draws separate masks. Pass the same name to `DropCluster`
             layers, and to BatchNorm to average its batch statistics. None under `jit`, also with a sharded batch.
