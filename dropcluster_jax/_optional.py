@@ -6,7 +6,9 @@ from typing import Literal
 
 
 @contextlib.contextmanager
-def optional_import(package: str, extra: Literal["train", "plot", "tensorboard"] = "train") -> Iterator[None]:
+def optional_import(
+    package: str, extra: Literal["train", "plot", "tensorboard", "tpu", "cuda"] = "train"
+) -> Iterator[None]:
     """Adds the `pip install` command to the error of a failing import.
 
     Args:
