@@ -14,7 +14,7 @@ from tyro.conf import Positional
 
 from dropcluster_jax.cli import commands
 from dropcluster_jax.cli.errors import exit_usage
-from dropcluster_jax.cli.train import train
+from dropcluster_jax.cli.train import analyze, train
 from dropcluster_jax.runs import PRESETS, DataConfig, TrainConfig
 from dropcluster_jax.runs.paths import local_path
 
@@ -77,6 +77,8 @@ def _train_app(arguments: list[str]) -> tyro.extras.SubcommandApp:
             config: Annotated[TrainConfig, tyro.conf.arg(name="")] = preset,
             restart: bool = False,
             dry_run: bool = False,
+            topology: str | None = None,
+            json: bool = False,
             distributed: bool = False,
             coordinator: str | None = None,
             process_id: int | None = None,
@@ -88,11 +90,17 @@ def _train_app(arguments: list[str]) -> tyro.extras.SubcommandApp:
                 config: The run.
                 restart: Remove an existing run in the output folder and start over.
                 dry_run: Print shapes, parameters, FLOPs and memory, without training.
+                topology: Dry run for devices that need not be present: a TPU, e.g. v5e:4x4, or GPUs, e.g. h100:8.
+                json: With --topology, print JSON only.
                 distributed: Join the other processes of the TPU pod, SLURM or Kubernetes job (detected automatically).
                 coordinator: HOST:PORT of the first process, if processes cannot be detected.
                 process_id: Index of this process, from 0.
                 num_processes: Number of processes.
             """
+            if json and topology is None:
+                raise ValueError("json requires --topology")
+            if topology is not None:
+                return functools.partial(analyze, config, topology, json)
             processes = None
             if coordinator is not None and not re.fullmatch(r".+:\d+", coordinator):
                 raise ValueError(f"coordinator must be HOST:PORT, got {coordinator!r}")

@@ -1,5 +1,6 @@
 """The command `dropcluster train`."""
 
+import json
 import pathlib
 import shlex
 import sys
@@ -82,6 +83,27 @@ def train(
             f"another process died: {str(error).splitlines()[0]}. Restart all processes to resume from the last "
             "checkpoint"
         )
+
+
+def analyze(config: "TrainConfig", topology: str, as_json: bool) -> None:
+    """Prints what the compiler for a topology reports about the programs of a run."""
+    import jax
+
+    from dropcluster_jax.runs import dry_run
+    from dropcluster_jax.runs.aot import DoesNotFitError
+    from dropcluster_jax.runs.logging import task_progress
+
+    if not jax.config.values["jax_platforms"]:
+        jax.config.update("jax_platforms", "cpu")  # nothing runs on other devices, which may be in use
+    check_devices()
+    try:
+        with task_progress(3) as start:
+            analysis = dry_run.analyze(config, topology, start)
+    except (ValueError, TypeError, OSError, ImportError) as error:
+        exit_usage(describe(error))
+    except DoesNotFitError as error:
+        exit_failure(str(error))
+    print(json.dumps(analysis.to_json(), indent=2) if as_json else dry_run.describe_analysis(analysis))
 
 
 def _how_to_repeat(folder: pathlib.Path) -> str:

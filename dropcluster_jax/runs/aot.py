@@ -36,11 +36,11 @@ class Chip(NamedTuple):
     clock: float | None = None
 
 
-#: Properties of a JAX device of each kind, by `jax.Device.device_kind`. Memory and peak of TPUs: the pages of the versions
-#: at https://docs.cloud.google.com/tpu/docs/v5e (v4, v5p, v6e, tpu7x). Clock of v4: Jouppi et al., "TPU v4: An Optically
-#: Reconfigurable Supercomputer for Machine Learning", ISCA 2023, arXiv:2304.01433. The other clocks are the peak divided
-#: by the FLOPs per cycle of the matrix units: 2**17 for v5e, 2**18 for v5p and 2**19 for v6e. A device of TPU7x is one of
-#: the two cores of a chip. Memory of GPUs: as the driver reports it.
+#: Properties of a JAX device of each kind, by `jax.Device.device_kind`. Memory and peak of TPUs: the pages of the
+#: versions at https://docs.cloud.google.com/tpu/docs/v5e (v4, v5p, v6e, tpu7x). Clock of v4: Jouppi et al., "TPU v4: An
+#: Optically Reconfigurable Supercomputer for Machine Learning", ISCA 2023, arXiv:2304.01433. The other clocks are the
+#: peak divided by the FLOPs per cycle of the matrix units: 2**17 for v5e, 2**18 for v5p and 2**19 for v6e. A device of
+#: TPU7x is one of the two cores of a chip. Memory of GPUs: as the driver reports it.
 CHIPS = {
     "TPU v4": Chip(32 * _GIB, 275e12, 1.05e9),
     "TPU v5 lite": Chip(16 * _GIB, 197e12, 1.5e9),
@@ -208,7 +208,7 @@ def compile_for(
         for argument, spec in zip(arguments, specs, strict=True)
     ]
     lowered = jax.jit(function, donate_argnums=donate_argnums).lower(*abstract)
-    with _without_persistent_cache(), _silent_stderr():
+    with _without_persistent_cache():
         try:
             compiled = lowered.compile()
         except jax.errors.JaxRuntimeError as error:
@@ -323,7 +323,7 @@ def _environment(variables: dict[str, str]) -> Iterator[None]:
 
 @contextlib.contextmanager
 def _silent_stderr() -> Iterator[None]:
-    """Discards what native code writes to stderr: the compilers log warnings about the missing hardware."""
+    """Discards what native code writes to stderr: the compilers warn about missing hardware when they are loaded."""
     saved = os.dup(2)
     with open(os.devnull, "w") as null:
         os.dup2(null.fileno(), 2)
