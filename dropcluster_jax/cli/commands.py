@@ -12,12 +12,13 @@ from dropcluster_jax.cli.errors import check_devices, describe, exit_failure, ex
 
 if TYPE_CHECKING:
     from dropcluster_jax.runs import DataConfig
+    from dropcluster_jax.runs.paths import AnyPath
 
 _NUM_SEVERITIES = 5
 
 
 def evaluate(
-    folder: pathlib.Path,
+    folder: "AnyPath",
     corruptions: bool,
     best: bool,
     data_dir: pathlib.Path | None,
@@ -69,7 +70,7 @@ def evaluate(
 
 
 def clusters(
-    folder: pathlib.Path,
+    folder: "AnyPath",
     out: pathlib.Path | None,
     best: bool,
     rate: float,
@@ -100,7 +101,7 @@ def clusters(
     _print_paths(files)
 
 
-def plot(folders: Sequence[pathlib.Path], out: pathlib.Path) -> None:
+def plot(folders: Sequence["AnyPath"], out: "AnyPath") -> None:
     """Draws the learning curves of runs and prints the path of the figure."""
     from dropcluster_jax.runs.figures import draw_run_curves, save_figure
     from dropcluster_jax.runs.logging import task_progress
@@ -118,7 +119,7 @@ def plot(folders: Sequence[pathlib.Path], out: pathlib.Path) -> None:
     _print_paths([out])
 
 
-def runs(folder: pathlib.Path, as_json: bool) -> None:
+def runs(folder: "AnyPath", as_json: bool) -> None:
     """Prints a table of the runs in a folder."""
     from dropcluster_jax.runs import list_runs
     from dropcluster_jax.runs.run_folder import to_json
@@ -141,7 +142,7 @@ def runs(folder: pathlib.Path, as_json: bool) -> None:
 
 
 def check(
-    name: str, data: "DataConfig", batch_size: int | None, seed: int, out: pathlib.Path | None, as_json: bool
+    name: str, data: "DataConfig", batch_size: int | None, seed: int, out: "AnyPath | None", as_json: bool
 ) -> None:
     """Inspects a dataset and prints a summary."""
     from dropcluster_jax.runs import PRESETS, AugmentConfig, TrainConfig, data_check
@@ -221,22 +222,23 @@ def _print_table(header: Sequence[str], rows: Sequence[Sequence[str]], right: Se
     console.print(table)
 
 
-def _check_run(folder: pathlib.Path) -> None:
+def _check_run(folder: "AnyPath") -> None:
     """Exits if a folder contains no run, with suggestions."""
+    from dropcluster_jax.runs.paths import children, is_remote
     from dropcluster_jax.runs.run_folder import is_run
 
     if is_run(folder):
         return
-    children = [path for path in sorted(folder.glob("*")) if is_run(path)]
-    siblings = {path.name: path for path in sorted(folder.parent.glob("*")) if is_run(path)}
-    suggestions = children or [siblings[name] for name in difflib.get_close_matches(folder.name, siblings, cutoff=0.5)]
+    contained = [path for path in children(folder) if is_run(path)]
+    siblings = {} if is_remote(folder) else {path.name: path for path in children(folder.parent) if is_run(path)}
+    suggestions = contained or [siblings[name] for name in difflib.get_close_matches(folder.name, siblings, cutoff=0.5)]
     hint = "`dropcluster runs DIR` lists runs"
     if suggestions:
         hint = f"did you mean {' or '.join(map(str, suggestions[:3]))}?"
     exit_usage(f"{folder} is not a run folder: it has no config.json of a run; {hint}")
 
 
-def _print_paths(paths: Iterable[pathlib.Path]) -> None:
+def _print_paths(paths: Iterable["AnyPath"]) -> None:
     for path in paths:
         print(path)
 

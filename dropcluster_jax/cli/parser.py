@@ -16,7 +16,7 @@ from dropcluster_jax.cli import commands
 from dropcluster_jax.cli.errors import exit_usage
 from dropcluster_jax.cli.train import analyze, train
 from dropcluster_jax.runs import PRESETS, DataConfig, TrainConfig
-from dropcluster_jax.runs.paths import local_path
+from dropcluster_jax.runs.paths import as_path
 
 Action = Callable[[], None]  # runs a command whose arguments have been validated
 
@@ -61,7 +61,7 @@ def parse(arguments: list[str]) -> Action:
         return app.cli(
             prog="dropcluster", description=_DESCRIPTION, args=arguments, config=(tyro.conf.FlagCreatePairsOff,)
         )
-    except ValueError as error:  # from the validation of a configuration
+    except (ValueError, ImportError) as error:  # from the validation of a configuration
         exit_usage(str(error))
 
 
@@ -138,7 +138,7 @@ def evaluate(
         allow_changed_data: Evaluate even if the data are not those that the run was trained on.
         json: Print the content of evaluation.json only.
     """
-    return functools.partial(commands.evaluate, local_path(run), corruptions, best, data_dir, allow_changed_data, json)
+    return functools.partial(commands.evaluate, as_path(run), corruptions, best, data_dir, allow_changed_data, json)
 
 
 def clusters(
@@ -164,7 +164,7 @@ def clusters(
     """
     if not 0 <= rate <= 1:
         raise ValueError(f"rate must be at least 0 and at most 1, got {rate}")
-    return functools.partial(commands.clusters, local_path(run), out, best, rate, data_dir, allow_changed_data)
+    return functools.partial(commands.clusters, as_path(run), out, best, rate, data_dir, allow_changed_data)
 
 
 def plot(
@@ -182,7 +182,7 @@ def plot(
     """
     if not runs:
         raise ValueError("plot needs a run: dropcluster plot RUN [RUN ...]")
-    return functools.partial(commands.plot, [local_path(run) for run in runs], local_path(out))
+    return functools.partial(commands.plot, [as_path(run) for run in runs], as_path(out))
 
 
 def runs(directory: Positional[pathlib.Path] = pathlib.Path("runs"), json: bool = False) -> Action:
@@ -195,7 +195,7 @@ def runs(directory: Positional[pathlib.Path] = pathlib.Path("runs"), json: bool 
         directory: Folder to search, including its subfolders.
         json: Print JSON only.
     """
-    return functools.partial(commands.runs, local_path(directory), json)
+    return functools.partial(commands.runs, as_path(directory), json)
 
 
 def check(
@@ -219,8 +219,8 @@ def check(
         out: Output folder for check.json and the figures. Default: a folder under runs/.
         json: Print the content of check.json only.
     """
-    out = None if out is None else local_path(out)
-    return functools.partial(commands.check, name, data, batch_size, seed, out, json)
+    folder = None if out is None else as_path(out)
+    return functools.partial(commands.check, name, data, batch_size, seed, folder, json)
 
 
 def presets(json: bool = False) -> Action:

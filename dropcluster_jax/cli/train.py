@@ -1,7 +1,6 @@
 """The command `dropcluster train`."""
 
 import json
-import pathlib
 import shlex
 import sys
 from typing import TYPE_CHECKING
@@ -10,6 +9,7 @@ from dropcluster_jax.cli.errors import check_devices, describe, exit_failure, ex
 
 if TYPE_CHECKING:
     from dropcluster_jax.runs import TrainConfig
+    from dropcluster_jax.runs.paths import AnyPath
     from dropcluster_jax.runs.trainer import Stopped
 
 
@@ -106,7 +106,7 @@ def analyze(config: "TrainConfig", topology: str, as_json: bool) -> None:
     print(json.dumps(analysis.to_json(), indent=2) if as_json else dry_run.describe_analysis(analysis))
 
 
-def _how_to_repeat(folder: pathlib.Path) -> str:
+def _how_to_repeat(folder: "AnyPath") -> str:
     from dropcluster_jax.runs import Checkpointer, run_folder
 
     if Checkpointer(folder / run_folder.CHECKPOINTS).steps():

@@ -11,7 +11,6 @@ import json
 import logging
 import os
 import pathlib
-import shutil
 import warnings
 import zlib
 from collections.abc import Callable, Iterator
@@ -22,12 +21,15 @@ import jax.numpy as jnp
 from jaxtyping import Array, PyTree, UInt32
 
 from dropcluster_jax._optional import optional_import
-from dropcluster_jax.runs import distributed
-from dropcluster_jax.runs.paths import local_path
+from dropcluster_jax.runs import distributed, paths
+from dropcluster_jax.runs.paths import AnyPath, as_path
+from dropcluster_jax.runs.staging import Staging
 from dropcluster_jax.training.steps import TrainState
 
 FORMAT = 2  # incremented whenever older versions could not read the contents of checkpoints
 _QUARANTINE = "damaged"
+# The file of a checkpoint in an object store that is written last. In local folders, complete checkpoints are renamed.
+_COMMIT_FILES = {"gs": "commit_success.txt", "s3": "_CHECKPOINT_METADATA"}
 
 _Shapes = dict[str, list[Any]]  # the dtype and the dimensions of each array, by path
 
@@ -71,7 +73,9 @@ class CheckpointMismatchError(ValueError):
 class Checkpointer:
     """Saves and restores the checkpoints of a run.
 
-    With multiple processes, all call each method at the same step, and all can write to the folder.
+    With multiple processes, all call each method at the same step, and all can write to the folder. Orbax writes to
+    local folders and to Google Cloud Storage. For S3, checkpoints are written to a temporary folder and uploaded before
+    `save` returns, which requires a single process.
 
     Args:
         folder: Folder of the checkpoints, with a subfolder for each step. Created by the first save.
@@ -101,16 +105,19 @@ class Checkpointer:
         if keep < 1:
             raise ValueError(f"keep must be at least 1, got {keep}")
         self._orbax = orbax.checkpoint
-        self.folder, self._keep, self._notify = local_path(folder).absolute(), keep, notify
+        path = as_path(folder)
+        self.folder: AnyPath = path.absolute() if isinstance(path, pathlib.Path) else path
+        self._keep, self._notify = keep, notify
+        self._scheme = "" if isinstance(path, pathlib.Path) else str(path).partition(":")[0]
+        self._staging: Staging | None = None
         self._manager: Any = None
         self._silenced = contextlib.ExitStack()  # while a checkpoint is being written in the background
         self._saving: int | None = None
 
     def steps(self) -> list[int]:
         """Returns the steps of all checkpoints, intact or not, in ascending order."""
-        if not self.folder.is_dir():
-            return []
-        return sorted(int(path.name) for path in self.folder.iterdir() if path.name.isdecimal())
+        steps = [path for path in paths.children(self.folder) if path.name.isdecimal()]
+        return sorted(int(path.name) for path in steps if self._is_complete(path))
 
     def save(self, state: TrainState, metadata: dict[str, Any], accuracy: float | None = None) -> None:
         """Starts writing a checkpoint; returns once the arrays have been copied.
@@ -145,6 +152,8 @@ class Checkpointer:
         self._saving = step
         self._silenced.enter_context(_silence_orbax())
         self._attempt(lambda: self._open_manager().save(step, args=args, metrics=metrics))
+        if self._staging is not None and self._manager is not None:
+            self._attempt(self._upload)
 
     def wait(self) -> list[int]:
         """Waits until the checkpoint that is being written is complete.
@@ -164,6 +173,9 @@ class Checkpointer:
         if self._manager is not None:
             self._manager.close()
             self._manager = None
+        if self._staging is not None:
+            self._staging.close()
+            self._staging = None
 
     def restore(self, target: TrainState, *, best: bool = False, quarantine: bool = True) -> Restored | None:
         """Restores the latest intact checkpoint, or the intact one with the best accuracy.
@@ -204,7 +216,7 @@ class Checkpointer:
     def _read(self, step: int, target: TrainState) -> tuple[Restored | None, str]:
         """Returns a verified checkpoint, or None and the reason; the same in all processes."""
         orbax, reason, metadata, tree = self._orbax, "", {}, None
-        path = self.folder / str(step)
+        path = self._orbax_folder() / str(step)
         with _silence_orbax(), warnings.catch_warnings(action="ignore"):
             try:
                 with orbax.Checkpointer(orbax.CompositeCheckpointHandler()) as reader:
@@ -230,7 +242,7 @@ class Checkpointer:
             return None, f"checksum mismatch in {', '.join(mismatches[:3]) or 'missing arrays'}"
         return Restored(_from_tree(tree, target, key_impl), metadata), ""
 
-    def _stored_shapes(self, path: pathlib.Path) -> _Shapes:
+    def _stored_shapes(self, path: AnyPath) -> _Shapes:
         """Returns `_shapes` of a checkpoint that was written before they were part of the metadata."""
         handler: Any = self._orbax.StandardCheckpointHandler()
         return _shapes(handler.metadata(path / "state").tree)
@@ -238,27 +250,48 @@ class Checkpointer:
     def _report_damage(self, step: int, reason: str, quarantine: bool, used: int) -> None:
         moved = ""
         if quarantine:
-            moved = f" and was moved to {self._move_away(self.folder / str(step), str(step))}"
+            moved = f" and was moved to {self._move_away(str(step), str(step))}"
         self._notify(f"the checkpoint of step {step} is damaged ({reason}){moved}; using the one of step {used}")
 
-    def _move_away(self, path: pathlib.Path, name: str) -> pathlib.Path:
+    def _move_away(self, path: str, name: str) -> AnyPath:
+        """Moves a part of the folder to the folder `damaged`, under a name that may get a suffix."""
         folder = self.folder.parent / _QUARANTINE
         if jax.process_index() == 0:
-            folder.mkdir(exist_ok=True)
             names = [name, *(f"{name}-{i}" for i in range(2, 1000))]
-            path.rename(next(folder / free for free in names if not (folder / free).exists()))
+            free = next(folder / free for free in names if not (folder / free).exists())
+            paths.move_folder(self.folder / path, free)
+            if self._staging is not None:
+                paths.remove_folder(self._staging.local / path)
         distributed.barrier("damaged checkpoint was moved")
         return folder
 
     def _accuracy(self, step: int) -> float:
         """Returns the accuracy that Orbax wrote with a checkpoint; -inf if it cannot be read."""
         try:
-            return float(json.loads((self._metrics(step) / "metrics").read_text())["accuracy"])
+            return float(json.loads(paths.read_text(self.folder / self._metrics(step) / "metrics"))["accuracy"])
         except (OSError, ValueError, KeyError, TypeError):
             return float("-inf")
 
-    def _metrics(self, step: int) -> pathlib.Path:
-        return self.folder / str(step) / "metrics"
+    def _metrics(self, step: int) -> str:
+        return f"{step}/metrics"
+
+    def _is_complete(self, path: AnyPath) -> bool:
+        return not self._scheme or (path / _COMMIT_FILES[self._scheme]).exists()
+
+    def _orbax_folder(self) -> AnyPath:
+        """Returns the folder that Orbax reads and writes."""
+        if self._scheme != "s3":
+            return self.folder
+        if self._staging is None:
+            self._staging = Staging(self.folder)
+            self._staging.download(map(str, self.steps()))
+        return self._staging.local
+
+    def _upload(self) -> None:
+        assert self._staging is not None
+        self._manager.wait_until_finished()
+        self._staging.upload(last=_COMMIT_FILES["s3"])
+        self._staging.remove_missing_folders()
 
     def _open_manager(self) -> Any:
         if self._manager is None:
@@ -269,14 +302,19 @@ class Checkpointer:
                 preservation_policy=policies.AnyPreservationPolicy([policies.LatestN(self._keep), best]),
             )
             if jax.process_index() == 0:  # leftovers of a killed process or of a failed save
-                for unfinished in self.folder.glob("*.orbax-checkpoint-tmp"):
-                    shutil.rmtree(unfinished, ignore_errors=True)
+                for path in paths.children(self.folder):
+                    unfinished = path.name.isdecimal() and not self._is_complete(path)
+                    if unfinished or path.name.endswith(".orbax-checkpoint-tmp"):
+                        paths.remove_folder(path)
+            folder = self._orbax_folder()
             unreadable = [
-                step for step in self.steps() if self._metrics(step).exists() and self._accuracy(step) == float("-inf")
+                step
+                for step in self.steps()
+                if (self.folder / self._metrics(step)).exists() and self._accuracy(step) == float("-inf")
             ]
             for step in distributed.broadcast(unreadable):  # the manager would fail to read these
                 self._move_away(self._metrics(step), f"{step}-metrics")
-            self._manager = orbax.CheckpointManager(self.folder, options=options)
+            self._manager = orbax.CheckpointManager(folder, options=options)
         return self._manager
 
     def _attempt(self, write: Callable[[], Any]) -> None:
@@ -374,7 +412,7 @@ def _shapes(tree: PyTree) -> _Shapes:
     }
 
 
-def _check_fit(path: pathlib.Path, saved: _Shapes, expected: _Shapes) -> None:
+def _check_fit(path: AnyPath, saved: _Shapes, expected: _Shapes) -> None:
     """Raises CheckpointMismatchError, which names the first arrays that differ, unless shapes and types are equal."""
     differences = [name for name in {**expected, **saved} if expected.get(name) != saved.get(name)]
     if differences:

@@ -9,7 +9,7 @@ from typing import Any, Literal, Self, get_args, get_origin
 
 from dropcluster_jax.data.config import DataConfig
 from dropcluster_jax.models import ModelName
-from dropcluster_jax.runs.paths import local_path
+from dropcluster_jax.runs.paths import as_path
 from dropcluster_jax.training.data_parallel import Strategy
 
 Method = Literal["none", "dropout", "spatial", "block", "corr", "focused", "cluster"]
@@ -143,7 +143,7 @@ class TrainConfig:
 
     def __post_init__(self) -> None:
         if self.out is not None:
-            object.__setattr__(self, "out", local_path(self.out))
+            object.__setattr__(self, "out", as_path(self.out))
         _check_choices(self)
         _check_choices(self.drop, "drop.")
         _check_choices(self.data, "data.")

@@ -14,6 +14,8 @@ from dropcluster_jax.data import CORRUPTIONS, EXTRA_CORRUPTIONS, Dataset, InMemo
 from dropcluster_jax.data.config import open_dataset, open_loader
 from dropcluster_jax.runs.build import make_augmentation
 from dropcluster_jax.runs.config import TrainConfig
+from dropcluster_jax.runs.figures import save_figure
+from dropcluster_jax.runs.paths import AnyPath, create_folder, visible_children
 from dropcluster_jax.runs.run_folder import write_json
 from dropcluster_jax.viz import corruption_figure, image_figure
 
@@ -26,7 +28,7 @@ _DPI = 110
 
 def check(
     config: TrainConfig,
-    folder: pathlib.Path,
+    folder: AnyPath,
     batch_size: int | None = None,
     on_progress: Callable[[str], None] = lambda task: None,
     notify: Callable[[str], None] = print,
@@ -37,7 +39,7 @@ def check(
     The figures require Matplotlib. Encoded images are decoded when they are read, so `skipped` lists only those that
     were read. `on_progress` is called before each long task, `notify` if the figures cannot be drawn.
     """
-    if folder.exists() and not folder.is_dir():
+    if isinstance(folder, pathlib.Path) and folder.exists() and not folder.is_dir():
         raise FileExistsError(f"out must be a folder, got the file {folder}")
     on_progress("opening the dataset")
     start = time.perf_counter()
@@ -70,7 +72,7 @@ def check(
     }
     samples = jax.device_get(loader.probe(_NUM_SAMPLES, 0))
     report["skipped"] = [*dataset.skipped, *loader.skipped]
-    folder.mkdir(parents=True, exist_ok=True)
+    create_folder(folder)
     write_json(folder / "check.json", report)
     if importlib.util.find_spec("matplotlib"):
         on_progress("drawing every corruption at every severity")
@@ -81,7 +83,7 @@ def check(
     return report
 
 
-def describe(report: Mapping[str, Any], folder: pathlib.Path, max_classes: int = 10) -> str:
+def describe(report: Mapping[str, Any], folder: AnyPath, max_classes: int = 10) -> str:
     """Formats the result of `check`, with at most `max_classes` classes."""
     shape = "x".join(map(str, report["image_shape"]))
     names = list(report["classes"])
@@ -105,7 +107,7 @@ def describe(report: Mapping[str, Any], folder: pathlib.Path, max_classes: int =
         lines.append("encoded images are decoded when they are read; not all of them were checked")
     if report["skipped"]:
         lines.append(f"{len(report['skipped'])} images were skipped, the first: {report['skipped'][0]}")
-    lines.append(f"results: {', '.join(str(path) for path in sorted(folder.glob('[!.]*')))}")
+    lines.append(f"results: {', '.join(map(str, visible_children(folder)))}")
     return "\n".join(lines)
 
 
@@ -143,16 +145,17 @@ def _count_labels(labels: np.ndarray, num_classes: int) -> np.ndarray:
     return np.bincount(labels[(labels >= 0) & (labels < num_classes)], minlength=num_classes)
 
 
-def _draw(dataset: Dataset, batch: Mapping[str, np.ndarray], folder: pathlib.Path) -> None:
+def _draw(dataset: Dataset, batch: Mapping[str, np.ndarray], folder: AnyPath) -> None:
     images = np.asarray(batch["image"])
     titles = [dataset.classes[label] for label in batch["label"]]
-    image_figure(images, titles, title=f"{dataset.name}: training images").savefig(folder / "images.png", dpi=_DPI)
+    samples = image_figure(images, titles, title=f"{dataset.name}: training images")
+    save_figure(samples, folder / "images.png", _DPI)
     names = [name for name in (*CORRUPTIONS, *EXTRA_CORRUPTIONS) if name != "saturate" or images.shape[-1] == 3]
     corrupted = {
         name: [corrupt(name, severity, jax.random.key(0), images[:1])[0] for severity in range(1, 6)] for name in names
     }
     figure = corruption_figure(images[0], corrupted, title=f"{dataset.name}: corruptions; frost is a stand-in")
-    figure.savefig(folder / "corruptions.png", dpi=_DPI)
+    save_figure(figure, folder / "corruptions.png", _DPI)
 
 
 def _format(values: list[float]) -> str:

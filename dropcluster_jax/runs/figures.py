@@ -1,8 +1,10 @@
 """Figures of a run: its clusters, their history, masks, and learning curves."""
 
 import dataclasses
+import io
 import os
 import pathlib
+import tempfile
 from collections.abc import Callable, Iterable
 from typing import TYPE_CHECKING, Any
 
@@ -17,9 +19,9 @@ from dropcluster_jax.data import normalize
 from dropcluster_jax.linen import DropCluster, cluster_inputs, cluster_states
 from dropcluster_jax.masking import drop_block_mask, drop_cluster_mask, dropout_mask, spatial_dropout_mask
 from dropcluster_jax.models import ResNet
-from dropcluster_jax.runs import run_folder
+from dropcluster_jax.runs import paths, run_folder
 from dropcluster_jax.runs.config import DropConfig
-from dropcluster_jax.runs.paths import local_path
+from dropcluster_jax.runs.paths import AnyPath, as_path
 from dropcluster_jax.training.cluster_metrics import mean_adjusted_rand_index
 
 if TYPE_CHECKING:
@@ -63,22 +65,17 @@ def _initial_clusters(model: ResNet, place: str, state: ClusterState) -> Cluster
     return jax.device_get(layer.clusterer.init(state.labels.shape))
 
 
-def save_cluster_figure(
-    path: pathlib.Path, drawn: dict[str, tuple[ClusterState, np.ndarray]], title: str
-) -> pathlib.Path:
+def save_cluster_figure(path: AnyPath, drawn: dict[str, tuple[ClusterState, np.ndarray]], title: str) -> AnyPath:
     """Draws clusters over activations into a file and returns its path."""
     save_figure(viz.cluster_figure(drawn, title=title), path)
     return path
 
 
-def save_figure(figure: "Figure", path: pathlib.Path) -> None:
-    """Writes a figure to a file, which stays as it is if that fails."""
-    temporary = path.with_name(f".{os.getpid()}-{path.name}")
-    try:
-        figure.savefig(temporary, dpi=DPI)
-        temporary.replace(path)
-    finally:
-        temporary.unlink(missing_ok=True)
+def save_figure(figure: "Figure", path: AnyPath, dpi: int = DPI) -> None:
+    """Writes a figure to a file, which stays as it is if that fails. The suffix determines the format."""
+    content = io.BytesIO()
+    figure.savefig(content, dpi=dpi, format=path.suffix.removeprefix(".") or None)
+    paths.write_bytes(path, content.getvalue())
 
 
 def draw_run_clusters(
@@ -91,7 +88,7 @@ def draw_run_clusters(
     allow_changed_data: bool = False,
     on_progress: Callable[[str], None] = lambda task: None,
     notify: Callable[[str], None] = print,
-) -> list[pathlib.Path]:
+) -> list[AnyPath]:
     """Draws the clusters of a run: over activations, over the course of training, and as masks at a rate.
 
     Returns the files in `out`, by default `pictures/` in the run folder: `clusters.png`, `masks-PLACE.png` for each
@@ -101,12 +98,12 @@ def draw_run_clusters(
         ValueError: If the run has no clusters, `out` is a file, or the data have changed, unless that is allowed.
         FileNotFoundError, CorruptCheckpointError, ImportError: As in `load_run` and `data.load`.
     """
-    path = local_path(folder)
+    path = as_path(folder)
     config, _ = run_folder.read_config(path)
     if config.drop.method != "cluster":
         raise ValueError(f"{path} has no clusters: it was trained with drop.method {config.drop.method}")
-    pictures = local_path(out) if out is not None else path / run_folder.PICTURES
-    if pictures.exists() and not pictures.is_dir():
+    pictures = as_path(out) if out is not None else path / run_folder.PICTURES
+    if isinstance(pictures, pathlib.Path) and pictures.exists() and not pictures.is_dir():
         raise ValueError(f"out must be a folder, got the file {pictures}")
     on_progress("loading the run")
     loaded = run_folder.load_run(path, best=best, notify=notify)
@@ -116,7 +113,7 @@ def draw_run_clusters(
     _, loader, _ = run_folder.open_run_data(config, loaded.spec, allow_changed_data, notify)
     images = np.asarray(loader.probe(config.drop.probe_size, 0)["image"])
     on_progress("drawing")
-    pictures.mkdir(parents=True, exist_ok=True)
+    paths.create_folder(pictures)
     title = f"{config.model} on {config.data.name}"
     normalized = normalize(images, loaded.spec.mean, loaded.spec.std)
     drawn = clusters_and_inputs(loaded.model, loaded.variables, normalized)
@@ -134,13 +131,16 @@ def draw_run_clusters(
     entries = run_folder.read_json_lines(path / run_folder.METRICS)
     if any(entry["event"] == "clusters" for entry in entries):
         save("quality.png", viz.quality_figure(entries, title=title))
-    if (path / run_folder.CLUSTERS).is_file() and (history := run_folder.read_history(path)):
+    if (path / run_folder.CLUSTERS).exists() and (history := run_folder.read_history(path)):
         if config.drop.per_channel:
             title += ", channel 0"
         save("history.png", viz.cluster_history_figure(history, title=title))
         on_progress("drawing the animation")
         files.append(pictures / "history.gif")
-        viz.cluster_animation(files[-1], history, title=title)
+        with tempfile.TemporaryDirectory() as temporary:
+            animation = pathlib.Path(temporary, "history.gif")
+            viz.cluster_animation(animation, history, title=title)
+            paths.write_bytes(files[-1], animation.read_bytes())
     return sorted(files)
 
 
@@ -172,16 +172,16 @@ def _example_masks(x: np.ndarray, clusters: ClusterState, rate: float, drop: Dro
 
 def draw_run_curves(folders: Iterable[str | os.PathLike[str]]) -> "Figure":
     """Draws the learning curves of runs, labeled by their folders."""
-    paths = list(dict.fromkeys(map(local_path, folders)))
-    for path in paths:
+    runs = list(dict.fromkeys(map(as_path, folders)))
+    for path in runs:
         if not run_folder.is_run(path):
             raise FileNotFoundError(f"{path} is not a run folder: it has no {run_folder.CONFIG} of a run")
-        if not (path / run_folder.METRICS).is_file():
+        if not (path / run_folder.METRICS).exists():
             raise ValueError(f"{path} has nothing to draw yet: no {run_folder.METRICS}")
-    names = [path.resolve().name for path in paths]
+    names = [path.resolve().name if isinstance(path, pathlib.Path) else path.name for path in runs]
     if len(set(names)) < len(names):
-        names = [str(path) for path in paths]
-    entries = [run_folder.read_json_lines(path / run_folder.METRICS) for path in paths]
+        names = [str(path) for path in runs]
+    entries = [run_folder.read_json_lines(path / run_folder.METRICS) for path in runs]
     try:
         return viz.curve_figure(dict(zip(names, entries, strict=True)))
     except (KeyError, TypeError) as error:

@@ -16,7 +16,7 @@ from dropcluster_jax._optional import optional_import
 from dropcluster_jax.clustering import ClusterState
 from dropcluster_jax.linen import cluster_states
 from dropcluster_jax.runs import run_folder
-from dropcluster_jax.runs.paths import local_path
+from dropcluster_jax.runs.paths import AnyPath, as_path, visible_children
 from dropcluster_jax.runs.run_folder import JsonLinesFile
 from dropcluster_jax.training.loop import LogEntry
 from dropcluster_jax.training.steps import TrainState
@@ -136,7 +136,9 @@ class TensorBoard:
         from tensorboardX.event_file_writer import EventsWriter
         from tensorboardX.proto.event_pb2 import SessionLog  # pyright: ignore[reportAttributeAccessIssue]
 
-        path = local_path(folder)
+        path = as_path(folder)
+        if not isinstance(path, pathlib.Path):
+            raise ValueError(f"folder must be local, got {path}")
         path.mkdir(parents=True, exist_ok=True)
         for previous in path.glob("events.out.tfevents.*"):
             previous.unlink()
@@ -297,7 +299,7 @@ def format_si(value: float) -> str:
     return f"{value / 1000**power:.3g} {prefixes[power]}"
 
 
-def format_summary(summary: Mapping[str, Any], folder: pathlib.Path) -> str:
+def format_summary(summary: Mapping[str, Any], folder: AnyPath) -> str:
     """Formats the summary of a run: accuracy, duration, clusters, and the files in its folder."""
     top5 = f", top-5 {100 * summary['test_accuracy_top5']:.2f} %" if "test_accuracy_top5" in summary else ""
     lines = [
@@ -314,5 +316,5 @@ def format_summary(summary: Mapping[str, Any], folder: pathlib.Path) -> str:
         lines.append(f"{summary['nonfinite_steps']} non-finite steps were skipped")
     if summary["skipped"]:
         lines.append(f"{len(summary['skipped'])} images were skipped, the first: {summary['skipped'][0]}")
-    lines.append(f"results: {', '.join(str(path) for path in sorted(folder.glob('[!.]*')))}")
+    lines.append(f"results: {', '.join(map(str, visible_children(folder)))}")
     return "\n".join(lines)

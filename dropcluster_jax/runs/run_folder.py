@@ -15,7 +15,6 @@ import math
 import os
 import pathlib
 import re
-import shutil
 import zlib
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from typing import Any, NamedTuple, Self
@@ -39,10 +38,11 @@ from dropcluster_jax.data import (
 from dropcluster_jax.data.config import open_data
 from dropcluster_jax.data.corrupted import computed_origin
 from dropcluster_jax.models import ResNet
+from dropcluster_jax.runs import paths
 from dropcluster_jax.runs.build import abstract_batch, make_model, make_run_steps
 from dropcluster_jax.runs.checkpoints import Checkpointer
 from dropcluster_jax.runs.config import TrainConfig, without_runtime_fields
-from dropcluster_jax.runs.paths import local_path
+from dropcluster_jax.runs.paths import AnyPath, as_path
 from dropcluster_jax.training.loop import LogEntry, evaluate
 from dropcluster_jax.training.steps import Batch, TrainState
 
@@ -88,15 +88,19 @@ def slug(name: str) -> str:
 
 
 @contextlib.contextmanager
-def lock(folder: pathlib.Path, notify: Callable[[str], None]) -> Iterator[None]:
+def lock(folder: AnyPath, notify: Callable[[str], None]) -> Iterator[None]:
     """Creates the folder if needed, and locks it while this process writes a run to it.
 
     The operating system releases the lock when the process ends, for whatever reason. `notify` is called if the file
-    system does not support locks.
+    system does not support locks. Object stores do not.
 
     Raises:
         RunFolderError: If another process holds the lock, or the folder cannot be written to.
     """
+    if not isinstance(folder, pathlib.Path):
+        notify(f"{folder} cannot be locked: make sure that no other process writes to it")
+        yield
+        return
     try:
         folder.mkdir(parents=True, exist_ok=True)
         file = (folder / _LOCK).open("ab")
@@ -128,39 +132,41 @@ def _lock_file(descriptor: int) -> None:
         fcntl.flock(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
 
 
-def is_run(folder: pathlib.Path) -> bool:
+def is_run(folder: AnyPath) -> bool:
     """Returns whether a folder contains a run, by its `config.json`, even if that is damaged."""
     path = folder / CONFIG
     try:
-        return path.is_file() and "drop" in _read_json(path)
+        return "drop" in _read_json(path)
+    except (FileNotFoundError, NotADirectoryError, IsADirectoryError):
+        return False
     except ValueError:
         return True
 
 
-def holds_run(folder: pathlib.Path) -> bool:
+def holds_run(folder: AnyPath) -> bool:
     """Returns whether a folder contains a run; raises FileExistsError if it contains anything else.
 
     Hidden files and those that operating systems create do not count.
     """
-    if folder.exists() and not folder.is_dir():
+    if isinstance(folder, pathlib.Path) and folder.exists() and not folder.is_dir():
         raise FileExistsError(f"out must be a folder, got the file {folder}")
-    if not folder.exists() or all(path.name.startswith((".", *_FILES_OF_SYSTEMS)) for path in folder.iterdir()):
+    if all(path.name.startswith(_FILES_OF_SYSTEMS) for path in paths.visible_children(folder)):
         return False
     if not is_run(folder):
         raise FileExistsError(f"out must be a new or empty folder or contain a run, but {folder} contains other files")
-    for name in (*_FILES, *_FOLDERS):
+    for name in (*_FILES, *_FOLDERS) if isinstance(folder, pathlib.Path) else ():
         if (folder / name).exists() and (folder / name).is_dir() != (name in _FOLDERS):
             kind = "folder" if name in _FOLDERS else "file"
             raise FileExistsError(f"{folder / name} must be a {kind}; remove it to train in {folder}")
     return True
 
 
-def clear(folder: pathlib.Path) -> None:
+def clear(folder: AnyPath) -> None:
     """Removes a run from its folder, and no other files."""
     if not holds_run(folder):
         return
     for name in _FOLDERS:
-        shutil.rmtree(folder / name, ignore_errors=True)
+        paths.remove_folder(folder / name)
     for name in reversed(_FILES):  # config.json, which identifies a run, last
         (folder / name).unlink(missing_ok=True)
 
@@ -168,13 +174,13 @@ def clear(folder: pathlib.Path) -> None:
 # ---- Configuration, dataset and results
 
 
-def write_config(folder: pathlib.Path, config: TrainConfig, spec: DatasetSpec, version: str) -> None:
+def write_config(folder: AnyPath, config: TrainConfig, spec: DatasetSpec, version: str) -> None:
     """Writes `config.json`, creating the folder if needed."""
-    folder.mkdir(parents=True, exist_ok=True)
+    paths.create_folder(folder)
     write_json(folder / CONFIG, {"version": version, **config.to_json(), "dataset": spec.to_json()})
 
 
-def read_config(folder: pathlib.Path) -> tuple[TrainConfig, DatasetSpec]:
+def read_config(folder: AnyPath) -> tuple[TrainConfig, DatasetSpec]:
     """Returns the configuration and the dataset description of a run.
 
     Raises:
@@ -193,7 +199,7 @@ def read_config(folder: pathlib.Path) -> tuple[TrainConfig, DatasetSpec]:
         raise ValueError(f"{path} is damaged or was written by a different version: {error}") from None
 
 
-def finished_run(folder: pathlib.Path, config: TrainConfig) -> dict[str, Any] | None:
+def finished_run(folder: AnyPath, config: TrainConfig) -> dict[str, Any] | None:
     """Returns the summary if the folder contains this run, finished; None if it is empty or the run is unfinished.
 
     A different path of the dataset is not a difference, as long as the examples are the same.
@@ -225,7 +231,7 @@ def _is_moved(*names: str) -> bool:
     return len(set(names)) > 1 and kinds in ({"npz"}, {"folder"})
 
 
-def check_same_dataset(folder: pathlib.Path, spec: DatasetSpec) -> None:
+def check_same_dataset(folder: AnyPath, spec: DatasetSpec) -> None:
     """Raises FileExistsError if the folder contains a run on a different dataset."""
     if not holds_run(folder):
         return
@@ -261,16 +267,20 @@ def open_run_data(
     return dataset, loader, differences
 
 
-def read_summary(folder: pathlib.Path) -> dict[str, Any] | None:
+def read_summary(folder: AnyPath) -> dict[str, Any] | None:
     """Returns the summary of a finished run; None if the run is unfinished."""
-    path = folder / SUMMARY
-    return _read_json(path) if path.is_file() else None
+    try:
+        return _read_json(folder / SUMMARY)
+    except FileNotFoundError:
+        return None
 
 
-def read_evaluation(folder: pathlib.Path) -> dict[str, Any]:
+def read_evaluation(folder: AnyPath) -> dict[str, Any]:
     """Returns the content of `evaluation.json`, empty if there is none; raises ValueError if it is damaged."""
-    path = folder / EVALUATION
-    return _read_json(path) if path.is_file() else {}
+    try:
+        return _read_json(folder / EVALUATION)
+    except FileNotFoundError:
+        return {}
 
 
 def merge_evaluation(previous: Mapping[str, Any], evaluation: Mapping[str, Any]) -> dict[str, Any]:
@@ -288,20 +298,14 @@ def to_json(content: Any) -> str:
     return json.dumps(_nonfinite_to_none(content), indent=2, allow_nan=False)
 
 
-def write_json(path: pathlib.Path, content: Mapping[str, Any]) -> None:
+def write_json(path: AnyPath, content: Mapping[str, Any]) -> None:
     """Writes a JSON file atomically; see `to_json`."""
-    temporary = path.with_name(f"{path.name}.{os.getpid()}.new")
-    try:
-        temporary.write_text(to_json(content) + "\n")
-        temporary.replace(path)
-    except OSError:
-        temporary.unlink(missing_ok=True)
-        raise
+    paths.write_bytes(path, f"{to_json(content)}\n".encode())
 
 
-def _read_json(path: pathlib.Path) -> dict[str, Any]:
+def _read_json(path: AnyPath) -> dict[str, Any]:
     try:
-        content = json.loads(path.read_text())
+        content = json.loads(paths.read_text(path))
     except (ValueError, RecursionError) as error:
         raise ValueError(f"{path} is damaged: {error}") from None
     if not isinstance(content, dict):
@@ -321,8 +325,8 @@ def _differences(saved: Any, current: Any, name: str = "") -> list[tuple[str, An
     """Returns the dotted name and both values of each leaf that differs."""
     if isinstance(saved, Mapping) and isinstance(current, Mapping):
         names = list(dict.fromkeys([*saved, *current]))
-        paths = [(key, f"{name}.{key}" if name else key) for key in names]
-        return [row for key, path in paths for row in _differences(saved.get(key), current.get(key), path)]
+        dotted = [(key, f"{name}.{key}" if name else key) for key in names]
+        return [row for key, path in dotted for row in _differences(saved.get(key), current.get(key), path)]
     return [] if saved == current else [(name, saved, current)]
 
 
@@ -361,10 +365,10 @@ class JsonLinesFile:
         return self._path.stat().st_size
 
 
-def read_json_lines(path: pathlib.Path) -> list[LogEntry]:
+def read_json_lines(path: AnyPath) -> list[LogEntry]:
     """Returns the entries of a `JsonLinesFile`, except for an incomplete last line."""
     try:
-        entries = [json.loads(line) for line in path.read_text().split("\n")[:-1]]
+        entries = [json.loads(line) for line in paths.read_text(path).split("\n")[:-1]]
     except (ValueError, RecursionError) as error:
         raise ValueError(f"{path} is damaged: {error}") from None
     if not all(isinstance(entry, dict) and "step" in entry for entry in entries):
@@ -418,7 +422,7 @@ def read_history(folder: str | os.PathLike[str]) -> dict[str, list[tuple[int, np
         >>> step, bool((labels == state.labels).all())
         (20, True)
     """
-    path = local_path(folder) / CLUSTERS
+    path = as_path(folder) / CLUSTERS
     entries, history = read_json_lines(path), dict[str, list[tuple[int, np.ndarray]]]()
     try:
         for step, places in decode_clusters(entries):
@@ -461,20 +465,20 @@ def list_runs(folder: str | os.PathLike[str]) -> list[dict[str, Any]]:
         Traceback (most recent call last):
         FileNotFoundError: no folder /nowhere
     """
-    root = local_path(folder)
-    if not root.is_dir():
+    root = as_path(folder)
+    if isinstance(root, pathlib.Path) and not root.is_dir():
         raise FileNotFoundError(f"no folder {root}")
-    runs = [_describe(path.parent) for path in sorted(root.rglob(CONFIG)) if is_run(path.parent)]
+    runs = [_describe(path.parent) for path in paths.find_files(root, CONFIG) if is_run(path.parent)]
     if not runs:
         raise FileNotFoundError(f"{root} contains no runs; `dropcluster train digits --out {root}/digits` creates one")
     return runs
 
 
-def _describe(folder: pathlib.Path) -> dict[str, Any]:
+def _describe(folder: AnyPath) -> dict[str, Any]:
     try:
         config, _ = read_config(folder)
         summary = read_summary(folder)
-        entries = read_json_lines(folder / METRICS) if (folder / METRICS).is_file() else []
+        entries = read_json_lines(folder / METRICS) if (folder / METRICS).exists() else []
         accuracies = [entry["accuracy"] for entry in entries if entry["event"] == "test"]
         seconds = summary["seconds"] if summary is not None else None
     except (ValueError, OSError) as error:
@@ -577,7 +581,7 @@ def load_run(folder: str | os.PathLike[str], *, best: bool = False, notify: Call
         >>> loaded.logits(jnp.zeros((2, 8, 8, 1), jnp.uint8)).shape, loaded.step, sorted(loaded.variables)
         ((2, 10), 8, ['batch_stats', 'params'])
     """
-    path = local_path(folder)
+    path = as_path(folder)
     config, spec = read_config(path)
     model = make_model(config, spec)
     init = make_run_steps(config, model, spec).init
@@ -586,7 +590,8 @@ def load_run(folder: str | os.PathLike[str], *, best: bool = False, notify: Call
         lambda leaf: jax.ShapeDtypeStruct(leaf.shape, leaf.dtype, sharding=device),
         jax.eval_shape(init, jax.random.key(0), abstract_batch(spec, batch_size=1)),
     )
-    restored = Checkpointer(path / CHECKPOINTS, notify=notify).restore(target, best=best, quarantine=False)
+    with contextlib.closing(Checkpointer(path / CHECKPOINTS, notify=notify)) as checkpointer:
+        restored = checkpointer.restore(target, best=best, quarantine=False)
     if restored is None:
         raise FileNotFoundError(f"{path} has no checkpoint yet")
     state = restored.state

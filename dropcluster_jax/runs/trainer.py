@@ -10,7 +10,7 @@ import functools
 import importlib.util
 import pathlib
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from typing import Any, NamedTuple
 
 import jax
@@ -24,7 +24,9 @@ from dropcluster_jax.runs import build, distributed, figures, run_folder
 from dropcluster_jax.runs.checkpoints import Checkpointer
 from dropcluster_jax.runs.config import TrainConfig
 from dropcluster_jax.runs.logging import NullWriter, RunWriter, require_tensorboard
+from dropcluster_jax.runs.paths import AnyPath, is_remote, remove_folder
 from dropcluster_jax.runs.preemption import Preemption
+from dropcluster_jax.runs.staging import Staging
 from dropcluster_jax.training.data_parallel import DataParallel
 from dropcluster_jax.training.loop import LogEntry, Save, evaluate, fit
 from dropcluster_jax.training.schedules import every
@@ -46,7 +48,7 @@ class Run(NamedTuple):
     """
 
     config: TrainConfig
-    folder: pathlib.Path
+    folder: AnyPath
     num_steps: int
     dataset: Dataset
     loader: Loader
@@ -88,6 +90,11 @@ def prepare(
     """
     if config.out is None and jax.process_count() > 1:
         raise ValueError("out is required with multiple processes, and must be a folder that all of them can write to")
+    if jax.process_count() > 1 and str(config.out).startswith("s3://"):
+        raise ValueError(
+            "out must be on gs:// or in a folder that all processes can write to, with multiple processes, "
+            f"got {config.out}"
+        )
     if config.out is not None and restart:
         run_folder.holds_run(config.out)
     elif config.out is not None:
@@ -174,15 +181,17 @@ def execute(
     with contextlib.ExitStack() as stack:
         _prepare_folder(run, restart, stack, notify)
         preemption = stack.enter_context(Preemption())
+        staging = stack.enter_context(_staging(run))
         checkpointer = Checkpointer(run.folder / run_folder.CHECKPOINTS, run.config.checkpoint.keep, notify)
         stack.callback(checkpointer.close)
         batches = stack.enter_context(contextlib.closing(run.loader.train()))
         state, metadata = _restore_or_init(run, checkpointer, batches, notify)
-        writer = stack.enter_context(_open_writer(run, state, metadata))
+        writer = stack.enter_context(_open_writer(run, staging.local, state, metadata))
         progress = _Progress(run, metadata, start)
 
         def save(state: TrainState, *, accuracy: float | None, nonfinite_steps: int) -> None:
             metadata = progress.metadata(batches, writer, nonfinite_steps)
+            staging.upload(last=run_folder.SUMMARY)  # the log, before the checkpoint that refers to it
             checkpointer.save(state, metadata, accuracy)
 
         def log_entry(entry: LogEntry) -> None:
@@ -195,14 +204,26 @@ def execute(
 
         if state.clusters and not metadata:
             log_clusters(state)  # the initial grid
-        state = _fit(run, state, batches, metadata, preemption, save=save, log=log_entry, on_clusters=log_clusters)
+        state = _fit(
+            run,
+            staging.local,
+            state,
+            batches,
+            metadata,
+            preemption,
+            save=save,
+            log=log_entry,
+            on_clusters=log_clusters,
+        )
         saved, step = checkpointer.wait(), int(jax.device_get(state.step))
         if step < run.num_steps:
             raise Stopped(preemption.name, preemption.status, step, saved[-1] if saved else None)
         if step not in saved:
             raise OSError(f"the checkpoint of the last step, {step}, could not be written")
         last = _with_test(run, state, writer.last)
-        return _write_results(run, state, last, progress, notify)
+        summary = _write_results(run, staging.local, state, last, progress, notify)
+        staging.upload(last=run_folder.SUMMARY)
+        return summary
 
 
 def _prepare_folder(run: Run, restart: bool, stack: contextlib.ExitStack, notify: Callable[[str], None]) -> None:
@@ -240,12 +261,27 @@ def _restore_or_init(
     return restored.state, restored.metadata
 
 
-def _open_writer(run: Run, state: TrainState, metadata: dict[str, Any]) -> RunWriter | NullWriter:
+@contextlib.contextmanager
+def _staging(run: Run) -> Iterator[Staging]:
+    """Yields a local copy of the run folder, which is uploaded again if the run ends early."""
+    with Staging(run.folder) as staging:
+        if jax.process_index() == 0:
+            staging.download([run_folder.METRICS, run_folder.CLUSTERS])
+        try:
+            yield staging
+        except BaseException:
+            staging.upload(last=run_folder.SUMMARY)
+            raise
+
+
+def _open_writer(run: Run, folder: pathlib.Path, state: TrainState, metadata: dict[str, Any]) -> RunWriter | NullWriter:
     if jax.process_index() != 0:
         return NullWriter()
     sizes = metadata.get("log_sizes", {})
+    if run.config.tensorboard and is_remote(run.folder):
+        remove_folder(run.folder / run_folder.TENSORBOARD)  # the new event file contains all entries
     try:
-        return RunWriter(run.folder, sizes, clusters=bool(state.clusters), tensorboard=run.config.tensorboard)
+        return RunWriter(folder, sizes, clusters=bool(state.clusters), tensorboard=run.config.tensorboard)
     except ValueError as error:  # a damaged log
         raise run_folder.RunFolderError(f"{error}; remove the file to resume without it") from None
 
@@ -287,6 +323,7 @@ def _by_place(model: ResNet, entry: LogEntry) -> LogEntry:
 
 def _fit(
     run: Run,
+    folder: pathlib.Path,
     state: TrainState,
     batches: BatchIterator,
     metadata: dict[str, Any],
@@ -300,7 +337,7 @@ def _fit(
     update_every = config.drop.update_every if state.clusters else 0
     epochs_of_steps = config.evaluate_every_epochs * build.steps_per_epoch(config, run.dataset.spec)
     at_end_only = config.fake_data or not config.evaluate_every_epochs
-    profile = run.folder / run_folder.PROFILE if config.profile and jax.process_index() == 0 else None
+    profile = folder / run_folder.PROFILE if config.profile and jax.process_index() == 0 else None
     return fit(
         run.steps,
         state,
@@ -331,6 +368,7 @@ def _with_test(run: Run, state: TrainState, last: dict[str, LogEntry]) -> dict[s
 
 def _write_results(
     run: Run,
+    folder: pathlib.Path,
     state: TrainState,
     last: dict[str, LogEntry],
     progress: _Progress,
@@ -350,7 +388,7 @@ def _write_results(
         "skipped": skipped,
         "clusters": figures.summarize_clusters(run.model, state.clusters),
     }
-    run_folder.write_json(run.folder / run_folder.SUMMARY, summary)
+    run_folder.write_json(folder / run_folder.SUMMARY, summary)
     if state.clusters and not importlib.util.find_spec("matplotlib"):
         notify('clusters.png was not drawn, as Matplotlib is not installed: pip install "dropcluster-jax[plot]"')
     elif state.clusters:
@@ -358,7 +396,7 @@ def _write_results(
         drawn = figures.clusters_and_inputs(run.model, jax.device_get(state.variables()), images)
         title = f"Learned clusters: {run.config.model} on {run.config.data.name}, step {run.num_steps}"
         try:
-            figures.save_cluster_figure(run.folder / run_folder.CLUSTERS_FIGURE, drawn, title)
+            figures.save_cluster_figure(folder / run_folder.CLUSTERS_FIGURE, drawn, title)
         except Exception as error:  # whatever Matplotlib raises: the results are complete without the figure
             notify(f"clusters.png was not drawn: {error!r}; `dropcluster clusters {run.folder}` draws it")
     return summary

@@ -133,7 +133,10 @@ def test_folder_with_another_run_is_an_error_and_unchanged(finished, capsys):
         (["train", "digits", "--steps", "0"], "steps must be at least 1, got 0"),
         (["train", "digits", "--steps", "3000000000"], r"steps, or epochs in steps, must be below 2\*\*31"),
         (["train", "digits", "--epochs", "1e12"], r"steps, or epochs in steps, must be below 2\*\*31"),
-        (["train", "digits", "--out", "gs://bucket/run"], "paths must be local, got gs://bucket/run"),
+        (
+            ["train", "digits", "--out", "az://bucket/run"],
+            "paths must be local, gs://... or s3://..., got az://bucket/run",
+        ),
         (["train", "digits", "--epochs", "-1"], "epochs must be above 0, got -1.0"),
         (["train", "digits", "--learning-rate", "inf"], "learning_rate must be above 0, got inf"),
         (["train", "digits", "--augment.flip"], "augment.flip must be False for digits"),

@@ -25,8 +25,8 @@ def test_example_masks_drop_about_the_rate_and_whole_clusters(layer):
 
 def test_figure_that_cannot_be_written_leaves_the_previous_one(tmp_path):
     class Figure:
-        def savefig(self, path, **options):
-            path.write_bytes(b"half")
+        def savefig(self, file, **options):
+            file.write(b"half")
             raise OSError("No space left on device")
 
     (tmp_path / "curves.png").write_bytes(b"previous")

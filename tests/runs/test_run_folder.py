@@ -12,7 +12,7 @@ import pytest
 
 from dropcluster_jax.runs import TrainConfig, evaluate_run, list_runs, load_run, read_history, run_folder
 from dropcluster_jax.runs.figures import draw_run_clusters, draw_run_curves
-from dropcluster_jax.runs.paths import local_path
+from dropcluster_jax.runs.paths import as_path
 from dropcluster_jax.runs.run_folder import RunFolderError
 
 HOLD = """
@@ -85,12 +85,12 @@ def test_home_is_expanded(read, tmp_path, monkeypatch):
 @pytest.mark.parametrize(
     ("path", "message"),
     [
-        ("gs://bucket/run", "paths must be local, got gs://bucket/run"),
-        (pathlib.Path("s3://bucket/run"), "paths must be local, got s3://bucket/run"),
+        ("az://bucket/run", "paths must be local, gs://... or s3://..., got az://bucket/run"),
+        (pathlib.Path("hdfs://host/run"), "paths must be local, gs://... or s3://..., got hdfs://host/run"),
         ("~no-such-user/run", "~no-such-user/run cannot be expanded"),
         (os.fsdecode(b"runs/\xff"), r"paths must be valid in the locale's encoding, got b'runs/\xff'"),
     ],
 )
-def test_paths_that_are_not_local_are_errors(path, message):
+def test_invalid_paths_are_errors(path, message):
     with pytest.raises(ValueError, match=re.escape(message)):
-        local_path(path)
+        as_path(path)

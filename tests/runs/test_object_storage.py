@@ -1,0 +1,194 @@
+"""Run folders in object stores: training, killing, resuming and reading, with emulators on loopback addresses."""
+
+import importlib.util
+import json
+import os
+import pathlib
+import random
+import signal
+import socket
+import subprocess
+import sys
+
+import jax
+import pytest
+from commands import command
+from training.helpers import equal
+
+from dropcluster_jax.runs import (
+    Checkpointer,
+    TrainConfig,
+    load_run,
+    paths,
+    read_history,
+    run_folder,
+    trainer,
+)
+from dropcluster_jax.runs.paths import as_path
+
+# aiohttp warns that gcsfs uploads files of more than 1 MB as bytes.
+pytestmark = pytest.mark.filterwarnings("ignore:Sending a large body directly with raw bytes:ResourceWarning")
+
+PACKAGES = {"gs": ("gcsfs", "gcp_storage_emulator"), "s3": ("s3fs", "boto3", "moto", "flask", "flask_cors")}
+TURNS = int(os.environ.get("SOAK_TURNS", "1"))
+
+RUN = ["train", "digits", "--model", "resnet8", "--steps", "12", "--batch-size", "16", "--checkpoint.every", "3"]
+RUN += ["--drop.update-every", "4", "--drop.probe-size", "32", "--data.examples-per-class", "32", "--data.test-split"]
+RUN += ["test[:64]", "--drop.places", "stage1"]
+SHORT = [*RUN, "--steps", "4", "--checkpoint.every", "2"]
+
+
+def free_port() -> int:
+    with socket.socket() as server:
+        server.bind(("127.0.0.1", 0))
+        return server.getsockname()[1]
+
+
+@pytest.fixture(scope="module", params=PACKAGES)
+def bucket(request):
+    """The address of an empty bucket; skips the test if a package is not installed."""
+    missing = [package for package in PACKAGES[request.param] if importlib.util.find_spec(package) is None]
+    if missing:
+        pytest.skip(f"{', '.join(missing)} of the extra dev is not installed")
+    port = free_port()
+    address = f"http://127.0.0.1:{port}"
+    environment = {
+        **{"STORAGE_EMULATOR_HOST": address, "TENSORSTORE_GCS_HTTP_URL": address, "GOOGLE_CLOUD_PROJECT": "test"},
+        **{"GOOGLE_AUTH_TOKEN_FOR_TESTING": "test", "GCSFS_EXPERIMENTAL_ZB_HNS_SUPPORT": "false"},
+        **{"AWS_ENDPOINT_URL": address, "AWS_ACCESS_KEY_ID": "test", "AWS_SECRET_ACCESS_KEY": "test"},
+        "AWS_DEFAULT_REGION": "us-east-1",
+    }
+    script = pathlib.Path(__file__).with_name("object_stores.py")
+    with pytest.MonkeyPatch.context() as patch:
+        for name, value in environment.items():
+            patch.setenv(name, value)
+        emulator = subprocess.Popen(
+            [sys.executable, script, request.param, str(port)],
+            stdout=subprocess.PIPE,
+            stderr=subprocess.DEVNULL,
+            text=True,
+        )
+        with emulator:
+            assert emulator.stdout.readline() == "ready\n"
+            yield f"{request.param}://bucket"
+            emulator.kill()
+
+
+@pytest.fixture(scope="module")
+def uninterrupted(tmp_path_factory):
+    """The local folder of an uninterrupted run."""
+    folder = tmp_path_factory.mktemp("runs") / "uninterrupted"
+    assert command(*RUN, "--out", str(folder)) == 0
+    return folder
+
+
+@pytest.fixture(scope="module")
+def resumed(bucket, uninterrupted):
+    """The address of the same run in the bucket, killed and resumed."""
+    script, folder, rng = pathlib.Path(__file__).with_name("killed_run.py"), f"{bucket}/runs/resumed", random.Random(0)
+    for moment in ({"when": "save", "after": 2}, {"when": "step", "after": 7})[:TURNS]:
+        moment = json.dumps({**moment, "delay": rng.random() / 20, "signal": signal.SIGKILL})
+        process = subprocess.run(
+            [sys.executable, script, moment, *RUN, "--out", folder],
+            **{"capture_output": True, "text": True, "timeout": 200, "check": False},
+        )
+        assert process.returncode == -signal.SIGKILL, process.stderr
+        assert run_folder.read_summary(as_path(folder)) is None
+    assert command(*RUN, "--out", folder) == 0
+    return folder
+
+
+def entries(folder) -> list[dict]:
+    return [
+        {name: value for name, value in entry.items() if name != "images_per_second"}
+        for entry in run_folder.read_json_lines(as_path(folder) / "metrics.jsonl")
+    ]
+
+
+def summary(folder) -> dict:
+    return {**run_folder.read_summary(as_path(folder)), "seconds": 0}
+
+
+def test_killed_runs_resume_with_bit_identical_results(resumed, uninterrupted):
+    run, expected = load_run(resumed), load_run(uninterrupted)
+    assert run.step == expected.step == 12 and equal(run.state, expected.state)
+    assert entries(resumed) == entries(uninterrupted) and summary(resumed) == summary(uninterrupted)
+    history, expected_history = read_history(resumed), read_history(uninterrupted)
+    assert str(history) == str(expected_history) and len(history["stage1"]) > 2
+    names = [path.name for path in paths.children(as_path(resumed))]
+    assert names == ["checkpoints", "clusters.jsonl", "clusters.png", "config.json", "metrics.jsonl", "summary.json"]
+
+
+def test_commands_read_and_write_run_folders(resumed, bucket, capsys, tmp_path):
+    assert command("runs", f"{bucket}/runs", "--json") == 0
+    (entry,) = json.loads(capsys.readouterr().out)
+    assert entry["run"] == resumed and entry["finished"] and entry["step"] == 12
+    assert command("evaluate", resumed, "--best") == 0
+    assert f"results: {resumed}/evaluation.json" in capsys.readouterr().out
+    assert run_folder.read_evaluation(as_path(resumed))["test"]["count"] == 64
+    assert command("clusters", resumed) == 0
+    files = capsys.readouterr().out.split()
+    assert f"{resumed}/pictures/history.gif" in files
+    assert {as_path(file).read_bytes()[:4] for file in files} == {b"\x89PNG", b"GIF8"}
+    assert command("plot", resumed, "--out", str(tmp_path / "curves.svg")) == 0
+    assert "resumed" in (tmp_path / "curves.svg").read_text()
+    assert command(*RUN, "--out", resumed) == 0
+    assert f"{resumed} already contains this run, finished" in capsys.readouterr().out
+    assert command(*RUN, "--out", resumed, "--seed", "1") == 2
+    assert "seed is 0 there and 1 here" in capsys.readouterr().err
+
+
+def test_missing_runs_and_buckets_are_reported_in_one_line(resumed, bucket, capsys):
+    assert command("evaluate", f"{bucket}/runs") == 2
+    assert f"did you mean {resumed}?" in capsys.readouterr().err
+    assert command("runs", f"{bucket}/empty") == 2
+    assert f"{bucket}/empty contains no runs" in capsys.readouterr().err
+    assert command(*RUN, "--out", f"{bucket}-2/run") != 0
+    error = capsys.readouterr().err
+    assert error.count("\n") == 1 and error.startswith("dropcluster")
+
+
+def test_restart_removes_the_previous_run_and_keeps_other_objects(bucket, capsys):
+    folder = as_path(f"{bucket}/restarted")
+    assert command(*SHORT, "--out", str(folder), "--tensorboard", "--profile") == 0
+    (folder / "checkpoints" / "9" / "state").write_text("of a killed process")
+    assert Checkpointer(folder / "checkpoints").steps() == [2, 4]
+    assert command(*SHORT, "--out", str(folder), "--tensorboard", "--seed", "1", "--restart") == 0
+    assert load_run(folder).config.seed == 1
+    names = [path.name for path in paths.children(folder)]
+    assert "profile" not in names and len(paths.children(folder / "tensorboard")) == 1
+    folder = as_path(f"{bucket}/notes")
+    (folder / "thesis.tex").write_text("mine")
+    assert command(*SHORT, "--out", str(folder), "--restart") == 2
+    assert (folder / "thesis.tex").read_text() == "mine"
+
+
+def test_damaged_checkpoint_is_moved_and_the_previous_one_restored(bucket, capsys):
+    folder = as_path(f"{bucket}/damaged-run")
+    assert command(*SHORT, "--out", str(folder)) == 0
+    (folder / "checkpoints" / "4" / "state" / "manifest.ocdbt").write_text("damaged")
+    (folder / "summary.json").unlink()
+    capsys.readouterr()
+    assert command(*SHORT, "--out", str(folder)) == 0
+    assert f"was moved to {folder}/damaged; using the one of step 2" in capsys.readouterr().out.replace("\n", " ")
+    assert [path.name for path in paths.children(folder / "damaged")] == ["4"]
+    assert load_run(folder).step == 4
+
+
+@pytest.mark.parametrize(("scheme", "package", "extra"), [("gs", "gcsfs", "gcs"), ("s3", "s3fs", "s3")])
+def test_missing_package_is_reported_with_its_extra(scheme, package, extra, capsys, monkeypatch):
+    find_spec = importlib.util.find_spec
+    monkeypatch.setattr(importlib.util, "find_spec", lambda name: None if name == package else find_spec(name))
+    for words in ([*RUN, "--out"], ["runs"], ["evaluate"]):
+        assert command(*words, f"{scheme}://bucket/run") == 2
+        assert capsys.readouterr().err == (
+            f"dropcluster: error: {scheme}://bucket/run requires {package}, which is not installed: "
+            f'pip install "dropcluster-jax[{extra}]"\n'
+        )
+
+
+def test_several_processes_cannot_share_a_folder_in_s3(monkeypatch):
+    pytest.importorskip("s3fs", reason="s3fs of the extra dev is not installed")
+    monkeypatch.setattr(jax, "process_count", lambda: 2)
+    with pytest.raises(ValueError, match="out must be on gs:// or in a folder that all processes can write to"):
+        trainer.prepare(TrainConfig(out=pathlib.Path("s3://bucket/run")))
