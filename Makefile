@@ -5,7 +5,7 @@ BIN := .venv/bin
 CONSTRAINTS ?= -c constraints.txt
 PIP_INSTALL = $(BIN)/pip install --quiet --disable-pip-version-check $(CONSTRAINTS)
 
-.PHONY: train test soak docs lint clean
+.PHONY: train test test-tpu soak docs lint clean
 
 train: .venv/.train  ## train ResNet-20 with DropCluster on handwritten digits, into runs/digits
 	$(BIN)/dropcluster train digits --out runs/digits
@@ -13,6 +13,9 @@ train: .venv/.train  ## train ResNet-20 with DropCluster on handwritten digits, 
 
 test: .venv/.dev  ## run all tests and doctests
 	$(BIN)/python -m pytest -n 2 --dist loadgroup
+
+test-tpu: .venv/.tpu  ## compile programs for TPUs, without a TPU, and test what the compiler reports
+	$(BIN)/python -m pytest tests/runs/test_aot.py tests/cli/test_topology.py
 
 soak: .venv/.dev  ## kill and resume runs repeatedly, with one and several processes; about half an hour
 	SOAK_TURNS=10 $(BIN)/python -m pytest -n 2 --dist loadgroup tests/runs/test_killed.py tests/runs/test_processes.py
@@ -42,6 +45,11 @@ clean:  ## remove the environment, caches and the built site
 	@echo 'Installing dropcluster-jax and its development dependencies into .venv (takes a minute or more)'
 	$(PIP_INSTALL) -e '.[dev]'
 	touch $@ .venv/.train
+
+.venv/.tpu: .venv/.dev
+	@echo 'Installing the compiler for TPUs into .venv (about 200 MB)'
+	$(PIP_INSTALL) -e '.[dev,tpu]'
+	touch $@
 
 .venv/.docs: .venv/bin/python pyproject.toml constraints.txt
 	$(PIP_INSTALL) -e '.[docs]'

@@ -1,6 +1,7 @@
 """Marks for tests that compile for devices that are not present."""
 
 import importlib.util
+import os
 
 import pytest
 
@@ -16,6 +17,6 @@ needs_libtpu = pytest.mark.skipif(
     not _is_installed("libtpu"), reason="libtpu is not installed: `make test-tpu` installs it"
 )
 needs_cuda_plugin = pytest.mark.skipif(
-    not _is_installed("jax_plugins.xla_cuda12"),
-    reason='jax-cuda12-plugin is not installed: pip install "dropcluster-jax[cuda]"',
+    not _is_installed("jax_plugins.xla_cuda12") or os.environ.get("JAX_PLATFORMS") != "cpu",
+    reason='needs pip install "dropcluster-jax[cuda]" and JAX_PLATFORMS=cpu',
 )

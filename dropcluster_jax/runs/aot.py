@@ -123,7 +123,8 @@ class Analysis:
         code_bytes: Size of the program, if it resides in device memory.
         flops: Floating-point operations, with the body of a loop counted once; None on GPUs.
         bytes_accessed: Bytes read and written; on TPUs, with the body of a loop counted once.
-        cycles: The compiler's estimate of the cycles of all operations, without waiting for collectives; None on GPUs.
+        cycles: The compiler's estimate of the cycles of all operations, without waiting for collectives. A loop over a
+            constant range counts that number of times, others once. None on GPUs.
         collectives: The collectives of the program.
         has_loops: Whether the program has loops.
     """
@@ -183,7 +184,7 @@ def compile_for(
 
     Raises:
         ValueError: If the topology is unknown.
-        ImportError: If the compiler is not installed.
+        ImportError: If the compiler is not installed or cannot be loaded.
         DoesNotFitError: If the compiler finds that the program needs too much memory.
 
     Example:
@@ -270,10 +271,15 @@ def _gpus(kind: str, shape: list[int]) -> list[Any]:
     name = f"1x{hosts}x{shape[0] // hosts}"  # slices, hosts, GPUs of a host
     properties = _GPUS[kind]
     target = _GPU_TARGET.format(**properties, memory_bytes=CHIPS[properties["kind"]].memory_bytes)
-    with _silent_stderr():
+    with _environment({"JAX_SKIP_CUDA_CONSTRAINTS_CHECK": "1"}), _silent_stderr():
         with optional_import("jax-cuda12-plugin", "cuda"):
             import jax_plugins.xla_cuda12  # noqa: F401  # pyright: ignore[reportMissingImports]
-        return topologies.get_topology_desc(name, platform="cuda", topology=name, target_config=target).devices
+        try:
+            return topologies.get_topology_desc(name, platform="cuda", topology=name, target_config=target).devices
+        except NotImplementedError:  # JAX had initialized its plugins before, and this one failed without a driver
+            raise ImportError(
+                "JAX could not load its CUDA plugin: on a machine without GPUs, set JAX_PLATFORMS=cpu"
+            ) from None
 
 
 def _analyze(topology: str, mesh: Mesh, compiled: jax.stages.Compiled) -> Analysis:

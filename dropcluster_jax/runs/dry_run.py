@@ -108,20 +108,24 @@ class RunAnalysis(NamedTuple):
     def to_json(self) -> dict[str, Any]:
         """Returns everything as JSON types."""
         train = self.programs["train"]
-        programs = {}
+        programs: dict[str, Any] = {}
         for name, analysis in self.programs.items():
             fields = dataclasses.asdict(analysis)
-            for shared in ("topology", "device_kind", "num_devices"):
-                del fields[shared]
+            for field in ("topology", "device_kind", "num_devices", "cycles"):
+                del fields[field]
             fields["collectives"] = [collective._asdict() for collective in analysis.collectives]
             programs[name] = {
                 **fields,
                 "peak_bytes": analysis.peak_bytes,
                 "fits": analysis.fits,
                 "images": self.images[name],
-                "estimated_seconds": analysis.estimated_seconds,
-                "estimated_images_per_second": self.images_per_second(name),
+                "compiler_estimate": {
+                    "cycles": analysis.cycles,
+                    "seconds": analysis.estimated_seconds,
+                    "images_per_second": self.images_per_second(name),
+                },
             }
+        programs["train"]["compiler_estimate"]["mfu"] = self.model_flops_utilization()
         return {
             "topology": train.topology,
             "device_kind": train.device_kind,
@@ -132,7 +136,6 @@ class RunAnalysis(NamedTuple):
             "parameters": self.num_parameters,
             "flops_per_image": self.flops_per_image,
             "programs": programs,
-            "estimated_mfu": self.model_flops_utilization(),
         }
 
 
@@ -211,9 +214,11 @@ def describe_analysis(analysis: RunAnalysis) -> str:
         rows.append([kind, *(_describe_collective(program, kind) for program in programs.values())])
     speed = analysis.images_per_second("train")
     if speed is not None:
-        rows.append(["estimated cycles", *(format_si(program.cycles or 0).strip() for program in programs.values())])
+        rows.append(
+            ["cycles (compiler's estimate)", *(format_si(program.cycles or 0).strip() for program in programs.values())]
+        )
         milliseconds = [1000 * (program.estimated_seconds or 0) for program in programs.values()]
-        rows.append(["estimated time", *(f"{value:.3g} ms" for value in milliseconds)])
+        rows.append(["time (compiler's estimate)", *(f"{value:.3g} ms" for value in milliseconds)])
     flops = analysis.flops_per_image
     lines = [
         f"{train.topology}: {train.num_devices} x {train.device_kind}; strategy {config.strategy}; "
@@ -224,15 +229,17 @@ def describe_analysis(analysis: RunAnalysis) -> str:
         "",
     ]
     if any(program.has_loops for program in programs.values()):
-        lines.append("FLOPs and bytes count the body of a loop once.")
+        lines.append("FLOPs and bytes count the body of a loop once, cycles only if its length is unknown.")
     if train.chip is None:
         lines.append(f"peak memory: {memory / 2**30:.1f} GiB; the memory of a {train.device_kind} is unknown")
     else:
         lines.append(f"fits: {memory / 2**30:.1f} of {train.chip.memory_bytes / 2**30:.0f} GiB")
     if speed is not None:
         utilization = analysis.model_flops_utilization()
-        share = "" if utilization is None else f", {100 * utilization:.0f} % of the peak in bfloat16 (MFU)"
-        lines.append(f"compiler's estimate: {speed:,.0f} images/s over all devices{share}; collectives take extra time")
+        mfu = "" if utilization is None else f", {100 * utilization:.0f} % of the peak in bfloat16 (MFU)"
+        lines.append(
+            f"compiler's estimate: {speed:,.0f} images/s over all devices{mfu}, without waiting for collectives"
+        )
     return "\n".join(lines)
 
 

@@ -11,6 +11,7 @@ _CALLEES = re.compile(
 )
 _ARRAY = re.compile(r"\b(?:(pred)|[a-z]+(\d+)\w*)\[([\d,]*)\]")
 _CYCLES = re.compile(r'"estimated_cycles":"(\d+)"')
+_NO_ESTIMATE = 2**63 - 1  # what libtpu writes if it has none
 _KNOWN_TRIP_COUNT = re.compile(r'"known_trip_count":\{"n":"(\d+)"')
 _COLLECTIVE = re.compile(
     r"^(all-reduce|all-gather|reduce-scatter|all-to-all|ragged-all-to-all|collective-permute|collective-broadcast)(-start)?$"
@@ -37,7 +38,7 @@ class Costs(NamedTuple):
     """What the text of a program says about one execution on one device.
 
     Attributes:
-        cycles: Sum of the compiler's estimates; None if there are none, as on GPUs.
+        cycles: Sum of the compiler's estimates, over all branches of conditionals; None if there are none, as on GPUs.
         bytes_accessed: Total size of the operands and results of all kernels.
         collectives: Collectives by kind.
         has_loops: Whether the program has loops. A loop over a constant range counts that number of times, others once.
@@ -74,7 +75,7 @@ def costs(text: str) -> Costs:
         for instruction in computations[name]:
             operand_bytes = sum(sizes.get(operand, 0) for operand in instruction.operands())
             has_loops |= instruction.opcode == "while"
-            if estimate := _CYCLES.search(instruction.rest):
+            if (estimate := _CYCLES.search(instruction.rest)) and int(estimate[1]) != _NO_ESTIMATE:
                 cycles.append(repetitions * int(estimate[1]))
             if match := _COLLECTIVE.match(instruction.opcode):
                 num_calls, total = collectives.get(match[1], (0, 0))

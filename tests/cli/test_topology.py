@@ -65,8 +65,8 @@ def test_json_contains_all_values(present_devices, capsys, strategy):
         sizes = [program[f"{name}_bytes"] for name in ("argument", "output", "temporary", "code")]
         assert program["peak_bytes"] == sum(sizes)
         assert {collective["name"] for collective in program["collectives"]} >= {"all-reduce"}
-        assert program["estimated_images_per_second"] is program["fits"] is None
-    assert result["estimated_mfu"] is result["memory_bytes"] is None
+        assert program["fits"] is None and set(program["compiler_estimate"].values()) == {None}
+    assert result["memory_bytes"] is None
 
 
 def stub_compiler(monkeypatch, **changes):
@@ -89,13 +89,17 @@ def test_estimates_follow_from_cycles_and_the_properties_of_the_chip(present_dev
     result = json.loads(capsys.readouterr().out)
     assert len(calls) == 2 and set(result["programs"]) == {"train", "evaluate"}  # there are no clusters to update
     train = result["programs"]["train"]
-    assert train["estimated_seconds"] == pytest.approx(0.002) and train["fits"]
-    assert train["estimated_images_per_second"] == pytest.approx(32 / 0.002)
-    assert result["estimated_mfu"] == pytest.approx(result["flops_per_image"] * 32 / 0.002 / (8 * 2e12))
+    assert train["fits"]
+    assert train["compiler_estimate"] == {
+        "cycles": 2_000_000,
+        "seconds": pytest.approx(0.002),
+        "images_per_second": pytest.approx(32 / 0.002),
+        "mfu": pytest.approx(result["flops_per_image"] * 32 / 0.002 / (8 * 2e12)),
+    }
     assert command(*SMALL_DIGITS, "--drop.method", "none", "--topology", "here:8") == 0
     output = capsys.readouterr().out
     assert re.search(r"^fits: 0\.0 of 2 GiB$", output, re.MULTILINE)
-    assert re.search(r"^estimated time +2 ms +2 ms$", output, re.MULTILINE)
+    assert re.search(r"^time \(compiler's estimate\) +2 ms +2 ms$", output, re.MULTILINE)
     assert re.search(r"compiler's estimate: 16,000 images/s over all devices, \d+ % of the peak .*\(MFU\)", output)
 
 
@@ -179,7 +183,7 @@ def test_dry_run_for_a_tpu(strategy):
     assert f"v5e:2x2: 4 x TPU v5 lite; strategy {strategy}; 32 images per step" in output
     assert "fits: 0.0 of 16 GiB" in output
     assert re.search(r"compiler's estimate: [\d,]+ images/s over all devices, \d+ % of the peak", output)
-    assert re.search(r"^estimated cycles +[\d.]+ [kM] +[\d.]+ [kM] +[\d.]+ [kM]$", output, re.MULTILINE)
+    assert re.search(r"^cycles \(compiler's estimate\) +[\d.]+ [kM] +[\d.]+ [kM] +[\d.]+ [kM]$", output, re.MULTILINE)
 
 
 @needs_libtpu
@@ -189,7 +193,7 @@ def test_accumulation_needs_less_memory_but_not_less_time():
         json.loads(run_quietly(*options, "--grad-accum-steps", str(parts)))["programs"]["train"] for parts in (1, 4)
     )
     assert split["temporary_bytes"] < whole["temporary_bytes"]
-    assert 0.8 < split["cycles"] / whole["cycles"] < 2
+    assert 0.8 < split["compiler_estimate"]["cycles"] / whole["compiler_estimate"]["cycles"] < 2
 
 
 @needs_libtpu
