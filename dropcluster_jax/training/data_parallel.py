@@ -5,6 +5,7 @@ from collections.abc import Callable
 from typing import Any, Literal, get_args
 
 import jax
+from jax.experimental import multihost_utils
 from jax.sharding import AxisType, Mesh, NamedSharding, PartitionSpec
 from jaxtyping import Array, PyTree
 
@@ -33,8 +34,8 @@ class DataParallel:
         shard_optimizer: Whether to shard the optimizer state instead of replicating it. Requires `"jit"`.
 
     Raises:
-        ValueError: If `strategy` is unknown, `mesh` does not have a single automatic axis, `shard_optimizer` is set
-            without `"jit"`, or `"pmap"` is used with devices of several processes.
+        ValueError: If `strategy` is unknown, `mesh` does not have a single automatic axis, or `shard_optimizer` is set
+            without `"jit"`.
 
     References:
         Rajbhandari et al., "ZeRO: Memory Optimizations Toward Training Trillion Parameter Models", SC 2020,
@@ -76,10 +77,6 @@ class DataParallel:
         check_automatic(self.mesh)
         if self.shard_optimizer and self.strategy != "jit":
             raise ValueError(f"shard_optimizer requires strategy 'jit', got {self.strategy!r}")
-        if self.strategy == "pmap" and len({device.process_index for device in self.mesh.devices.flat}) > 1:
-            raise ValueError(
-                "strategy 'pmap' supports the devices of one process only; use 'shard_map', which takes the same steps"
-            )
 
     @property
     def axis_name(self) -> str | None:
@@ -156,7 +153,7 @@ class DataParallel:
                 devices=list(self.mesh.devices.flat),
             )
             split = jax.jit(lambda batch: jax.tree.map(lambda x: x.reshape(self.mesh.size, -1, *x.shape[1:]), batch))
-            return lambda state, batch: mapped(state, split(batch))
+            return lambda state, batch: self._make_global(mapped(state, split(batch)))
         if self.strategy == "shard_map":
             function = jax.shard_map(
                 function,
@@ -170,6 +167,12 @@ class DataParallel:
             out_shardings=out_shardings,
             donate_argnums=donate_argnums,
         )
+
+    def _make_global(self, results: PyTree) -> PyTree:
+        """Returns replicated results of `pmap`, which are on the devices of this process, as arrays on all devices."""
+        if self.mesh.is_multi_process:
+            return multihost_utils.host_local_array_to_global_array(results, self.mesh, self.replicated.spec)
+        return results
 
     def abstract_state(self, steps: Steps, key: Array, batch: Batch) -> TrainState:
         """Returns the state as `jax.ShapeDtypeStruct`s with shardings, e.g. to restore a checkpoint into.

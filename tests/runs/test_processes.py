@@ -60,10 +60,14 @@ def start(commands: list[list[str]], devices: int):
 
 
 @pytest.mark.parametrize(("num_processes", "devices"), [(2, 2), (4, 1)] if TURNS > 1 else [(2, 2)])
-def test_steps_of_processes_equal_those_of_one_device(num_processes, devices):
-    """20 steps, each from the state of one device: loss, gradients, update and statistics to 1e-5, equal clusters."""
+@pytest.mark.parametrize("strategy", ["jit", "pmap"])
+def test_steps_of_processes_equal_other_steps(strategy, num_processes, devices):
+    """With jit, those of one device; with pmap, those of shard_map on the same devices.
+
+    20 steps, each from the state of the others: loss, gradients, update and statistics to 1e-5, equal clusters.
+    """
     script, coordinator = str(pathlib.Path(__file__).with_name("process_steps.py")), free_port()
-    commands = [[script, coordinator, str(num_processes), str(index)] for index in range(num_processes)]
+    commands = [[script, coordinator, str(num_processes), str(index), strategy] for index in range(num_processes)]
     with start(commands, devices) as processes:
         for process in processes:
             out, err = process.communicate(timeout=150)
