@@ -134,7 +134,9 @@ def _compile_steps(
     steps = build.make_run_steps(config, model, spec, parallel.axis_name)
     batch = build.abstract_batch(spec, config.batch_size)
     state = jax.eval_shape(steps.init, jax.random.key(0), batch)
-    jax.eval_shape(parallel.compile(steps).train, state, batch)
+    # `pmap` cannot be traced for the devices of several processes; `shard_map` has the same axis.
+    traced = dataclasses.replace(parallel, strategy="shard_map") if parallel.strategy == "pmap" else parallel
+    jax.eval_shape(traced.compile(steps).train, state, batch)
     return model, steps, parallel, state
 
 
