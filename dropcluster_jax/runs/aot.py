@@ -111,7 +111,7 @@ class DoesNotFitError(Exception):
 
 @dataclasses.dataclass(frozen=True)
 class Analysis:
-    """What the compiler reports about a program. All values are per device and execution.
+    """The compiler's report on a program. All values are per device and execution.
 
     Attributes:
         topology: Name of the topology.

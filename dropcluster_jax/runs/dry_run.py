@@ -6,7 +6,6 @@ from typing import Any, NamedTuple
 
 import jax
 import jax.numpy as jnp
-from jax.sharding import Mesh
 
 from dropcluster_jax.data import DATASETS, DatasetSpec
 from dropcluster_jax.data.config import open_dataset
@@ -157,7 +156,8 @@ def analyze(
         DoesNotFitError: If a program needs more memory than a device has; the message suggests options.
     """
     mesh = topology_mesh(topology)
-    if config.strategy == "pmap" and _spans_hosts(mesh):
+    # `pmap` would take the part of each host, and there is only this one.
+    if config.strategy == "pmap" and mesh.is_multi_process:
         raise ValueError(
             f"strategy pmap can only be compiled for the devices of one host, got topology {topology}; use --strategy "
             "shard_map, which runs the same steps"
@@ -241,10 +241,6 @@ def describe_analysis(analysis: RunAnalysis) -> str:
             f"compiler's estimate: {speed:,.0f} images/s over all devices{mfu}, without waiting for collectives"
         )
     return "\n".join(lines)
-
-
-def _spans_hosts(mesh: Mesh) -> bool:
-    return len({device.process_index for device in mesh.devices.flat}) > 1
 
 
 def _compile(

@@ -35,7 +35,7 @@ class Collective(NamedTuple):
 
 
 class Costs(NamedTuple):
-    """What the text of a program says about one execution on one device.
+    """The costs of one execution of a program on one device.
 
     Attributes:
         cycles: Sum of the compiler's estimates, over all branches of conditionals; None if there are none, as on GPUs.

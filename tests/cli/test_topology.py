@@ -6,6 +6,7 @@ import os
 import re
 import subprocess
 import sys
+import types
 
 import pytest
 from commands import command
@@ -148,8 +149,8 @@ def test_shape_of_other_datasets_is_read_from_their_images(present_devices, phot
     assert batch["image"].shape == (8, 8, 8, 3) and state.params["head"]["bias"].shape == (2,)
 
 
-def test_pmap_is_limited_to_one_host(present_devices, monkeypatch, capsys):
-    monkeypatch.setattr(dry_run, "_spans_hosts", lambda mesh: True)
+def test_pmap_is_limited_to_one_host(monkeypatch, capsys):
+    monkeypatch.setattr(dry_run, "topology_mesh", lambda topology: types.SimpleNamespace(is_multi_process=True))
     assert command(*SMALL_DIGITS, "--strategy", "pmap", "--topology", "v5e:4x4") == 2
     error = capsys.readouterr().err
     assert "use --strategy shard_map, which runs the same steps" in error and error.count("\n") == 1
@@ -172,28 +173,20 @@ def run_quietly(*arguments):
         text=True,
         check=False,
     )
-    assert process.stderr == "" and process.returncode == 0, process.stderr
+    # JAX's CUDA plugin, if installed, writes to stderr when JAX is imported.
+    lines = [line for line in process.stderr.splitlines() if not re.search("cudart_stub|absl::InitializeLog", line)]
+    assert not lines and process.returncode == 0, process.stderr
     return process.stdout
 
 
 @needs_libtpu
-@pytest.mark.parametrize("strategy", ["jit", "shard_map", "pmap"])
+@pytest.mark.parametrize("strategy", ["jit", "pmap"])
 def test_dry_run_for_a_tpu(strategy):
     output = run_quietly(*SMALL_DIGITS, "--drop.probe-size", "32", "--strategy", strategy, "--topology", "v5e:2x2")
     assert f"v5e:2x2: 4 x TPU v5 lite; strategy {strategy}; 32 images per step" in output
     assert "fits: 0.0 of 16 GiB" in output
     assert re.search(r"compiler's estimate: [\d,]+ images/s over all devices, \d+ % of the peak", output)
     assert re.search(r"^cycles \(compiler's estimate\) +[\d.]+ [kM] +[\d.]+ [kM] +[\d.]+ [kM]$", output, re.MULTILINE)
-
-
-@needs_libtpu
-def test_accumulation_needs_less_memory_but_not_less_time():
-    options = [*SMALL_DIGITS, "--drop.method", "none", "--batch-size", "4096", "--topology", "v5e:2x2", "--json"]
-    whole, split = (
-        json.loads(run_quietly(*options, "--grad-accum-steps", str(parts)))["programs"]["train"] for parts in (1, 4)
-    )
-    assert split["temporary_bytes"] < whole["temporary_bytes"]
-    assert 0.8 < split["compiler_estimate"]["cycles"] / whole["compiler_estimate"]["cycles"] < 2
 
 
 @needs_libtpu
