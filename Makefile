@@ -15,7 +15,8 @@ test: .venv/.dev  ## run all tests and doctests
 	$(BIN)/python -m pytest -n 2 --dist loadgroup
 
 test-tpu: .venv/.tpu  ## compile programs for TPUs, without a TPU, and test what the compiler reports
-	$(BIN)/python -m pytest tests/runs/test_aot.py tests/cli/test_topology.py
+	$(BIN)/python -m pytest tests/runs/test_aot.py tests/cli/test_topology.py \
+	  "tests/test_docs.py::test_code_blocks_run_in_order[how-to/tpu.md]"
 
 soak: .venv/.dev  ## kill and resume runs repeatedly, with one and several processes; about half an hour
 	SOAK_TURNS=10 $(BIN)/python -m pytest -n 2 --dist loadgroup tests/runs/test_killed.py tests/runs/test_processes.py

@@ -7,6 +7,7 @@ import re
 
 import matplotlib
 import pytest
+from topologies import needs_libtpu
 
 ROOT = pathlib.Path(__file__).parents[1]
 DOCS = ROOT / "docs"
@@ -65,7 +66,11 @@ def test_pages_with_code_are_found():
     assert len(NOTEBOOKS) == 2
 
 
-@pytest.mark.parametrize("path", RUNNABLE, ids=lambda path: str(path.relative_to(DOCS)))
+@pytest.mark.parametrize(
+    "path",
+    [pytest.param(path, marks=needs_libtpu if path.name == "tpu.md" else ()) for path in RUNNABLE],
+    ids=lambda path: str(path.relative_to(DOCS)),
+)
 def test_code_blocks_run_in_order(path, monkeypatch, tmp_path):
     monkeypatch.chdir(tmp_path)
     matplotlib.use("agg")
