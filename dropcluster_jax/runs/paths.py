@@ -4,17 +4,18 @@ import contextlib
 import importlib.util
 import os
 import pathlib
-import re
 import shutil
 from collections.abc import Iterator
-from typing import TYPE_CHECKING, Any, Literal, Union
+from typing import TYPE_CHECKING, Any, Union
+
+from dropcluster_jax.data.addresses import parse_address
 
 if TYPE_CHECKING:
     from etils import epath
 
 AnyPath = Union[pathlib.Path, "epath.Path"]
 
-_PACKAGES: dict[str, tuple[str, Literal["gcs", "s3"]]] = {"gs": ("gcsfs", "gcs"), "s3": ("s3fs", "s3")}
+_PACKAGES: dict[str, tuple[str, str]] = {"gs": ("gcsfs", "gcs"), "s3": ("s3fs", "s3")}
 
 
 def as_path(path: str | os.PathLike[str]) -> AnyPath:
@@ -31,33 +32,33 @@ def as_path(path: str | os.PathLike[str]) -> AnyPath:
         Traceback (most recent call last):
         ValueError: paths must be local, gs://... or s3://..., got hdfs://host/run
     """
-    text = os.fspath(path)
     try:
-        text.encode()
+        os.fspath(path).encode()
     except UnicodeEncodeError:  # Python cannot decode it; Orbax could not write to it
         raise ValueError(f"paths must be valid in the locale's encoding, got {os.fsencode(path)!r}") from None
-    if match := re.match("([A-Za-z][A-Za-z0-9+.-]+):/+", text):  # `pathlib.Path` removes one of the two slashes
-        return _remote_path(match[1], text[match.end() :])
+    if address := parse_address(path):
+        return _remote_path(address)
     try:
         return pathlib.Path(path).expanduser()
     except RuntimeError as error:  # there is no such user
         raise ValueError(f"{path} cannot be expanded: {error}") from None
 
 
-def _remote_path(scheme: str, name: str) -> "epath.Path":
+def _remote_path(address: str) -> "epath.Path":
+    scheme = address.partition(":")[0]
     if scheme not in _PACKAGES:
-        raise ValueError(f"paths must be local, gs://... or s3://..., got {scheme}://{name}")
+        raise ValueError(f"paths must be local, gs://... or s3://..., got {address}")
     package, extra = _PACKAGES[scheme]
     if importlib.util.find_spec(package) is None:
         raise ImportError(
-            f'{scheme}://{name} requires {package}, which is not installed: pip install "dropcluster-jax[{extra}]"'
+            f'{address} requires {package}, which is not installed: pip install "dropcluster-jax[{extra}]"'
         )
     import fsspec.config
     from etils import epath
 
     # Other processes write to the same folder, and Orbax writes to it without fsspec, so listings must not be cached.
     fsspec.config.conf.setdefault(scheme, {})["use_listings_cache"] = False
-    return epath.Path(f"{scheme}://{name}")
+    return epath.Path(address)
 
 
 def is_remote(path: AnyPath) -> bool:

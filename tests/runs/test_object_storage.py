@@ -6,23 +6,22 @@ import os
 import pathlib
 import random
 import signal
-import socket
 import subprocess
 import sys
 
-import jax
 import pytest
 from commands import command
+from runs.test_processes import free_port, start
+from tfds_folders import prepare
 from training.helpers import equal
 
+from dropcluster_jax.data import load
 from dropcluster_jax.runs import (
     Checkpointer,
-    TrainConfig,
     load_run,
     paths,
     read_history,
     run_folder,
-    trainer,
 )
 from dropcluster_jax.runs.paths import as_path
 
@@ -38,32 +37,25 @@ RUN += ["test[:64]", "--drop.places", "stage1"]
 SHORT = [*RUN, "--steps", "4", "--checkpoint.every", "2"]
 
 
-def free_port() -> int:
-    with socket.socket() as server:
-        server.bind(("127.0.0.1", 0))
-        return server.getsockname()[1]
-
-
 @pytest.fixture(scope="module", params=PACKAGES)
 def bucket(request):
     """The address of an empty bucket; skips the test if a package is not installed."""
     missing = [package for package in PACKAGES[request.param] if importlib.util.find_spec(package) is None]
     if missing:
         pytest.skip(f"{', '.join(missing)} of the extra dev is not installed")
-    port = free_port()
-    address = f"http://127.0.0.1:{port}"
+    address = f"http://{free_port()}"
     environment = {
         **{"STORAGE_EMULATOR_HOST": address, "TENSORSTORE_GCS_HTTP_URL": address, "GOOGLE_CLOUD_PROJECT": "test"},
         **{"GOOGLE_AUTH_TOKEN_FOR_TESTING": "test", "GCSFS_EXPERIMENTAL_ZB_HNS_SUPPORT": "false"},
         **{"AWS_ENDPOINT_URL": address, "AWS_ACCESS_KEY_ID": "test", "AWS_SECRET_ACCESS_KEY": "test"},
-        "AWS_DEFAULT_REGION": "us-east-1",
+        **{"AWS_DEFAULT_REGION": "us-east-1", "CLOUD_STORAGE_EMULATOR_ENDPOINT": address},
     }
     script = pathlib.Path(__file__).with_name("object_stores.py")
     with pytest.MonkeyPatch.context() as patch:
         for name, value in environment.items():
             patch.setenv(name, value)
         emulator = subprocess.Popen(
-            [sys.executable, script, request.param, str(port)],
+            [sys.executable, script, request.param, address.rpartition(":")[2]],
             stdout=subprocess.PIPE,
             stderr=subprocess.DEVNULL,
             text=True,
@@ -175,6 +167,40 @@ def test_damaged_checkpoint_is_moved_and_the_previous_one_restored(bucket, capsy
     assert load_run(folder).step == 4
 
 
+def test_two_processes_train_one_run(bucket):
+    """With pmap, to Google Cloud Storage only."""
+    folder = f"{bucket}/two"
+    arguments = [*SHORT, "--out", folder, "--strategy", "pmap", "--coordinator", free_port(), "--num-processes", "2"]
+    commands = [["-m", "dropcluster_jax", *arguments, "--process-id", str(index)] for index in range(2)]
+    with start(commands, devices=2) as processes:
+        outputs = [process.communicate(timeout=200) for process in processes]
+        statuses = [process.returncode for process in processes]
+    if folder.startswith("s3"):
+        assert statuses == [2, 2]
+        assert "out must be on gs:// or in a folder that all processes can write to" in outputs[0][1]
+    else:
+        assert statuses == [0, 0], outputs
+        assert Checkpointer(f"{folder}/checkpoints").steps() == [2, 4] and load_run(folder).step == 4
+
+
+@pytest.mark.parametrize("path_type", [str, pathlib.Path])
+def test_prepared_datasets_are_read_from_google_cloud_storage(bucket, path_type, tmp_path):
+    if bucket.startswith("s3"):
+        with pytest.raises(ValueError, match=r"data_dir must be a local folder or gs://\.\.\., got s3://bucket/tfds"):
+            load("tiny", path_type("s3://bucket/tfds"))
+        return
+    local = prepare(tmp_path)
+    store, _ = paths.file_system(as_path(bucket))
+    store.put(f"{local}/tiny", "bucket/tfds/", recursive=True)
+    dataset, expected = load("tiny", path_type("gs://bucket/tfds")), load("tiny", local)
+    assert dataset.spec == expected.spec and (dataset.train.images == expected.train.images).all()
+
+
+def test_archives_must_be_local():
+    with pytest.raises(ValueError, match=r"data_dir must be a local folder for 'npz:x\.npz', got gs://bucket/x"):
+        load("npz:x.npz", "gs://bucket/x")
+
+
 @pytest.mark.parametrize(("scheme", "package", "extra"), [("gs", "gcsfs", "gcs"), ("s3", "s3fs", "s3")])
 def test_missing_package_is_reported_with_its_extra(scheme, package, extra, capsys, monkeypatch):
     find_spec = importlib.util.find_spec
@@ -185,10 +211,3 @@ def test_missing_package_is_reported_with_its_extra(scheme, package, extra, caps
             f"dropcluster: error: {scheme}://bucket/run requires {package}, which is not installed: "
             f'pip install "dropcluster-jax[{extra}]"\n'
         )
-
-
-def test_several_processes_cannot_share_a_folder_in_s3(monkeypatch):
-    pytest.importorskip("s3fs", reason="s3fs of the extra dev is not installed")
-    monkeypatch.setattr(jax, "process_count", lambda: 2)
-    with pytest.raises(ValueError, match="out must be on gs:// or in a folder that all processes can write to"):
-        trainer.prepare(TrainConfig(out=pathlib.Path("s3://bucket/run")))

@@ -7,6 +7,7 @@ from typing import Any, Literal
 
 import numpy as np
 
+from dropcluster_jax.data.addresses import parse_address
 from dropcluster_jax.data.dataset import Dataset
 from dropcluster_jax.data.datasets.digits import load_digits
 from dropcluster_jax.data.datasets.folder import load_folder
@@ -55,7 +56,7 @@ def load(
               channel of images scaled to [0, 1]. A validation split (`val_images`, `x_val`, ...) is not used. Images
               are uint8 `(examples, height, width[, channels])`, labels integers `(examples[, 1])`. Pickled archives
               are an error.
-        data_dir: TFDS data directory; by default the environment variable TFDS_DATA_DIR, otherwise
+        data_dir: TFDS data directory, local or `gs://...`; by default the environment variable TFDS_DATA_DIR, otherwise
             `~/tensorflow_datasets`. For `folder:PATH` and `npz:PATH`, the folder that a relative PATH starts from, or
             that contains its last component, if it was moved.
         train_split: Split to train on, or a slice of it in TFDS's notation: `"train[:512]"`, `"train[:10%]"`. For
@@ -164,6 +165,8 @@ def _locate(name: str, path: str, data_dir: str | os.PathLike[str] | None) -> pa
         stored = pathlib.Path(path).expanduser()
         if data_dir is None:
             return stored
+        if address := parse_address(data_dir):
+            raise ValueError(f"data_dir must be a local folder for {name!r}, got {address}")
         base = pathlib.Path(data_dir).expanduser()
     except RuntimeError as error:  # A user without a home directory.
         raise FileNotFoundError(f"{name!r} was not found: {error}") from error

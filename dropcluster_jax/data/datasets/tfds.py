@@ -16,6 +16,7 @@ import numpy as np
 
 from dropcluster_jax._optional import optional_import
 from dropcluster_jax.cache import fingerprint
+from dropcluster_jax.data.addresses import parse_address
 from dropcluster_jax.data.dataset import DATASETS, Dataset
 from dropcluster_jax.data.examples import RecordExamples, decode_cached, unequal_sizes
 
@@ -95,7 +96,7 @@ def _parse_name(name: str) -> tuple[str, str | None, str | None]:
 
 def _data_dir(data_dir: str | os.PathLike[str] | None) -> tuple[Any, str]:
     """Returns the folder of prepared datasets and the name of the setting that it comes from."""
-    from etils import epath  # A dependency of TFDS that also reads object storage.
+    from etils import epath  # A dependency of TFDS that also reads Google Cloud Storage.
 
     if data_dir is not None:
         origin = "data_dir"
@@ -103,7 +104,14 @@ def _data_dir(data_dir: str | os.PathLike[str] | None) -> tuple[Any, str]:
         data_dir, origin = os.environ["TFDS_DATA_DIR"], "the environment variable TFDS_DATA_DIR"
     else:
         data_dir, origin = "~/tensorflow_datasets", _DEFAULT_DIR
-    return epath.Path(data_dir).expanduser(), origin
+    address = parse_address(data_dir)
+    if address is None:
+        return epath.Path(data_dir).expanduser(), origin
+    if not address.startswith("gs://"):  # ArrayRecord files are read by C++ code, which knows no other object stores.
+        raise ValueError(f"{origin} must be a local folder or gs://..., got {address}")
+    with optional_import("gcsfs", "gcs"):
+        import gcsfs  # noqa: F401
+    return epath.Path(address), origin
 
 
 def _find(name: str, data_dir: str | os.PathLike[str] | None, download: bool) -> Any:
