@@ -123,6 +123,7 @@ class TensorBoard:
     Raises:
         ImportError: If tensorboardX or Matplotlib is not installed.
         OSError: If the folder cannot be written to.
+        ValueError: If the folder is in an object store.
 
     Example:
         >>> import tempfile
