@@ -20,8 +20,8 @@ class DataConfig:
     name: str = "digits"
     """Dataset: digits (bundled with scikit-learn), the name of a prepared TFDS dataset, folder:PATH or npz:PATH."""
     dir: pathlib.Path | None = None
-    """TFDS data directory. Default: $TFDS_DATA_DIR, otherwise ~/tensorflow_datasets. For folder:PATH and npz:PATH, the
-    folder that a relative PATH starts from. Default: the current one."""
+    """TFDS data directory, local or at gs://. Default: $TFDS_DATA_DIR, otherwise ~/tensorflow_datasets. For folder:PATH
+    and npz:PATH, the folder that a relative PATH starts from. Default: the current one."""
     download: bool = False
     """Let TFDS download and prepare the dataset if it is missing."""
     train_split: str | None = None

@@ -135,7 +135,7 @@ class TrainConfig:
     tensorboard: bool = False
     """Write TensorBoard event files to tensorboard/ in the run folder."""
     out: pathlib.Path | None = None
-    """Run folder. Default: a new folder under runs/."""
+    """Run folder, local or at gs:// or s3://. Default: a new folder under runs/."""
     drop: DropConfig = dataclasses.field(default_factory=DropConfig)
     data: DataConfig = dataclasses.field(default_factory=DataConfig)
     augment: AugmentConfig = dataclasses.field(default_factory=AugmentConfig)
