@@ -174,6 +174,8 @@ def compile_for(
 ) -> Analysis:
     """Compiles a function for devices that need not be present.
 
+    On a machine with TPUs, call it in a process that does not use them, with `JAX_PLATFORMS=cpu`.
+
     Args:
         topology: TPU topology, e.g. `"v5e:4x4"`, or a number of GPUs of one kind, `"h100:8"` or `"a100:8"`.
         function: Pure function of arrays, e.g. a training step.
