@@ -2,6 +2,7 @@
 
 import contextlib
 import importlib.util
+import logging
 import os
 import pathlib
 import shutil
@@ -58,6 +59,8 @@ def _remote_path(address: str) -> "epath.Path":
 
     # Other processes write to the same folder, and Orbax writes to it without fsspec, so listings must not be cached.
     fsspec.config.conf.setdefault(scheme, {})["use_listings_cache"] = False
+    if (logger := logging.getLogger("gcsfs")).level == logging.NOTSET:
+        logger.setLevel(logging.CRITICAL)  # gcsfs logs a traceback for each error that it also raises
     return epath.Path(address)
 
 
