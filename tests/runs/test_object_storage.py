@@ -143,6 +143,7 @@ def test_missing_runs_and_buckets_are_reported_in_one_line(resumed, bucket, caps
 def test_restart_removes_the_previous_run_and_keeps_other_objects(bucket, capsys):
     folder = as_path(f"{bucket}/restarted")
     assert command(*SHORT, "--out", str(folder), "--tensorboard", "--profile") == 0
+    assert {"profile", "tensorboard"} < {path.name for path in paths.children(folder)}
     (folder / "checkpoints" / "9" / "state").write_text("of a killed process")
     assert Checkpointer(folder / "checkpoints").steps() == [2, 4]
     assert command(*SHORT, "--out", str(folder), "--tensorboard", "--seed", "1", "--restart") == 0
