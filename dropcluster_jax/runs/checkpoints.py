@@ -216,7 +216,7 @@ class Checkpointer:
     def _read(self, step: int, target: TrainState) -> tuple[Restored | None, str]:
         """Returns a verified checkpoint, or None and the reason; the same in all processes."""
         orbax, reason, metadata, tree = self._orbax, "", {}, None
-        path = self._orbax_folder() / str(step)
+        name, path = self.folder / str(step), self._orbax_folder() / str(step)
         with _silence_orbax(), warnings.catch_warnings(action="ignore"):
             try:
                 with orbax.Checkpointer(orbax.CompositeCheckpointHandler()) as reader:
@@ -224,11 +224,11 @@ class Checkpointer:
                     metadata = _unseal(sealed["run_metadata"])
                     if metadata["format"] != FORMAT:
                         raise CheckpointVersionError(
-                            f"{path} has format {metadata['format']}, but this version reads format {FORMAT}"
+                            f"{name} has format {metadata['format']}, but this version reads format {FORMAT}"
                         )
                     shapes = metadata.pop("shapes", None) or self._stored_shapes(path)
                     item = _to_restorable_tree(target, shapes)
-                    _check_fit(path, shapes, _shapes(item))
+                    _check_fit(name, shapes, _shapes(item))
                     tree = reader.restore(path, orbax.args.Composite(state=orbax.args.StandardRestore(item)))["state"]
             except (CheckpointVersionError, CheckpointMismatchError):
                 raise
