@@ -1,9 +1,11 @@
 """Argument checks and rescaling, shared by all masks."""
 
+import functools
 import math
-from collections.abc import Sequence
-from typing import Literal, get_args
+from collections.abc import Callable, Sequence
+from typing import Any, Literal, get_args
 
+import jax
 import jax.numpy as jnp
 import numpy as np
 from jax.core import Tracer
@@ -110,3 +112,18 @@ def apply_mask(
     dtype = jnp.float64 if x.dtype == jnp.float64 else jnp.float32
     product = x.astype(dtype) * scale.astype(dtype)
     return jnp.where(mask, jnp.where(scale == 1, x, product.astype(x.dtype)), jnp.zeros((), x.dtype))
+
+
+def apply_computed_mask(
+    x: Float[Array, "batch ..."], make_mask: Callable[[Any], Bool[Array, "..."]], draws: Any, scale: Float[Array, "..."]
+) -> Float[Array, "batch ..."]:
+    """Returns `apply_mask(x, make_mask(draws), scale)`.
+
+    The backward pass computes the mask again from the draws, instead of storing an array of the size of `x`.
+    """
+
+    @functools.partial(jax.checkpoint, prevent_cse=False)
+    def apply(x: Array, draws: Any, scale: Array) -> Array:
+        return apply_mask(x, make_mask(draws), scale)
+
+    return apply(x, draws, scale)

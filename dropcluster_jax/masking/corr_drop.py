@@ -1,5 +1,6 @@
 """CorrDrop: dropout of the regions or channels that correlate least with the others."""
 
+import itertools
 import math
 from typing import Literal, get_args
 
@@ -99,7 +100,7 @@ def corr_drop_mask(
     if variant not in get_args(CorrVariant):
         raise ValueError(f"variant must be one of {', '.join(map(repr, get_args(CorrVariant)))}, got {variant!r}")
     batch, *spatial, channels = x.shape
-    activations = jax.lax.stop_gradient(x).astype(jnp.float32)
+    activations = jax.lax.stop_gradient(x)
     if variant == "channel":
         features = jnp.swapaxes(activations.reshape(batch, math.prod(spatial), channels), 1, 2)
         kept = _draw(key, features, np.full(channels, 1 / channels), rate)
@@ -118,13 +119,14 @@ def corr_drop_mask(
 def _pool(
     x: Float[Array, "batch *spatial channels"], grid: list[int], before: list[int], block_size: int
 ) -> Float[Array, "batch cells channels"]:
-    """Returns the sum of each cell, which has the direction of its mean."""
+    """Returns the sum of each cell, which has the direction of its mean, in float32."""
     batch, *spatial, channels = x.shape
-    after = [cells * block_size - start - length for cells, start, length in zip(grid, before, spatial, strict=True)]
-    blocks = jnp.pad(x, ((0, 0), *zip(before, after, strict=True), (0, 0)))
-    for axis in range(len(grid), 0, -1):  # one axis at a time, as meshes with explicit axes require
-        blocks = blocks.reshape(*blocks.shape[:axis], grid[axis - 1], block_size, *blocks.shape[axis + 1 :])
-    return blocks.sum(axis=tuple(range(2, 2 * len(grid) + 1, 2))).reshape(batch, math.prod(grid), channels)
+    for axis, (cells, start, length) in enumerate(zip(grid, before, spatial, strict=True), start=1):
+        edges = np.clip(np.arange(cells + 1) * block_size - start, 0, length).tolist()
+        # Sums of slices, because XLA for TPUs would store `x` in float32 before it splits the dimension into blocks.
+        slices = (jax.lax.slice_in_dim(x, *limits, axis=axis) for limits in itertools.pairwise(edges))
+        x = jnp.stack([jnp.sum(part, axis=axis, dtype=jnp.float32) for part in slices], axis=axis)
+    return x.reshape(batch, math.prod(grid), channels)
 
 
 def _cell_areas(spatial: list[int], grid: list[int], before: list[int], block_size: int) -> np.ndarray:
@@ -155,9 +157,12 @@ def _draw(
 
 def _information(features: Float[Array, "batch cells features"]) -> Float[Array, "batch cells"]:
     """Returns the mean over all cells of |cosine similarity|, with 0 for the cell itself and for zero cells."""
-    norm = jnp.linalg.norm(features, axis=-1, keepdims=True)
+    if features.dtype != jnp.bfloat16:  # products of bfloat16 are exact in float32
+        features = features.astype(jnp.float32)
+    norm = jnp.sqrt(jnp.sum(jnp.square(features.astype(jnp.float32)), axis=-1))
     valid = (norm > 0) & jnp.isfinite(norm)
-    unit = jnp.where(valid, features / jnp.where(valid, norm, 1.0), 0.0)
-    similarity = jnp.abs(jnp.einsum("bif,bjf->bij", unit, unit, precision=jax.lax.Precision.HIGHEST))
-    cells = features.shape[1]
-    return jnp.mean(jnp.where(np.eye(cells, dtype=bool)[None], 0.0, similarity), axis=-1)
+    inverse = jnp.where(valid, 1 / jnp.where(valid, norm, 1.0), 0.0)
+    products = jnp.einsum("bif,bjf->bij", features, features, precision="highest", preferred_element_type=jnp.float32)
+    similarity = jnp.where(valid[:, :, None] & valid[:, None], jnp.abs(products), 0.0)
+    similarity = similarity * inverse[:, :, None] * inverse[:, None]  # the product of both may overflow
+    return jnp.mean(jnp.where(np.eye(features.shape[1], dtype=bool)[None], 0.0, similarity), axis=-1)

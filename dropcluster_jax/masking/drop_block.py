@@ -8,18 +8,19 @@ from typing import Literal, get_args
 import jax
 import jax.numpy as jnp
 import numpy as np
-from jaxtyping import Array, Bool, Float
+from jaxtyping import Array, Bool, Float, UInt32
 
-from dropcluster_jax.masking.bernoulli import bernoulli_keep
+from dropcluster_jax.masking.bernoulli import Draws, draw, keep
 from dropcluster_jax.masking.common import (
     Rate,
     Rescale,
-    apply_mask,
+    apply_computed_mask,
     check_block_size,
     check_input,
     check_rate,
-    mask_rescale_factor,
+    rescale_factor,
 )
+from dropcluster_jax.masking.packing import WORD, bit_at
 
 Seeding = Literal["exact", "paper"]
 
@@ -71,10 +72,13 @@ def drop_block(
         >>> round(float(y.sum()), 3), bool(jnp.all(y[..., 0] == y[..., 1]))
         (128.0, True)
     """
-    mask = drop_block_mask(
-        key, x, rate, block_size=block_size, per_channel=per_channel, per_example=per_example, seeding=seeding
-    )
-    return apply_mask(x, mask, mask_rescale_factor(mask, rate, rescale))
+    words = _draw_blocks(key, x, rate, block_size, per_channel, per_example, seeding)
+    units = math.prod(x.shape[1:-1]) * words[0].shape[-1]
+    axes = tuple(range(1, x.ndim - 1))
+    counts = (jnp.sum(jax.lax.population_count(word), axis=axes, dtype=jnp.uint32) for word in words)
+    scale = rescale_factor(units - functools.reduce(jnp.add, counts).astype(jnp.int32), units, rate, rescale)
+    scale = jnp.expand_dims(scale, tuple(range(1, x.ndim))) if scale.ndim else scale
+    return apply_computed_mask(x, lambda words: _unit_mask(words, x.shape[-2]), words, scale)
 
 
 def drop_block_mask(
@@ -96,6 +100,14 @@ def drop_block_mask(
         TypeError: If `block_size` is not an integer.
         ValueError: If the block does not fit the map, or `seeding` is unknown.
     """
+    words = _draw_blocks(key, x, rate, block_size, per_channel, per_example, seeding)
+    return _unit_mask(words, x.shape[-2])
+
+
+def _draw_blocks(
+    key: Array, x: Array, rate: Rate, block_size: int, per_channel: bool, per_example: bool, seeding: Seeding
+) -> list[UInt32[Array, "examples *spatial maps"]]:
+    """Validates the arguments and draws the dropped positions, with the last spatial dimension packed into words."""
     check_input(x)
     check_rate(rate)
     batch, *spatial, channels = x.shape
@@ -109,20 +121,51 @@ def drop_block_mask(
         probability = jnp.interp(rate, *_seed_probabilities(tuple(spatial), int(block_size)))
     else:
         probability = rate * math.prod(spatial) / (block_size ** len(spatial) * math.prod(locations))
-    seeds = ~bernoulli_keep(key, probability, (batch if per_example else 1, *locations, channels if per_channel else 1))
-    return ~_expand_seeds(seeds, block_size)
+    shape = (batch if per_example else 1, *locations, channels if per_channel else 1)
+    words = _pack_seeds(draw(key, probability, shape), -(-spatial[-1] // WORD))
+    # Expand each seed to a block, one dimension after the other, as a block is the product of its sides.
+    words = _expand_bits(words, block_size)
+    for axis in range(1, x.ndim - 2):
+        words = [_expand_axis(word, axis, block_size) for word in words]
+    return words
 
 
-def _expand_seeds(
-    seeds: Bool[Array, "examples *locations maps"], block_size: int
-) -> Bool[Array, "examples *spatial maps"]:
-    """Expands each seed to a block, one dimension after the other, as a block is the product of its sides."""
-    for axis in range(1, seeds.ndim - 1):
-        window, padding = [1] * seeds.ndim, [(0, 0)] * seeds.ndim
-        window[axis], padding[axis] = block_size, (block_size - 1, block_size - 1)
-        strides = (1,) * seeds.ndim
-        seeds = jax.lax.reduce_window(seeds, False, jax.lax.bitwise_or, tuple(window), strides, padding)
-    return seeds
+@functools.partial(jax.jit, static_argnames="num_words")
+def _pack_seeds(draws: Draws, num_words: int) -> list[UInt32[Array, "..."]]:
+    """Packs the draws that are False along the last dimension but one.
+
+    Each position is drawn on its own, because XLA for TPUs would store the draws before reducing over that dimension.
+    """
+    columns = draws.columns.squeeze(-2)
+    words = [jnp.zeros(jnp.broadcast_shapes(draws.rows[..., 0, :].shape, columns.shape), jnp.uint32)] * num_words
+    for position in range(draws.rows.shape[-2]):
+        seeds = ~keep(draws._replace(rows=draws.rows[..., position, :], columns=columns))
+        words[position // WORD] |= seeds.astype(jnp.uint32) << np.uint32(position % WORD)
+    return words
+
+
+def _expand_bits(words: list[UInt32[Array, "..."]], block_size: int) -> list[UInt32[Array, "..."]]:
+    """Sets the `block_size - 1` bits after each bit."""
+    size = 1
+    while size < block_size:
+        shift = min(size, block_size - size, WORD - 1)
+        carries = [jnp.zeros_like(words[0]), *(word >> np.uint32(WORD - shift) for word in words[:-1])]
+        words = [word | (word << np.uint32(shift)) | carry for word, carry in zip(words, carries, strict=True)]
+        size += shift
+    return words
+
+
+def _expand_axis(word: UInt32[Array, "..."], axis: int, block_size: int) -> UInt32[Array, "..."]:
+    """Repeats each word at the `block_size - 1` positions after it on an axis, which becomes longer by this number."""
+    paddings = [[(i, block_size - 1 - i) if j == axis else (0, 0) for j in range(word.ndim)] for i in range(block_size)]
+    return functools.reduce(jnp.bitwise_or, (jnp.pad(word, padding) for padding in paddings))
+
+
+def _unit_mask(words: list[UInt32[Array, "..."]], length: int) -> Bool[Array, "examples *spatial maps"]:
+    """Returns the mask of the words that pack the last spatial dimension, which has this length."""
+    axis = words[0].ndim - 1
+    position = jnp.expand_dims(np.arange(length, dtype=np.uint32), (*range(axis), axis + 1))
+    return ~bit_at([jnp.expand_dims(word, axis) for word in words], position)
 
 
 @functools.cache

@@ -1,6 +1,5 @@
 """DropCluster: dropout of whole clusters of correlated units."""
 
-import functools
 import math
 
 import jax
@@ -9,9 +8,8 @@ from jaxtyping import Array, Bool, Float, Int, UInt32
 
 from dropcluster_jax.clustering.state import ClusterState, check_activations
 from dropcluster_jax.masking.bernoulli import bernoulli_keep
-from dropcluster_jax.masking.common import Rate, Rescale, apply_mask, check_input, check_rate, rescale_factor
-
-_WORD = 32
+from dropcluster_jax.masking.common import Rate, Rescale, apply_computed_mask, check_input, check_rate, rescale_factor
+from dropcluster_jax.masking.packing import WORD, bit_at
 
 
 def drop_cluster(
@@ -74,12 +72,7 @@ def drop_cluster(
     scale = jnp.expand_dims(scale, tuple(range(1, x.ndim))) if scale.ndim else scale
     scale = jnp.where(droppable.reshape(*(1,) * (x.ndim - 1), -1) | jnp.isnan(scale), scale, 1.0)
 
-    # The backward pass recomputes the mask from the packed words, instead of storing an array of the size of `x`.
-    @functools.partial(jax.checkpoint, prevent_cse=False)
-    def apply(x: Array, words: Array, scale: Array) -> Array:
-        return apply_mask(x, _unit_mask(words, state.labels), scale)
-
-    return apply(x, _pack(kept), scale)
+    return apply_computed_mask(x, lambda words: _unit_mask(words, state.labels), _pack(kept), scale)
 
 
 def drop_cluster_mask(
@@ -129,23 +122,23 @@ def _droppable_groups(state: ClusterState, min_explained: float) -> Bool[Array, 
 
 
 def _unit_mask(
-    words: UInt32[Array, "examples words groups"], labels: Int[Array, "*spatial maps"]
+    words: list[UInt32[Array, "examples groups"]], labels: Int[Array, "*spatial maps"]
 ) -> Bool[Array, "examples *spatial groups"]:
-    """Looks up the bit of each unit's cluster by a shift, which is several times faster than a gather."""
-    groups = words.shape[-1]
-    words = jnp.expand_dims(words, tuple(range(2, labels.ndim + 1)))  # (examples, words, 1, ..., groups)
-    words = jnp.broadcast_to(words, (*words.shape[:2], *labels.shape[:-1], groups))
-    index = jnp.broadcast_to(labels // _WORD, words[:, 0].shape)
-    word = jax.lax.select_n(index, *(words[:, i] for i in range(words.shape[1])))
-    return (word >> (labels[None] % _WORD).astype(jnp.uint32)) & 1 == 1
+    """Returns the bit of each unit's cluster."""
+    axes = tuple(range(1, labels.ndim))
+    index = labels[None].astype(jnp.uint32)
+    if len(words) > 1 and labels.shape[-1] > 1:
+        # Adding a zero per example that XLA does not know makes it broadcast the labels and compute word and bit from
+        # them. Otherwise, it computes both for each position and broadcasts two arrays, which is slower on TPUs.
+        index += jax.lax.optimization_barrier(jnp.zeros((len(words[0]), *(1,) * labels.ndim), jnp.uint32))
+    return bit_at([jnp.expand_dims(word, axes) for word in words], index)
 
 
-def _pack(kept: Bool[Array, "examples clusters groups"]) -> UInt32[Array, "examples words groups"]:
+def _pack(kept: Bool[Array, "examples clusters groups"]) -> list[UInt32[Array, "examples groups"]]:
     """Packs cluster k into bit `k % 32` of word `k // 32`."""
-    examples, clusters, groups = kept.shape
-    width = min(clusters, _WORD)
-    words = -(-clusters // width)
-    kept = jnp.pad(kept, ((0, 0), (0, words * width - clusters), (0, 0)))
-    bits = kept.reshape(examples, words, width, groups).astype(jnp.uint32)
-    shifts = jnp.arange(width, dtype=jnp.uint32)[None, None, :, None]
-    return jnp.sum(bits << shifts, axis=2, dtype=jnp.uint32)
+    words = []
+    for start in range(0, kept.shape[1], WORD):
+        bits = kept[:, start : start + WORD].astype(jnp.uint32)
+        shifts = jax.lax.broadcasted_iota(jnp.uint32, bits.shape, 1)
+        words.append(jnp.sum(bits << shifts, axis=1, dtype=jnp.uint32))
+    return words

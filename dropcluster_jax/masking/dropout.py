@@ -2,8 +2,15 @@
 
 from jaxtyping import Array, Bool, Float
 
-from dropcluster_jax.masking.bernoulli import bernoulli_keep
-from dropcluster_jax.masking.common import Rate, Rescale, apply_mask, check_input, check_rate, mask_rescale_factor
+from dropcluster_jax.masking.bernoulli import Draws, draw, keep
+from dropcluster_jax.masking.common import (
+    Rate,
+    Rescale,
+    apply_computed_mask,
+    check_input,
+    check_rate,
+    mask_rescale_factor,
+)
 
 
 def dropout(
@@ -43,8 +50,8 @@ def dropout(
         >>> sorted(set(y.ravel().tolist()))
         [0.0, 2.0]
     """
-    mask = dropout_mask(key, x, rate, per_channel=per_channel, per_example=per_example)
-    return apply_mask(x, mask, mask_rescale_factor(mask, rate, rescale))
+    draws = _draw_units(key, x, rate, per_channel, per_example)
+    return apply_computed_mask(x, keep, draws, mask_rescale_factor(keep(draws), rate, rescale))
 
 
 def dropout_mask(
@@ -55,7 +62,12 @@ def dropout_mask(
     Returns:
         Bool array, True where a unit is kept. Its shape is that of `x`, with size 1 for shared dimensions.
     """
+    return keep(_draw_units(key, x, rate, per_channel, per_example))
+
+
+def _draw_units(key: Array, x: Array, rate: Rate, per_channel: bool, per_example: bool) -> Draws:
+    """Validates the arguments and draws the random words."""
     check_input(x, min_ndim=1 if per_channel else 2)
     check_rate(rate)
     shape = (x.shape[0] if per_example else 1, *x.shape[1:])
-    return bernoulli_keep(key, rate, shape if per_channel else (*shape[:-1], 1))
+    return draw(key, rate, shape if per_channel else (*shape[:-1], 1))

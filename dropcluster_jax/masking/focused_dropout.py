@@ -1,6 +1,5 @@
 """FocusedDropout: dropout of the positions where the strongest channel is weak."""
 
-import math
 from typing import Literal, get_args
 
 import jax
@@ -84,14 +83,16 @@ def focused_dropout_mask(
     low, high = threshold_range
     if not 0 <= low <= high <= 1:
         raise ValueError(f"threshold_range must be (low, high) with 0 <= low <= high <= 1, got {threshold_range}")
-    batch, *spatial, channels = x.shape
     apply_key, threshold_key = jax.random.split(key)
-    activations = jax.lax.stop_gradient(x).astype(jnp.float32).reshape(batch, math.prod(spatial), channels)
-    index = jnp.argmax(jnp.mean(activations, axis=1), axis=-1)
-    reference = jnp.take_along_axis(activations, index[:, None, None], axis=-1)
-    peak = jnp.max(reference, axis=1, keepdims=True)
-    fraction = jax.random.uniform(threshold_key, (batch, 1, 1), jnp.float32, low, high)
+    activations, axes = jax.lax.stop_gradient(x), tuple(range(1, x.ndim - 1))
+    index = jnp.argmax(jnp.mean(activations, axis=axes, keepdims=True, dtype=jnp.float32), axis=-1, keepdims=True)
+    # A sum instead of a gather, for which XLA would store the activations.
+    channels = jax.lax.broadcasted_iota(index.dtype, (*(1,) * (x.ndim - 1), x.shape[-1]), x.ndim - 1)
+    zero = jnp.zeros((), x.dtype)
+    reference = jnp.sum(jnp.where(channels == index, activations, zero), axis=-1, keepdims=True, dtype=jnp.float32)
+    peak = jnp.max(reference, axis=axes, keepdims=True)
+    fraction = jax.random.uniform(threshold_key, peak.shape, jnp.float32, low, high)
     # The minimum matters for negative maxima. NaN positions are kept, so that the loss shows them.
     weak = reference < jnp.minimum(fraction * peak, peak)
-    unchanged = bernoulli_keep(apply_key, rate, (1, 1, 1))
-    return (unchanged | ~weak).reshape(batch, *spatial, 1)
+    unchanged = bernoulli_keep(apply_key, rate, (1,) * x.ndim)
+    return unchanged | ~weak

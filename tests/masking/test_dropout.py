@@ -1,3 +1,5 @@
+import functools
+
 import jax
 import jax.numpy as jnp
 import numpy as np
@@ -32,9 +34,18 @@ def test_spatial_dropout_matches_numpy(spatial):
 @pytest.mark.parametrize("shape", [(9,), (9, 4), (9, 4, 5, 3)])
 def test_drop_path_matches_numpy(shape):
     x = jax.random.normal(KEY, shape)
-    mask = np.asarray(bernoulli_keep(KEY, RATE, (9,))).reshape(9, *(1,) * (len(shape) - 1))
+    mask = np.asarray(bernoulli_keep(KEY, RATE, (9, *(1,) * (len(shape) - 1))))
     np.testing.assert_allclose(dc.drop_path(KEY, x, RATE), np.where(mask, x / np.float32(1 - RATE), 0), rtol=1e-6)
     assert (dc.drop_path(KEY, x, RATE, rescale="kept") == np.where(mask, x, 0)).all()
+
+
+@pytest.mark.parametrize("compiled", [False, True])
+@pytest.mark.parametrize("drop", [dc.dropout, functools.partial(dc.drop_block, per_channel=True)])
+def test_backward_pass_stores_nothing_of_the_size_of_x(drop, compiled):
+    x = jax.random.normal(KEY, (8, 32, 32, 32))
+    drop = functools.partial(drop, KEY, rate=RATE)
+    _, vjp = jax.vjp(jax.jit(drop) if compiled else drop, x)
+    assert sum(leaf.size for leaf in jax.tree.leaves(vjp)) < x.size / 20
 
 
 @pytest.mark.bad_input
