@@ -11,7 +11,7 @@ _CALLEES = re.compile(
 )
 _ARRAY = re.compile(r"\b(?:(pred)|[a-z]+(\d+)\w*)\[([\d,]*)\]")
 _CYCLES = re.compile(r'"estimated_cycles":"(\d+)"')
-_NO_ESTIMATE = 2**63 - 1  # what libtpu writes if it has none
+_PENALTY = 2**60  # libtpu adds it to the estimates of a few operations; the remainder is of the usual magnitude
 _KNOWN_TRIP_COUNT = re.compile(r'"known_trip_count":\{"n":"(\d+)"')
 _COLLECTIVE = re.compile(
     r"^(all-reduce|all-gather|reduce-scatter|all-to-all|ragged-all-to-all|collective-permute|collective-broadcast)(-start)?$"
@@ -75,8 +75,8 @@ def costs(text: str) -> Costs:
         for instruction in computations[name]:
             operand_bytes = sum(sizes.get(operand, 0) for operand in instruction.operands())
             has_loops |= instruction.opcode == "while"
-            if (estimate := _CYCLES.search(instruction.rest)) and int(estimate[1]) != _NO_ESTIMATE:
-                cycles.append(repetitions * int(estimate[1]))
+            if estimate := _CYCLES.search(instruction.rest):
+                cycles.append(repetitions * (int(estimate[1]) % _PENALTY))
             if match := _COLLECTIVE.match(instruction.opcode):
                 num_calls, total = collectives.get(match[1], (0, 0))
                 collectives[match[1]] = num_calls + repetitions, total + repetitions * operand_bytes
