@@ -15,6 +15,7 @@ from dropcluster_jax.masking.common import (
     Rate,
     Rescale,
     apply_computed_mask,
+    apply_mask,
     check_block_size,
     check_input,
     check_rate,
@@ -78,6 +79,8 @@ def drop_block(
     counts = (jnp.sum(jax.lax.population_count(word), axis=axes, dtype=jnp.uint32) for word in words)
     scale = rescale_factor(units - functools.reduce(jnp.add, counts).astype(jnp.int32), units, rate, rescale)
     scale = jnp.expand_dims(scale, tuple(range(1, x.ndim))) if scale.ndim else scale
+    if not per_channel:
+        return apply_mask(x, _unit_mask(words, x.shape[-2]), scale)
     return apply_computed_mask(x, lambda words: _unit_mask(words, x.shape[-2]), words, scale)
 
 
