@@ -49,6 +49,29 @@ def _draw(ax: Any, series: Series, styles: Mapping[str, dict[str, Any]], x: Sequ
     ax.grid(alpha=0.3)
 
 
+def course_figure(series: Mapping[str, Series], steps: Sequence[int], label: str) -> Figure:
+    """Draws intervals over the course of training, side by side for each place. `label` is that of the y axis."""
+    figure = Figure(figsize=(10, 3.6), layout="constrained")
+    for ax, (place, intervals) in zip(figure.subplots(1, len(series), squeeze=False)[0], series.items(), strict=True):
+        for index, (name, values) in enumerate(intervals.items()):
+            points = [(step, value) for step, value in zip(steps, values, strict=True) if value is not None]
+            half_widths = [value.high - value.mean if value.num_values > 1 else 0.0 for _, value in points]
+            ax.errorbar(
+                [step for step, _ in points],
+                [value.mean for _, value in points],
+                yerr=half_widths,
+                label=name,
+                capsize=2,
+                **line_style(index),
+            )
+        ax.set_title(place)
+        ax.set_xlabel("step")
+        ax.grid(alpha=0.3)
+    figure.axes[0].set_ylabel(label)
+    figure.axes[0].legend(frameon=False)
+    return figure
+
+
 def forest_figure(intervals: Mapping[str, Mapping[str, Interval]], label: str) -> Figure:
     """Draws intervals as horizontal lines: a row for each name, with a line for each condition.
 

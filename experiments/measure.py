@@ -4,16 +4,21 @@ import dataclasses
 import functools
 import hashlib
 import inspect
+import math
 import pathlib
 import statistics
 import types
 from typing import Any
 
+import flax.linen as nn
 import jax
 import numpy as np
+from jaxtyping import Array, Float
 from rich.console import Console
 
+from dropcluster_jax import Grid, KMeans
 from dropcluster_jax.cache import cached
+from dropcluster_jax.clustering import Clusterer
 from dropcluster_jax.data import (
     CORRUPTIONS,
     ArrayExamples,
@@ -26,7 +31,16 @@ from dropcluster_jax.data import (
 )
 from dropcluster_jax.data.corrupted import CorruptedTest
 from dropcluster_jax.models import ResNet
-from dropcluster_jax.runs import DataConfig, LoadedRun, TrainConfig, load_run, read_history, run_folder, trainer
+from dropcluster_jax.runs import (
+    Checkpointer,
+    DataConfig,
+    LoadedRun,
+    TrainConfig,
+    load_run,
+    read_history,
+    run_folder,
+    trainer,
+)
 from dropcluster_jax.runs.run_folder import read_json_lines
 from dropcluster_jax.training import NonFiniteError
 from experiments.results import Line, encode_bits, encode_labels
@@ -34,6 +48,7 @@ from experiments.studies import Job
 
 _MAX_MAPS = 6  # label maps of a place in a line
 _BATCH = 1000  # images that are classified at once
+_POSITIONS_PER_CLUSTER, _ITERATIONS = 16, 50  # of the clusters that are learned from saved networks
 
 
 class Measure:
@@ -78,8 +93,8 @@ class Measure:
 
         Returns:
             `digest`, `accuracy`, `count` (evaluated images), `finite`, and either `corruptions` or `loss`,
-            `train_loss`, `images_per_second`, `clusters`, `snapshots` and, on the test set, `correct`: whether each
-            image is classified correctly.
+            `train_loss`, `images_per_second`, `clusters`, `snapshots`, `features` (if the job is `probed`) and, on the
+            test set, `correct`: whether each image is classified correctly.
 
         Raises:
             ValueError, OSError, ImportError: As in `trainer.prepare` and `trainer.execute`.
@@ -94,7 +109,8 @@ class Measure:
             _, spec = run_folder.read_config(folder)
             return {"digest": self.digest, **_failed(job, 1 / spec.num_classes)}
         if job.corrupted is None:
-            return {"digest": self.digest, **_trained(job, folder, summary), **self._correct(job, folder)}
+            measured = {**_trained(job, folder, summary), **self._correct(job, folder)}
+            return {"digest": self.digest, **measured, **self._probed(job, folder)}
         with self._console.status(f"{job}: corrupted images"):
             return {"digest": self.digest, **self._corrupted(job, folder)}
 
@@ -119,6 +135,33 @@ class Measure:
             return {}
         run = load_run(folder, notify=self._notify)
         return {"correct": encode_bits(_is_correct(run, examples))}
+
+    def _probed(self, job: Job, folder: pathlib.Path) -> Line:
+        """Returns the variance that clusters explain in the features of each place, for each checkpoint.
+
+        The clusters are learned by k-means from the first training images, shared by all channels; for comparison, the
+        variance that a grid with the same number of clusters explains.
+        """
+        examples = self._dataset.train
+        if not job.probed:
+            return {}
+        if not isinstance(examples, ArrayExamples):
+            raise ValueError(f"{self.data.name} is not available for features, because its images are encoded")
+        images = examples.images[: job.config.drop.probe_size]
+        explained: dict[str, list[dict[str, float]]] = {}
+        for step in Checkpointer(folder / run_folder.CHECKPOINTS).steps():
+            run = load_run(folder, step=step, notify=self._notify)
+            for place, x in _features(run.model, run.spec, run.variables, images).items():
+                num_clusters = max(2, math.prod(x.shape[1:3]) // _POSITIONS_PER_CLUSTER)
+                values = {
+                    name: float(_explained_variance(clusterer, x))
+                    for name, clusterer in (
+                        ("k-means", KMeans(num_clusters=num_clusters, iterations=_ITERATIONS)),
+                        ("grid", Grid(num_clusters=num_clusters)),
+                    )
+                }
+                explained.setdefault(place, []).append({"step": step, **values})
+        return {"features": explained}
 
     def _corrupted(self, job: Job, folder: pathlib.Path) -> Line:
         run = load_run(folder, notify=self._notify)
@@ -168,6 +211,27 @@ def _logits(model: ResNet, spec: DatasetSpec, variables: dict[str, Any], images:
     return model.apply(variables, normalize(images, spec.mean, spec.std))  # pyright: ignore[reportReturnType]
 
 
+@functools.partial(jax.jit, static_argnums=(0, 1))
+def _features(
+    model: ResNet, spec: DatasetSpec, variables: dict[str, Any], images: jax.Array
+) -> dict[str, Float[Array, "batch height width channels"]]:
+    """Returns the output of each stage, in evaluation mode."""
+    last_blocks = {f"stage{stage}": f"stage{stage}_block{size}" for stage, size in enumerate(model.stage_sizes, 1)}
+
+    def is_last_block(module: nn.Module, method: str) -> bool:
+        return module.name in last_blocks.values() and method == "__call__"
+
+    x = normalize(images, spec.mean, spec.std)
+    _, captured = model.apply(variables, x, capture_intermediates=is_last_block, mutable=["intermediates"])
+    intermediates: Any = captured["intermediates"]
+    return {stage: intermediates[block]["__call__"][0] for stage, block in last_blocks.items()}
+
+
+@functools.partial(jax.jit, static_argnums=0)
+def _explained_variance(clusterer: Clusterer, x: Float[Array, "batch height width channels"]) -> Float[Array, ""]:
+    return clusterer.update(clusterer.init(x.shape[1:]), x).explained_variance.mean()
+
+
 def _trained(job: Job, folder: pathlib.Path, summary: dict[str, Any]) -> Line:
     entries = read_json_lines(folder / run_folder.METRICS)
     train = [entry for entry in entries if entry["event"] == "train"]
@@ -191,7 +255,8 @@ def _trained(job: Job, folder: pathlib.Path, summary: dict[str, Any]) -> Line:
 def _failed(job: Job, chance: float) -> Line:
     if job.corrupted is None:
         missing = dict.fromkeys(("loss", "train_loss", "images_per_second"))
-        return {"accuracy": chance, "count": 0, "finite": False, **missing}
+        features = {"features": {}} if job.probed else {}
+        return {"accuracy": chance, "count": 0, "finite": False, **missing, **features}
     corruption = {"origin": "none, the run failed", "accuracy": [chance] * 5}
     return {"accuracy": chance, "count": 0, "finite": False, "corruptions": dict.fromkeys(CORRUPTIONS, corruption)}
 

@@ -415,6 +415,48 @@ def _by_setting(lines: Iterable[Line]) -> list[list[Line]]:
     return sorted(groups.values(), key=_mean_accuracy, reverse=True)
 
 
+def _features(lines: list[Line], figure: pathlib.Path) -> list[str]:
+    """A table by place and step, and a figure with a panel per place."""
+    lines = [line for line in lines if line["finite"]]
+    if not lines:
+        return []
+    places = list(lines[0]["features"])
+    steps = [entry["step"] for entry in lines[0]["features"][places[0]]]
+    chosen = sorted({steps[0], steps[len(steps) // 2], steps[-1]})
+
+    def explained(method: str, place: str, step: int, clusterer: str) -> dict[int, float]:
+        entries = {line["seed"]: line["features"][place] for line in _select(lines, method=method)}
+        return {seed: 100 * entry[clusterer] for seed, own in entries.items() for entry in own if entry["step"] == step}
+
+    def cell(method: str, place: str, step: int) -> str:
+        k_means, grid = (explained(method, place, step, clusterer) for clusterer in ("k-means", "grid"))
+        return f"{_mean(k_means)} ({statistics.mean(grid.values()):.0f})"
+
+    rows = [
+        [place, f"{step:,}", *(cell(method, place, step) for method in _methods(lines))]
+        for place in places
+        for step in chosen
+    ]
+    series = {
+        place: {
+            _LABELS[method]: [_interval(explained(method, place, step, "k-means")) for step in steps]
+            for method in _methods(lines)
+        }
+        for place in places
+    }
+    drawn = figures.course_figure(series, steps, "explained variance, %")
+    caption = "Variance that k-means explains in the features, with 95 % intervals."
+    return [
+        "### Redundancy of the features\n",
+        "Variance that clusters of positions explain in the features of each place, in evaluation mode, over the "
+        "course of training. Clusters are learned from the saved networks by k-means, whatever the method drops, with "
+        "16 positions on average, and shared by all channels. In parentheses, a grid with the same number of "
+        "clusters.\n",
+        *_table(["place", "step", *(_LABELS[method] for method in _methods(lines))], rows),
+        *_save(drawn, figure, caption),
+    ]
+
+
 _CHAPTERS: dict[str, Callable[[list[Line], pathlib.Path], list[str]]] = {
     "headline": _headline,
     "limited_data": _limited_data,
@@ -428,6 +470,7 @@ _CHAPTERS: dict[str, Callable[[list[Line], pathlib.Path], list[str]]] = {
     ),
     "cadence": _varied("Update interval", "by the number of steps between updates of the clusters"),
     "warm_up": _varied("Warm-up", "by the part of the training in which the rate rises"),
+    "features": _features,
     "baseline": _baseline,
     "choices": _choices,
 }

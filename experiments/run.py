@@ -343,7 +343,8 @@ def _read(path: pathlib.Path) -> dict[str, Line]:
     """Returns the lines of a file by id. The id is recomputed, because options may have been added since."""
     lines: dict[str, Line] = {}
     for line in results.read(path):
-        job = Job(line["method"], line["setting"], TrainConfig.from_json(line["config"]), line["corrupted"])
+        config = TrainConfig.from_json(line["config"])
+        job = Job(line["method"], line["setting"], config, line["corrupted"], probed="features" in line)
         lines.setdefault(job.id, {**line, "id": job.id})
     return lines
 

@@ -32,6 +32,7 @@ StudyName = Literal[
     "clustering",
     "cadence",
     "warm_up",
+    "features",
 ]
 Options = Mapping[str, Any]  # values of fields of `TrainConfig` or `DropConfig`, by name
 
@@ -39,6 +40,7 @@ FRACTIONS = (0.05, 0.1, 0.25, 0.5, 1.0)
 CORRUPTED_FRACTIONS = (0.1, 1.0)
 VALIDATION_FRACTION = 0.1
 NEVER_AGAIN = 10**9  # steps between updates of clusters that are learned once
+NUM_CHECKPOINTS = 10  # of a run in `features`
 
 
 class Method(NamedTuple):
@@ -88,7 +90,7 @@ class Scale:
             training subset.
         choice_seeds: Seeds of the jobs that choose hyperparameters, disjoint from `seeds`.
         baseline: Candidate hyperparameters of the network without drop layers.
-        ablation_seeds: Number of seeds in `placement`, `rate_and_size`, `cadence` and `warm_up`; None for all.
+        ablation_seeds: Number of seeds in `ABLATIONS`; None for all.
         examples_per_class: Number of training images of each class; None for all.
         corruption_images: Number of test images to corrupt; None for all.
         fractions: Fractions of the training images in `limited_data`.
@@ -127,18 +129,20 @@ class Job:
         config: Configuration of the run.
         corrupted: Number of test images on which to evaluate the run under corruptions, 0 for all; None to evaluate it
             on the images as they are.
+        probed: Whether the result includes how much variance clusters explain in the features of each checkpoint.
     """
 
     method: str
     setting: Mapping[str, Any]
     config: TrainConfig
     corrupted: int | None = None
+    probed: bool = False
 
     @functools.cached_property
     def id(self) -> str:
         """Equal for equal runs, in all studies."""
-        content = json.dumps([without_runtime_fields(self.config), self.corrupted], sort_keys=True)
-        return hashlib.sha256(content.encode()).hexdigest()[:12]
+        content = [without_runtime_fields(self.config), self.corrupted, *(["probed"] if self.probed else [])]
+        return hashlib.sha256(json.dumps(content, sort_keys=True).encode()).hexdigest()[:12]
 
     @property
     def target(self) -> Target:
@@ -323,6 +327,19 @@ def warm_up(scale: Scale, chosen: Mapping[str, Options]) -> Iterator[Setting]:
             yield method, {"rate_rises": name}, _config(scale, chosen, method, ramp_start=start, ramp_end=end)
 
 
+def features(scale: Scale, chosen: Mapping[str, Options]) -> Iterator[Setting]:
+    """How much variance clusters explain in the features at each place, over the course of training.
+
+    The clusters are learned for this purpose, from the features of saved networks, and are the same for all methods.
+    """
+    for method in scale.methods:
+        if method in ("none", "block", "cluster"):
+            config = _config(scale, chosen, method)
+            assert config.steps is not None
+            checkpoint = CheckpointConfig(every=max(1, config.steps // NUM_CHECKPOINTS), keep=NUM_CHECKPOINTS + 1)
+            yield method, {}, override(config, checkpoint=checkpoint)
+
+
 STUDIES: dict[str, Callable[[Scale, Mapping[str, Options]], Iterator[Setting]]] = {
     study.__name__: study
     for study in (
@@ -336,11 +353,12 @@ STUDIES: dict[str, Callable[[Scale, Mapping[str, Options]], Iterator[Setting]]] 
         clustering,
         cadence,
         warm_up,
+        features,
     )
 }
 ON_TEST_SET = ("headline", "limited_data", "corruption")
 TUNING = ("baseline", "choices")
-ABLATIONS = ("placement", "rate_and_size", "cadence", "warm_up")
+ABLATIONS = ("placement", "rate_and_size", "cadence", "warm_up", "features")
 
 
 def jobs(study: str, scale: Scale, chosen: Mapping[str, Options]) -> list[Job]:
@@ -351,7 +369,13 @@ def jobs(study: str, scale: Scale, chosen: Mapping[str, Options]) -> list[Job]:
     corrupted = (scale.corruption_images or 0) if study == "corruption" else None
     target = "test" if study in ON_TEST_SET else "validation"
     return [
-        Job(method, setting, _with_data(override(config, seed=seed), seed=seed, evaluate_on=target), corrupted)
+        Job(
+            method,
+            setting,
+            _with_data(override(config, seed=seed), seed=seed, evaluate_on=target),
+            corrupted,
+            probed=study == "features",
+        )
         for method, setting, config in STUDIES[study](scale, chosen)
         for seed in seeds
     ]

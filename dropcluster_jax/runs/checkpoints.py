@@ -177,8 +177,10 @@ class Checkpointer:
             self._staging.close()
             self._staging = None
 
-    def restore(self, target: TrainState, *, best: bool = False, quarantine: bool = True) -> Restored | None:
-        """Restores the latest intact checkpoint, or the intact one with the best accuracy.
+    def restore(
+        self, target: TrainState, *, best: bool = False, step: int | None = None, quarantine: bool = True
+    ) -> Restored | None:
+        """Restores the latest intact checkpoint, the intact one with the best accuracy, or the one of a step.
 
         Calls `notify` for each damaged checkpoint that was skipped.
 
@@ -186,31 +188,32 @@ class Checkpointer:
             target: The shapes, types and (except on a single device) shardings of the arrays. The restored key has the
                 PRNG implementation that was saved, whatever that of the target is.
             best: Whether to restore the checkpoint with the best accuracy.
+            step: Step of the checkpoint to restore; None for any.
             quarantine: Whether to move damaged checkpoints to the folder `damaged` next to the checkpoints, so that
                 training can save these steps again. Readers pass False: the run may be saving at the same time.
 
         Returns:
-            The restored checkpoint; None if there is no checkpoint.
+            The restored checkpoint; None if there is no such checkpoint.
 
         Raises:
             CorruptCheckpointError: If there are checkpoints but none is intact; they are left unchanged.
             CheckpointVersionError: If a checkpoint has another format.
             CheckpointMismatchError: If an intact checkpoint does not have the structure and shapes of `target`.
         """
-        steps = sorted(self.steps(), reverse=True)
+        steps = sorted((saved for saved in self.steps() if step in (None, saved)), reverse=True)
         if best:
             steps.sort(key=self._accuracy, reverse=True)  # stable: ties go to the latest
         damaged: dict[int, str] = {}
-        for step in distributed.broadcast(steps):
-            restored, reason = self._read(step, target)
+        for candidate in distributed.broadcast(steps):
+            restored, reason = self._read(candidate, target)
             if restored is not None:
                 for damaged_step, damage in damaged.items():
-                    self._report_damage(damaged_step, damage, quarantine, used=step)
+                    self._report_damage(damaged_step, damage, quarantine, used=candidate)
                 return restored
-            damaged[step] = reason
+            damaged[candidate] = reason
         if not damaged:
             return None
-        reasons = "; ".join(f"step {step}: {reason}" for step, reason in damaged.items())
+        reasons = "; ".join(f"step {candidate}: {reason}" for candidate, reason in damaged.items())
         raise CorruptCheckpointError(f"{self.folder} has no intact checkpoint ({reasons}); nothing was removed")
 
     def _read(self, step: int, target: TrainState) -> tuple[Restored | None, str]:

@@ -554,19 +554,26 @@ class LoadedRun(NamedTuple):
         return self.model.apply(self.variables, normalized)  # pyright: ignore[reportReturnType]
 
 
-def load_run(folder: str | os.PathLike[str], *, best: bool = False, notify: Callable[[str], None] = print) -> LoadedRun:
+def load_run(
+    folder: str | os.PathLike[str],
+    *,
+    best: bool = False,
+    step: int | None = None,
+    notify: Callable[[str], None] = print,
+) -> LoadedRun:
     """Loads the network of a run from its latest intact checkpoint. Does not open the dataset.
 
     Args:
         folder: Run folder; the run may be unfinished.
         best: Whether to load the checkpoint with the best test accuracy.
+        step: Step of the checkpoint to load instead; see `checkpoint.keep` in `TrainConfig`.
         notify: Called with a message if a checkpoint is damaged.
 
     Returns:
         The network with its variables, configuration and dataset description.
 
     Raises:
-        FileNotFoundError: If the folder contains no run, or the run has no checkpoint.
+        FileNotFoundError: If the folder contains no run, or the run has no checkpoint or none of this step.
         CorruptCheckpointError: If no checkpoint is intact.
         ImportError: If Orbax is not installed.
         ValueError: If the configuration is damaged, or the run was written by a version with other options.
@@ -591,7 +598,10 @@ def load_run(folder: str | os.PathLike[str], *, best: bool = False, notify: Call
         jax.eval_shape(init, jax.random.key(0), abstract_batch(spec, batch_size=1)),
     )
     with contextlib.closing(Checkpointer(path / CHECKPOINTS, notify=notify)) as checkpointer:
-        restored = checkpointer.restore(target, best=best, quarantine=False)
+        restored = checkpointer.restore(target, best=best, step=step, quarantine=False)
+        steps = checkpointer.steps()
+    if restored is None and steps:
+        raise FileNotFoundError(f"{path} has no checkpoint of step {step}, only of {', '.join(map(str, steps))}")
     if restored is None:
         raise FileNotFoundError(f"{path} has no checkpoint yet")
     state = restored.state

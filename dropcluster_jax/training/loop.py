@@ -107,7 +107,7 @@ def fit(
     """
     for name, function in (("update_clusters_when", update_clusters_when), ("test", test)):
         if function is not None and not callable(function):
-            raise TypeError(f"{name} must be callable, got {function!r:.80}")
+            raise TypeError(f"{name} must be callable, got {type(function).__name__}")
     train, update_clusters, evaluate_step = _compile(steps, parallel)
     iterator = iter(batches)
     first_step = step = int(jax.device_get(state.step))

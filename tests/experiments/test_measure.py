@@ -106,6 +106,17 @@ def test_label_maps_lead_from_the_grid_to_the_final_clusters(measure, line):
     assert np.array_equal(labels[-1], states["drop_stage1"].labels[..., 0])
 
 
+def test_learned_clusters_explain_more_variance_of_the_features_than_a_grid(tmp_path):
+    plain = job("block")
+    checkpoint = dataclasses.replace(plain.config.checkpoint, every=4, keep=3)
+    probed = dataclasses.replace(plain, config=dataclasses.replace(plain.config, checkpoint=checkpoint), probed=True)
+    assert probed.id != plain.id
+    features = new_measure(tmp_path)(probed)["features"]
+    assert list(features) == ["stage1", "stage2", "stage3"]
+    assert [entry["step"] for entry in features["stage1"]] == [4, 8]
+    assert all(0 < entry["grid"] < entry["k-means"] < 1 for entries in features.values() for entry in entries)
+
+
 def test_corrupted_images_are_evaluated_on_the_trained_network(tmp_path, monkeypatch):
     monkeypatch.setattr(measure_module, "CORRUPTIONS", ("brightness",))
     measure, trained = new_measure(tmp_path), job(method="none", target="test")

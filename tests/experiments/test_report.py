@@ -11,7 +11,17 @@ from experiments.intervals import crossed_interval
 
 pytestmark = pytest.mark.xdist_group("experiments.report")
 
-STUDIES = ("limited_data", "corruption", "clustering", "placement", "headline", "rate_and_size", "cadence", "warm_up")
+STUDIES = (
+    "limited_data",
+    "corruption",
+    "clustering",
+    "placement",
+    "headline",
+    "rate_and_size",
+    "cadence",
+    "warm_up",
+    "features",
+)
 LABELS = {name: method.label for name, method in studies.METHODS.items()}
 MINUS = "\N{MINUS SIGN}"
 
@@ -47,7 +57,7 @@ def test_the_report_does_not_depend_on_the_order_of_runs(folder, files, tmp_path
         np.random.default_rng(0).shuffle(lines)
         (shuffled / path.name).write_text("".join(lines + lines[:3]))  # merged files may contain duplicates
     assert write(shuffled, tmp_path / "docs") == files
-    assert len([name for name in files if name.endswith(".png")]) == 4
+    assert len([name for name in files if name.endswith(".png")]) == 5
 
 
 def test_numbers_equal_scipy(folder, files):
@@ -94,6 +104,13 @@ def test_runs_of_another_size_have_their_own_section(tmp_path):
     text = write(tmp_path / "results", tmp_path / "docs")["results.md"].decode()
     assert text.count("\n## ResNet-8 on CIFAR-10") == 2 and "20 steps of 64" in text and "900 steps of 64" in text
     assert text.count("### Headline") == 2 and "### Limited data" not in text
+
+
+def test_explained_variance_by_place_and_step(files):
+    text = files["results.md"].decode()
+    cells = {"31.0 ± 2.5 (20)"}  # 30, 31 and 32 % with k-means
+    rows = re.findall(r"^\| stage1 \| (\d+) \| (.*) \| (.*) \| (.*) \|$", text, re.MULTILINE)
+    assert [row[0] for row in rows] == ["90", "180", "270"] and all(set(row[1:]) == cells for row in rows)
 
 
 def test_two_results_for_the_same_run(tmp_path):

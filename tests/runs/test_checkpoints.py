@@ -120,6 +120,12 @@ def test_latest_and_best_are_kept(setting, tmp_path):
     assert int(checkpointer.restore(target, best=True).state.step) == 2
 
 
+def test_checkpoint_of_a_step_is_restored(three):
+    checkpointer, target = three
+    assert [int(checkpointer.restore(target, step=step).state.step) for step in (1, 2, 3)] == [1, 2, 3]
+    assert checkpointer.restore(target, step=4) is None
+
+
 def test_restore_without_checkpoints_returns_none(setting, tmp_path):
     assert Checkpointer(tmp_path / "checkpoints").restore(setting[1]) is None
 
