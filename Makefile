@@ -19,7 +19,8 @@ test-tpu: .venv/.tpu  ## compile programs for TPUs, without a TPU, and test what
 	  "tests/test_docs.py::test_code_blocks_run_in_order[how-to/tpu.md]"
 
 soak: .venv/.dev  ## kill and resume runs repeatedly, with one and several processes; about half an hour
-	SOAK_TURNS=10 $(BIN)/python -m pytest -n 2 --dist loadgroup tests/runs/test_killed.py tests/runs/test_processes.py
+	SOAK_TURNS=10 $(BIN)/python -m pytest -n 2 --dist loadgroup tests/runs/test_killed.py tests/runs/test_processes.py \
+		tests/runs/test_object_storage.py
 
 docs: .venv/.docs  ## build the documentation site with executed notebooks: site/index.html
 	NO_MKDOCS_2_WARNING=1 $(BIN)/mkdocs build --strict --quiet

@@ -13,11 +13,11 @@ _BITS = 31
 
 
 class Draws(NamedTuple):
-    """Draws of shape `(batch, ..., columns)` before `keep` combines them.
+    """Draws of shape `(batch, ...)` before `keep` combines them.
 
     Attributes:
-        rows: Random words `(batch, ..., 1)`.
-        columns: Random words `(batch, 1, ..., 1, columns)`.
+        rows: Random words of this shape, with size 1 for the last dimension that is larger than 1, the columns.
+        columns: Random words with size 1 for all dimensions but the batch and the columns.
         threshold: A draw is True if its random bits exceed this scalar.
     """
 
@@ -45,11 +45,13 @@ def bernoulli_keep(key: Array, rate: Rate, shape: tuple[int, ...]) -> Bool[Array
 
 def draw(key: Array, rate: Rate, shape: tuple[int, ...]) -> Draws:
     """Draws the random words for `keep`. See `bernoulli_keep`."""
-    column_shape = (*shape[:-1][:1], *(1,) * (len(shape) - 2), shape[-1])
+    axis = max((i for i, length in enumerate(shape) if i > 0 and length != 1), default=len(shape) - 1)
+    row_shape = tuple(1 if i == axis else length for i, length in enumerate(shape))
+    column_shape = tuple(length if i in (0, axis) else 1 for i, length in enumerate(shape))
     rate = jnp.clip(jnp.asarray(rate, jnp.float32), 0.0, 1.0)
     threshold = jnp.round(jnp.where(jnp.isnan(rate), 0.0, rate) * 2.0**_BITS).astype(jnp.uint32)
     return Draws(
-        rows=jax.random.bits(key, (*shape[:-1], 1), jnp.uint32),
+        rows=jax.random.bits(key, row_shape, jnp.uint32),
         columns=jax.random.bits(jax.random.fold_in(key, 1), column_shape, jnp.uint32),
         threshold=(threshold - np.uint32(1)).astype(jnp.int32),  # -1 for rate 0
     )

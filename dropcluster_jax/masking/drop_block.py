@@ -139,10 +139,14 @@ def _pack_seeds(draws: Draws, num_words: int) -> list[UInt32[Array, "..."]]:
 
     Each position is drawn on its own, because XLA for TPUs would store the draws before reducing over that dimension.
     """
-    columns = draws.columns.squeeze(-2)
-    words = [jnp.zeros(jnp.broadcast_shapes(draws.rows[..., 0, :].shape, columns.shape), jnp.uint32)] * num_words
-    for position in range(draws.rows.shape[-2]):
-        seeds = ~keep(draws._replace(rows=draws.rows[..., position, :], columns=columns))
+    length = max(draws.rows.shape[-2], draws.columns.shape[-2])
+    rows, columns = (
+        jnp.broadcast_to(words, (*words.shape[:-2], length, words.shape[-1])) for words in (draws.rows, draws.columns)
+    )
+    *leading, maps = jnp.broadcast_shapes(rows.shape, columns.shape)
+    words = [jnp.zeros((*leading[:-1], maps), jnp.uint32)] * num_words
+    for position in range(length):
+        seeds = ~keep(Draws(rows[..., position, :], columns[..., position, :], draws.threshold))
         words[position // WORD] |= seeds.astype(jnp.uint32) << np.uint32(position % WORD)
     return words
 

@@ -18,15 +18,24 @@ def mix(word):
 
 
 @pytest.mark.parametrize("rate", RATES)
-@pytest.mark.parametrize("shape", [(5,), (3, 7), (3, 4, 5), (2, 3, 2, 5)])
-def test_draws_match_a_reference_in_python(rate, shape):
+@pytest.mark.parametrize(
+    ("shape", "row_shape", "column_shape"),
+    [
+        ((5,), (1,), (5,)),
+        ((3, 7), (3, 1), (3, 7)),
+        ((3, 4, 5), (3, 4, 1), (3, 1, 5)),
+        ((2, 3, 2, 5), (2, 3, 2, 1), (2, 1, 1, 5)),
+        ((2, 3, 4, 1), (2, 3, 1, 1), (2, 1, 4, 1)),
+        ((4, 1, 1, 1), (4, 1, 1, 1), (4, 1, 1, 1)),
+    ],
+)
+def test_draws_match_a_reference_in_python(rate, shape, row_shape, column_shape):
     key = jax.random.key(5)
-    rows = np.asarray(jax.random.bits(key, (*shape[:-1], 1)))
-    columns = np.asarray(jax.random.bits(jax.random.fold_in(key, 1), (*shape[:1], shape[-1])))
+    rows = np.broadcast_to(jax.random.bits(key, row_shape), shape)
+    columns = np.broadcast_to(jax.random.bits(jax.random.fold_in(key, 1), column_shape), shape)
     expected = np.empty(shape, bool)
     for index in np.ndindex(shape):
-        column = columns[0 if len(shape) == 1 else index[0], index[-1]]
-        word = mix(int(rows[*index[:-1], 0]) ^ int(column))
+        word = mix(int(rows[index]) ^ int(columns[index]))
         expected[index] = word // 2 >= round(float(np.float32(rate)) * 2**31)
     assert (bernoulli_keep(key, rate, shape) == expected).all()
 
@@ -41,7 +50,7 @@ def assert_independent(draws, rate):
 
 
 @pytest.mark.parametrize("impl", ["threefry2x32", "rbg", "unsafe_rbg"])
-@pytest.mark.parametrize("shape", [(500, 99), (500, 12, 3), (500, 6, 3, 2)])
+@pytest.mark.parametrize("shape", [(500, 99), (500, 12, 3), (500, 6, 3, 2), (500, 6, 6, 1)])
 def test_draws_are_independent_and_have_the_rate(impl, shape):
     assert_independent(bernoulli_keep(jax.random.key(0, impl=impl), 0.3, shape), 0.3)
 
