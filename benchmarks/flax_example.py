@@ -133,10 +133,9 @@ def our_program(strategy: Literal["jit", "pmap"], places: tuple[str, ...], batch
     return Program(step, costs)
 
 
-def example_program(checkout: pathlib.Path, batch: dict[str, jax.Array], side: int) -> Program:
-    """Returns the training step of Flax's example."""
+def import_example(checkout: pathlib.Path) -> tuple[Any, Any]:
+    """Returns the modules `models` and `train` of Flax's example."""
     import flax.training.checkpoints  # noqa: F401 - must not see the placeholder for TensorFlow below
-    from flax import jax_utils
 
     # The example imports these modules for data and logging, which its training step does not need.
     placeholders = (
@@ -158,7 +157,14 @@ def example_program(checkout: pathlib.Path, batch: dict[str, jax.Array], side: i
 
     for name in placeholders:
         del sys.modules[name]
+    return models, train
 
+
+def example_program(checkout: pathlib.Path, batch: dict[str, jax.Array], side: int) -> Program:
+    """Returns the training step of Flax's example."""
+    from flax import jax_utils
+
+    models, train = import_example(checkout)
     config = types.SimpleNamespace(warmup_epochs=5, num_epochs=100, momentum=0.9, half_precision=False)
     learning_rate = train.create_learning_rate_fn(config, 0.1, 1)
     model = train.create_model(model_cls=models.ResNet50, half_precision=False)

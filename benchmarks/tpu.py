@@ -27,6 +27,7 @@ import flax.linen as nn
 import jax
 import jax.numpy as jnp
 import optax
+from flax_example import import_example
 from jax.sharding import PartitionSpec
 
 from dropcluster_jax import KMeans, linen
@@ -117,22 +118,7 @@ def compile_example(topology: str, checkout: pathlib.Path) -> Analysis:
 
 def flax_example(checkout: pathlib.Path) -> tuple[Callable[..., Any], Any]:
     """Returns the training step of Flax's example in bfloat16 and the shapes of its state."""
-    import flax.training.checkpoints  # noqa: F401 - must not see the placeholder for TensorFlow below
-
-    # The example imports these modules for data and logging, which its training step does not need.
-    placeholders = ("clu", "clu.metric_writers", "clu.periodic_actions", "input_pipeline", "ml_collections")
-    placeholders += ("tensorflow", "tensorflow_datasets")
-    for name in placeholders:
-        module = types.ModuleType(name)
-        module.__dict__.update(ConfigDict=dict, metric_writers=None, periodic_actions=None)
-        sys.modules.setdefault(name, module)
-    sys.path.insert(0, str(checkout / "examples" / "imagenet"))
-    import models  # pyright: ignore[reportMissingImports]
-    import train  # pyright: ignore[reportMissingImports]
-
-    for name in placeholders:
-        del sys.modules[name]
-
+    models, train = import_example(checkout)
     config = types.SimpleNamespace(warmup_epochs=5, num_epochs=100, momentum=0.9, half_precision=False)
     learning_rate = train.create_learning_rate_fn(config, 0.1, 1)
     model = models.ResNet50(num_classes=1000, dtype=jnp.bfloat16)

@@ -328,9 +328,9 @@ def warm_up(scale: Scale, chosen: Mapping[str, Options]) -> Iterator[Setting]:
 
 
 def features(scale: Scale, chosen: Mapping[str, Options]) -> Iterator[Setting]:
-    """How much variance clusters explain in the features at each place, over the course of training.
+    """The variance that clusters explain in the features of each place during training.
 
-    The clusters are learned for this purpose, from the features of saved networks, and are the same for all methods.
+    The clusters are learned from saved networks in the same way for all methods.
     """
     for method in scale.methods:
         if method in ("none", "block", "cluster"):
