@@ -84,7 +84,7 @@ def fit(
 
     Raises:
         TypeError: If `update_clusters_when` or `test` is not callable.
-        ValueError: If `batches` ends before `num_steps`.
+        ValueError: If `batches` ends before `num_steps`, or labels outside the classes made a step non-finite.
         NonFiniteError: If more than `max_nonfinite_steps` steps were non-finite.
 
     Example:
@@ -112,7 +112,8 @@ def fit(
     iterator = iter(batches)
     first_step = step = int(jax.device_get(state.step))
     num_updates = sum(map(update_clusters_when, range(first_step)))
-    nonfinite = _NonFiniteSteps(nonfinite_steps, max_nonfinite_steps, log)
+    key = jax.eval_shape(lambda key: key, state.key)  # the steps donate the array
+    nonfinite = _NonFiniteSteps(nonfinite_steps, max_nonfinite_steps, log, steps, key)
     throughput = _Throughput()
     profiler = _Profiler(profile, first_step, num_steps)
 
@@ -133,7 +134,7 @@ def fit(
         state, metrics = train(state, batch)
         step += 1
         profiler.after_step(step, state)
-        nonfinite.add(step, metrics.pop("finite"))
+        nonfinite.add(step, metrics.pop("finite"), batch)
         throughput.add(len(batch["label"]))
 
         if _is_due(step, log_every) or step in (1, num_steps):
@@ -220,21 +221,30 @@ class _NonFiniteSteps:
     count: int
     allowed: int
     log: Callable[[LogEntry], None]
-    _unchecked: list[tuple[int, jax.Array]] = dataclasses.field(default_factory=list)
+    steps: Steps
+    key: jax.ShapeDtypeStruct
+    _unchecked: list[tuple[int, jax.Array, Batch]] = dataclasses.field(default_factory=list)
 
-    def add(self, step: int, finite: jax.Array) -> None:
-        """Records a step without waiting for its result."""
-        self._unchecked.append((step, finite))
+    def add(self, step: int, finite: jax.Array, batch: Batch) -> None:
+        """Records a step without waiting for its result, and without keeping the images."""
+        image = jax.ShapeDtypeStruct(batch["image"].shape, batch["image"].dtype)
+        self._unchecked.append((step, finite, {"image": image, "label": batch["label"]}))
 
     def check(self) -> None:
         """Waits for the steps since the last check."""
-        for step, finite in jax.device_get(self._unchecked):
+        all_finite = jax.device_get([finite for _, finite, _ in self._unchecked])
+        for (step, _, batch), finite in zip(self._unchecked, all_finite, strict=True):
             if not finite:
                 self.count += 1
                 self.log({"event": "nonfinite", "step": step, "nonfinite_steps": self.count})
                 if self.count > self.allowed:
+                    self._check_labels(batch)
                     raise NonFiniteError(self._message(step))
         self._unchecked.clear()
+
+    def _check_labels(self, batch: Batch) -> None:
+        """Raises ValueError for labels outside the classes, which `Steps.init` knows from the shape of the logits."""
+        jax.eval_shape(lambda key, image: self.steps.init(key, {**batch, "image": image}), self.key, batch["image"])
 
     def _message(self, step: int) -> str:
         skipped = f", after {self.allowed} skipped steps" if self.allowed else ""

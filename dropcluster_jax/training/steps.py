@@ -8,7 +8,9 @@ from typing import Any, NamedTuple
 import flax.linen as nn
 import jax
 import jax.numpy as jnp
+import numpy as np
 import optax
+from jax.core import Tracer
 from jaxtyping import Array, Bool, Float, Int, PyTree
 
 from dropcluster_jax.masking.common import Rate, check_rate
@@ -245,7 +247,9 @@ class _StepFunctions:
     def init(self, key: Array, batch: Batch) -> TrainState:
         _check_batch(batch)
         init_key, key = jax.random.split(key)
-        variables = dict(self.model.init(init_key, self.preprocess(batch["image"]), train=False))
+        logits, variables = self.model.init_with_output(init_key, self.preprocess(batch["image"]), train=False)
+        _check_label_range(batch["label"], logits.shape[-1])
+        variables = dict(variables)
         params = variables.pop("params")
         batch_stats, clusters = variables.pop("batch_stats", {}), variables.pop("clusters", {})
         if variables:
@@ -306,6 +310,7 @@ class _StepFunctions:
         if self.eval_params is not None:
             variables["params"] = self.eval_params(state.opt_state, state.params)
         logits: Any = self.model.apply(variables, self.preprocess(batch["image"]), train=False)
+        _check_label_range(batch["label"], logits.shape[-1])
         labels, weight = batch["label"], batch.get("weight", jnp.ones(len(logits)))
         sums = {
             "loss": jnp.sum(weight * self.loss(logits, labels)),
@@ -419,6 +424,16 @@ def _check_labels(labels: Any, num_classes: int | None = None) -> None:
             f"labels must be integers of shape (batch,) or probabilities of shape (batch, {classes}), got {dtype} of "
             f"shape {shape}"
         )
+
+
+def _check_label_range(labels: Any, num_classes: int) -> None:
+    """Raises ValueError if class indices are not in [0, num_classes), unless they are traced or on other hosts."""
+    if jnp.ndim(labels) != 1 or isinstance(labels, Tracer) or not getattr(labels, "is_fully_addressable", True):
+        return
+    labels = np.asarray(labels)
+    invalid = np.flatnonzero((labels < 0) | (labels >= num_classes))
+    if len(invalid):
+        raise ValueError(f"labels must be in [0, {num_classes}), got {labels[invalid[0]]} at index {invalid[0]}")
 
 
 def _correct(logits: Float[Array, "batch classes"], labels: Labels) -> Float[Array, " batch"]:

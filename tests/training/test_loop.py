@@ -202,6 +202,19 @@ def test_nonfinite_steps_raise_and_are_not_saved(setup):
     assert saved_steps == [3, 6] and entries[-1] == {"event": "nonfinite", "step": 7, "nonfinite_steps": 1}
 
 
+@pytest.mark.parametrize(("shift", "wrong"), [(1, 4), (-1, -1)])
+@pytest.mark.parametrize("step", [1, 6])
+def test_labels_outside_the_classes_are_named_and_not_blamed_on_the_learning_rate(setup, shift, wrong, step):
+    steps, batch = setup
+    labels = np.asarray(batch["label"])
+    shifted = {**batch, "label": labels + shift}
+    index = int(np.flatnonzero(shifted["label"] == wrong)[0])
+    state = jax.jit(steps.init)(jax.random.key(1), batch)
+    batches = [batch] * (step - 1) + [shifted] + [batch] * 20
+    with pytest.raises(ValueError, match=rf"labels must be in \[0, 4\), got {wrong} at index {index}"):
+        fit(steps, state, batches, num_steps=20, log_every=4)
+
+
 def test_nonfinite_steps_are_tolerated_up_to_the_maximum(setup):
     _, batch = setup
     steps = make_steps(Small(), optax.sgd(0.2), skip_nonfinite=True)

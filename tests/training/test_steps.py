@@ -470,6 +470,15 @@ def test_variables_in_other_collections_raise(batch):
         make_steps(Counting(), optax.sgd(0.1)).init(jax.random.key(0), batch)
 
 
+def test_concrete_labels_outside_the_classes_raise(batch):
+    steps = make_steps(Small(), optax.sgd(0.1))
+    state = steps.init(jax.random.key(1), batch)
+    wrong = {**batch, "label": batch["label"] + 1}
+    for function in (lambda: steps.init(jax.random.key(1), wrong), lambda: steps.evaluate(state, wrong)):
+        with pytest.raises(ValueError, match=r"labels must be in \[0, 4\), got 4 at index"):
+            function()
+
+
 @pytest.mark.bad_input
 @pytest.mark.parametrize(
     "change",
