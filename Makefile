@@ -5,18 +5,27 @@ BIN := .venv/bin
 CONSTRAINTS ?= -c constraints.txt
 PIP_INSTALL = $(BIN)/pip install --quiet --disable-pip-version-check $(CONSTRAINTS)
 
-.PHONY: train test test-tpu soak docs lint clean
+.PHONY: train test test-slow test-tpu test-all coverage soak docs lint clean
 
 train: .venv/.train  ## train ResNet-20 with DropCluster on handwritten digits, into runs/digits
 	$(BIN)/dropcluster train digits --out runs/digits
 	@echo 'Next: run "$(BIN)/dropcluster clusters runs/digits" to draw its clusters.'
 
-test: .venv/.dev  ## run all tests and doctests
-	$(BIN)/python -m pytest -n 2 --dist loadgroup
+test: .venv/.dev  ## run the tests and doctests that take up to about a second each
+	$(BIN)/python -m pytest -n 2 --dist loadgroup -m 'not slow'
+
+test-slow: .venv/.dev  ## run the slow tests, and the tests marked `optimized` with XLA's default optimizations
+	$(BIN)/python -m pytest -n 2 --dist loadgroup -m slow
+	TEST_OPTIMIZED=1 $(BIN)/python -m pytest -n 2 --dist loadgroup -m optimized
 
 test-tpu: .venv/.tpu  ## compile programs for TPUs, without a TPU, and test what the compiler reports
 	$(BIN)/python -m pytest tests/runs/test_aot.py tests/cli/test_topology.py \
 	  "tests/test_docs.py::test_code_blocks_run_in_order[how-to/tpu.md]"
+
+test-all: test test-slow test-tpu  ## run all tests
+
+coverage: .venv/.dev  ## measure the branch coverage of the package by `make test`
+	$(BIN)/python -m pytest -n 2 --dist loadgroup -m 'not slow' --cov=dropcluster_jax --cov-branch --cov-report=term:skip-covered
 
 soak: .venv/.dev  ## kill and resume runs repeatedly, with one and several processes; about half an hour
 	SOAK_TURNS=10 $(BIN)/python -m pytest -n 2 --dist loadgroup tests/runs/test_killed.py tests/runs/test_processes.py \

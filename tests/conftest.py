@@ -4,15 +4,11 @@ import os
 import pathlib
 
 # Set before JAX is imported: eight virtual CPU devices for tests across devices, and minimal optimization, because
-# compilation dominates the run time of the tests.
-os.environ["XLA_FLAGS"] = " ".join(
-    [
-        os.environ.get("XLA_FLAGS", ""),
-        "--xla_force_host_platform_device_count=8",
-        "--xla_backend_optimization_level=0",
-        "--xla_llvm_disable_expensive_passes=true",
-    ]
-)
+# compilation dominates the run time of the tests. TEST_OPTIMIZED=1 tests programs as users compile them.
+flags = [os.environ.get("XLA_FLAGS", ""), "--xla_force_host_platform_device_count=8"]
+if os.environ.get("TEST_OPTIMIZED") != "1":
+    flags += ["--xla_backend_optimization_level=0", "--xla_llvm_disable_expensive_passes=true"]
+os.environ["XLA_FLAGS"] = " ".join(flags)
 # Set in the environment so that subprocesses share the cache. Even fast compilations are cached: tests compile many
 # small programs, often more than once.
 os.environ["JAX_COMPILATION_CACHE_DIR"] = str(pathlib.Path(__file__).parents[1] / ".cache" / "jax")
