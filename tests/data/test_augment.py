@@ -70,7 +70,7 @@ def test_shift_equals_a_loop_over_pixels(dtype):
     assert len(set(find_shifts(images, result, 2))) > 12
 
 
-@pytest.mark.parametrize("pixels", [1, 2])
+@pytest.mark.parametrize("pixels", [pytest.param(1, marks=pytest.mark.slow), 2])
 def test_shifts_are_uniform(pixels):
     side = 2 * pixels + 1
     count = 400 * side**2
@@ -125,7 +125,7 @@ def resized(image, box, sides):
     return np.stack([np.asarray(channel) for channel in channels], axis=-1)
 
 
-@pytest.mark.parametrize("sides", [(32, 32), (24, 40)])
+@pytest.mark.parametrize("sides", [pytest.param((32, 32), marks=pytest.mark.slow), (24, 40)])
 def test_resized_crop_equals_pillow(sides):
     images = np.random.default_rng(0).normal(size=(32, *sides, 3)).astype(np.float32)
     key = jax.random.key(5)
@@ -167,6 +167,7 @@ def test_key_determines_the_result(augment_images):
     assert (first == again).all() and not (first == other).all()
 
 
+@pytest.mark.slow
 @parametrize_functions
 def test_numpy_jit_and_sharding_do_not_change_the_result(augment_images):
     key, images = jax.random.key(3), random_images(16, 6, 6, 3)

@@ -28,6 +28,14 @@ DETERMINISTIC = (
     "saturate",
 )
 RANDOM = tuple(name for name in NAMES if name not in DETERMINISTIC)
+# Noise and blurs of few operations, which compile fast.
+FAST = ("gaussian_noise", "glass_blur", "jpeg_compression")
+
+
+def slow_except_fast(names):
+    return [name if name in FAST else pytest.param(name, marks=pytest.mark.slow) for name in names]
+
+
 parametrize_all = pytest.mark.parametrize("name", NAMES)
 parametrize_random = pytest.mark.parametrize("name", RANDOM)
 parametrize_deterministic = pytest.mark.parametrize("name", DETERMINISTIC)
@@ -43,7 +51,7 @@ def synthetic_images(count=128):
     return images
 
 
-@pytest.fixture(scope="module", params=["synthetic", "cifar10"])
+@pytest.fixture(scope="module", params=["synthetic", pytest.param("cifar10", marks=pytest.mark.slow)])
 def images(request):
     if request.param == "synthetic":
         return synthetic_images()
@@ -345,7 +353,14 @@ def test_chunks_batch_size_and_array_type_do_not_change_the_result(name, monkeyp
     assert (corrupt(name, 5, key, images) == result).all()
 
 
-@pytest.mark.parametrize("name", [name for name in NAMES if name != "saturate"])
+@pytest.mark.parametrize(
+    "name",
+    [
+        pytest.param(name, marks=[pytest.mark.slow] * (name in ("snow", "frost", "fog", "elastic_transform")))
+        for name in NAMES
+        if name != "saturate"
+    ],
+)
 def test_grayscale_and_other_sizes(name):
     images = synthetic_images(6)[:, 4:28, 8:28, 1:2]
     result = corrupt(name, 3, jax.random.key(0), images)
@@ -404,7 +419,7 @@ def test_glass_blur_copies_pixels_from_above_and_left():
         assert abs(x.mean() - 0.5) < SIGMAS * 0.5 / x.size**0.5
 
 
-@parametrize_all
+@pytest.mark.parametrize("name", slow_except_fast(NAMES))
 def test_result_does_not_depend_on_x64_mode(name):
     images = synthetic_images(4)
     for severity in (1, 5):
@@ -413,7 +428,7 @@ def test_result_does_not_depend_on_x64_mode(name):
             assert (corrupt(name, severity, jax.random.key(0), images) == expected).all(), severity
 
 
-@pytest.mark.parametrize("name", [name for name in NAMES if name != "jpeg_compression"])
+@pytest.mark.parametrize("name", slow_except_fast(name for name in NAMES if name != "jpeg_compression"))
 def test_corruptions_are_compiled_once_for_all_severities(name, monkeypatch):
     corruption, traced = corruptions._CORRUPTIONS[name], []
 

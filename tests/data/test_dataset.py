@@ -32,6 +32,7 @@ def test_repr_omits_arrays(digits):
     assert repr(digits).startswith("Dataset(name='digits', train=ArrayExamples(), test=ArrayExamples(), classes=('0'")
 
 
+@pytest.mark.slow
 def test_cifar10_constants_match_its_images(tfds_dir):
     spec = DATASETS["cifar10"]
     data = load("cifar10", tfds_dir, train_split="train[:20000]", test_split="test[:10]")

@@ -26,7 +26,7 @@ def test_mixup_averages_images_and_labels_with_the_same_weights():
     np.testing.assert_allclose(mixed, weights * images + (1 - weights) * np.roll(images, -1, 0), atol=1e-5)
 
 
-@pytest.mark.parametrize("alpha", [0.2, 1.0, 4.0])
+@pytest.mark.parametrize("alpha", [0.2, *(pytest.param(alpha, marks=pytest.mark.slow) for alpha in (1.0, 4.0))])
 def test_mixup_weights_follow_a_beta_distribution(alpha):
     count = 4000
     _, labels = mixup(jax.random.key(1), jnp.zeros((count, 1, 1, 1)), jnp.tile(jnp.eye(2), (count // 2, 1)), alpha)
@@ -74,6 +74,7 @@ def test_labels_sum_to_one_and_the_key_determines_the_result(mix, dtype):
     assert (again == mixed).all() and not (other_labels == mixed_labels).all()
 
 
+@pytest.mark.slow
 @parametrize_functions
 def test_jit_and_sharding_do_not_change_the_result(mix):
     images, labels = random_batch()

@@ -193,6 +193,7 @@ def test_processes_share_each_epoch_and_the_test_set(files):
         assert sorted(probe) == sorted(indices_of(GrainLoader(data, 10, 7).probe(20, 0)))
 
 
+@pytest.mark.slow
 def test_two_jax_processes_form_global_batches():
     """Two processes with two devices each, connected by `jax.distributed`."""
     program = """
@@ -227,6 +228,7 @@ for make in (InMemoryLoader, GrainLoader):
     assert lines == [[expected, expected]] * 2
 
 
+@pytest.mark.slow
 def test_workers_and_threads_read_the_same_batches(tmp_path):
     for i in range(8):
         (tmp_path / "images" / "a").mkdir(parents=True, exist_ok=True)
