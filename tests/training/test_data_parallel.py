@@ -23,12 +23,19 @@ from dropcluster_jax.training import DataParallel
 STRATEGIES = ("jit", "shard_map", "pmap")
 
 
+def slow(value):
+    return pytest.param(value, marks=pytest.mark.slow)
+
+
 def compiled(strategy, num_devices, **options):
     parallel = DataParallel(strategy, mesh(num_devices))
     return parallel, parallel.compile(small_steps(parallel, **options))
 
 
-@pytest.mark.parametrize("num_devices", [2, 4, 8])
+@pytest.mark.parametrize(
+    "num_devices",
+    [slow(2), slow(4), pytest.param(8, marks=pytest.mark.optimized)],
+)
 def test_jit_steps_equal_those_of_one_device(num_devices):
     """Each of 20 steps starts from the state of one device, as rounding errors would grow over steps."""
     data = batches(20)
@@ -50,7 +57,7 @@ def test_jit_steps_equal_those_of_one_device(num_devices):
         assert difference(sharded_state.batch_stats, state.batch_stats) < 1e-5
 
 
-@pytest.mark.parametrize("strategy", STRATEGIES)
+@pytest.mark.parametrize("strategy", [slow("jit"), "shard_map", slow("pmap")])
 def test_gradients_and_clusters_equal_those_of_one_device(strategy):
     """Without randomness and with synchronized BatchNorm, all strategies compute the same step."""
     batch = batches(1)[0]
@@ -72,6 +79,8 @@ def test_gradients_and_clusters_equal_those_of_one_device(strategy):
         assert float(sums[name]) == pytest.approx(float(expected_sum), rel=1e-5)
 
 
+@pytest.mark.optimized
+@pytest.mark.slow
 def test_shard_map_and_pmap_are_reproducible_and_agree():
     """With separate masks and BatchNorm per replica, runs are equal bit for bit, and strategies agree to 1e-5."""
     data, runs = batches(5), []
@@ -91,6 +100,7 @@ def test_shard_map_and_pmap_are_reproducible_and_agree():
         assert difference(update(before.params, pmap_state.params), update(before.params, after.params)) < 1e-5
 
 
+@pytest.mark.slow
 def test_whole_runs_agree_in_float64():
     """In float32, rounding errors grow until runs differ; in float64, they stay small over 20 steps."""
     data, results = batches(20), []
@@ -128,7 +138,7 @@ def test_optimizer_state_can_be_sharded():
     assert difference(states[1].opt_state, states[0].opt_state) < 1e-6
 
 
-@pytest.mark.parametrize("strategy", STRATEGIES)
+@pytest.mark.parametrize("strategy", ["jit", slow("shard_map"), slow("pmap")])
 def test_train_donates_its_state_and_strategies_can_be_switched(strategy):
     batch = batches(1)[0]
     parallel, steps = compiled("jit", 4)

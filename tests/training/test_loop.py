@@ -120,6 +120,7 @@ def test_intervals_can_be_disabled(setup, disabled):
     assert saved_steps == [5]
 
 
+@pytest.mark.optimized
 def test_runs_are_reproducible(setup):
     state, other = (run(setup, update_clusters_when=every(5))[0] for _ in range(2))
     assert equal(state, other)
@@ -159,6 +160,7 @@ def test_evaluation_without_examples_raises(setup):
 # Resuming, stopping and non-finite steps
 
 
+@pytest.mark.optimized
 def test_resuming_equals_an_uninterrupted_run(setup):
     steps, batch = setup
     options = {"update_clusters_when": every(4, start=2), "test": lambda: [batch], "evaluate_every": 6, "num_steps": 20}

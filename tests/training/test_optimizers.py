@@ -92,7 +92,7 @@ def batch():
 
 @pytest.mark.slow
 def test_every_transformation_trains(batch):
-    """Each step is traced as a whole, but executed operation by operation, because most compilations are then shared."""
+    """Steps are traced as a whole, but executed operation by operation, so that transformations share compilations."""
     functions, failures = transformations(), []
     assert len(functions) > 80
     for name, function in functions.items():
@@ -134,6 +134,7 @@ def test_extra_arguments_reach_the_transformation(batch):
     assert all(jax.tree.leaves(jax.tree.map(jnp.allclose, losses, seen["grad"])))
 
 
+@pytest.mark.slow
 def test_line_search_on_several_devices(batch):
     """The loss along the search direction is that of all devices."""
     batch = jax.tree.map(lambda leaf: jnp.concatenate([leaf] * 4), batch)

@@ -28,6 +28,16 @@ def sgd():
     return compiled, compiled.init(jax.random.key(1), separable(jax.random.key(0)))
 
 
+@pytest.fixture(scope="module")
+def without_norm(batch):
+    """The initial state of `Small(batch_norm=False)`."""
+    return jax.jit(make_steps(Small(batch_norm=False), optax.sgd(1.0)).init)(jax.random.key(0), batch)
+
+
+def slow(value):
+    return pytest.param(value, marks=pytest.mark.slow)
+
+
 def assert_trees_close(tree, other, rtol=1e-5, atol=1e-7):
     for leaf, other_leaf in zip(jax.tree.leaves(tree), jax.tree.leaves(other), strict=True):
         np.testing.assert_allclose(leaf, other_leaf, rtol=rtol, atol=atol)
@@ -49,7 +59,7 @@ OPTIMIZERS = {
 }
 
 
-@pytest.mark.parametrize("name", OPTIMIZERS)
+@pytest.mark.parametrize("name", ["adamw", "multi steps", *map(slow, ("clipped sgd", "sam", "schedule"))])
 def test_optax_transformations_reduce_the_loss(name, batch):
     steps = make_steps(Small(), OPTIMIZERS[name](), rate=0.1)
     state = jax.jit(steps.init)(jax.random.key(1), batch)
@@ -100,6 +110,7 @@ def test_update_clusters_is_the_identity_without_clusters(batch):
     assert state.step == 1 and metrics["rate"] == 0
 
 
+@pytest.mark.optimized
 def test_train_is_deterministic_and_masks_depend_on_the_step(sgd, batch):
     steps, state = sgd
     after, metrics = steps.train(state, batch)
@@ -159,7 +170,7 @@ def test_augment_depends_on_the_step_and_is_not_used_in_evaluation(batch):
 
 def test_metrics_match_numpy(sgd, batch):
     steps, state = sgd
-    logits = np.asarray(Small().apply(state.variables(), batch["image"], train=False), np.float64)
+    logits = np.asarray(jax.jit(Small().apply)(state.variables(), batch["image"]), np.float64)
     labels = np.asarray(batch["label"])
     losses = np.log(np.exp(logits).sum(1)) - logits[np.arange(len(labels)), labels]
     sums = steps.evaluate(state, batch)
@@ -183,9 +194,8 @@ def test_examples_with_weight_zero_are_ignored(sgd, batch):
 SPEC = jax.sharding.PartitionSpec
 
 
-def gradients(make, transform, batch):
+def gradients(make, transform, state, batch):
     """Returns the gradients and metrics of one step. The update of plain SGD is the negative gradient."""
-    state = make_steps(Small(batch_norm=False), optax.sgd(1.0)).init(jax.random.key(0), batch)
     after, metrics = transform(make().train)(state, batch)
     return jax.tree.map(lambda a, b: np.asarray(a) - np.asarray(b), state.params, after.params), metrics
 
@@ -231,32 +241,35 @@ STRATEGIES = {
 }
 
 
-@pytest.mark.parametrize("strategy", STRATEGIES)
-def test_gradients_equal_those_of_one_device(strategy, batch):
-    expected, expected_metrics = gradients(plain_steps, jax.jit, batch)
-    grads, metrics = gradients(*STRATEGIES[strategy], batch)
+parametrize_strategies = pytest.mark.parametrize(
+    "strategy", [slow("jit"), "shard_map", slow("shard_map unchecked"), "pmap"]
+)
+
+
+@parametrize_strategies
+def test_gradients_equal_those_of_one_device(strategy, without_norm, batch):
+    expected, expected_metrics = gradients(plain_steps, jax.jit, without_norm, batch)
+    grads, metrics = gradients(*STRATEGIES[strategy], without_norm, batch)
     assert_trees_close(grads, expected, rtol=1e-4, atol=1e-6)
     assert metrics["loss"] == pytest.approx(float(expected_metrics["loss"]), rel=1e-5)
 
 
-@pytest.mark.parametrize("strategy", STRATEGIES)
-def test_clusters_equal_those_of_one_device(strategy, batch):
+@parametrize_strategies
+def test_clusters_equal_those_of_one_device(strategy, without_norm, batch):
     make, transform = STRATEGIES[strategy]
     if "shard_map" in strategy:
         transform = functools.partial(transform, num_outputs=1)
-    state = plain_steps().init(jax.random.key(0), batch)
-    expected = jax.jit(plain_steps().update_clusters)(state, batch).clusters["drop"]
-    clusters = transform(make().update_clusters)(state, batch).clusters["drop"]
+    expected = jax.jit(plain_steps().update_clusters)(without_norm, batch).clusters["drop"]
+    clusters = transform(make().update_clusters)(without_norm, batch).clusters["drop"]
     assert (clusters["labels"] == expected["labels"]).mean() > 0.99 and clusters["num_updates"] == 1
 
 
-def test_replicas_draw_separate_masks(batch):
+def test_replicas_draw_separate_masks(without_norm, batch):
     """With one mask for all replicas, four copies of a quarter batch would give the step of one copy."""
     quarter = {name: leaf[:8] for name, leaf in batch.items()}
     copies = {name: jnp.concatenate([leaf] * 4) for name, leaf in quarter.items()}
     model = Small(batch_norm=False, axis_name="batch")
     steps = make_steps(model, optax.sgd(1.0), rate=0.5, axis_name="batch")
-    state = steps.init(jax.random.key(0), batch)
     kernels = []
     for num_devices, data in ((4, copies), (1, quarter)):
         train = jax.shard_map(
@@ -266,15 +279,15 @@ def test_replicas_draw_separate_masks(batch):
             out_specs=SPEC(),
             check_vma=False,
         )
-        kernels.append(np.asarray(jax.jit(train)(state, data)["conv2"]["kernel"]))
+        kernels.append(np.asarray(jax.jit(train)(without_norm, data)["conv2"]["kernel"]))
     assert not np.allclose(*kernels, atol=1e-5)
 
 
-def test_masks_do_not_depend_on_sharding(batch):
+@pytest.mark.optimized
+def test_masks_do_not_depend_on_sharding(without_norm, batch):
     steps = make_steps(Small(batch_norm=False), optax.sgd(1.0), rate=0.5)
-    state = steps.init(jax.random.key(0), batch)
-    _, metrics = jax.jit(steps.train)(state, batch)
-    _, sharded_metrics = jitted_on_sharded_batch(steps.train)(state, batch)
+    _, metrics = jax.jit(steps.train)(without_norm, batch)
+    _, sharded_metrics = jitted_on_sharded_batch(steps.train)(without_norm, batch)
     assert sharded_metrics["loss"] == pytest.approx(float(metrics["loss"]), rel=1e-5)
 
 
@@ -368,33 +381,37 @@ def test_ema_follows_its_formula_and_is_evaluated(batch):
     np.testing.assert_allclose(state.ema["params"]["head"]["kernel"], expected, rtol=1e-5)
     assert set(state.ema) == {"params", "batch_stats"}
     ema_only = state._replace(params=state.ema["params"], batch_stats=state.ema["batch_stats"], ema=())
-    loss = float(steps.evaluate(state, batch)["loss"])
-    assert float(steps.evaluate(ema_only, batch)["loss"]) == loss
-    assert float(steps.evaluate(state._replace(ema=()), batch)["loss"]) != loss
+    evaluate = jax.jit(steps.evaluate)
+    loss = float(evaluate(state, batch)["loss"])
+    assert float(evaluate(ema_only, batch)["loss"]) == loss
+    assert float(evaluate(state._replace(ema=()), batch)["loss"]) != loss
 
 
 def test_labels_are_smoothed_in_training_only(batch):
     plain, smooth = (make_steps(Small(), optax.sgd(0.3), label_smoothing=value) for value in (0.0, 0.1))
     state = jax.jit(plain.init)(jax.random.key(1), batch)
-    logits, _ = Small().apply(state.variables(), batch["image"], train=True, mutable=["batch_stats"])
+    apply = jax.jit(functools.partial(Small().apply, train=True, mutable=["batch_stats"]))
+    logits, _ = apply(state.variables(), batch["image"])
     targets = 0.9 * jax.nn.one_hot(batch["label"], 4) + 0.1 / 4
     expected = -jnp.mean(jnp.sum(targets * jax.nn.log_softmax(logits), axis=-1))
-    assert float(smooth.train(state, batch)[1]["loss"]) == pytest.approx(float(expected), rel=1e-5)
-    assert float(smooth.evaluate(state, batch)["loss"]) == float(plain.evaluate(state, batch)["loss"])
+    assert float(jax.jit(smooth.train)(state, batch)[1]["loss"]) == pytest.approx(float(expected), rel=1e-5)
+    smooth_loss, plain_loss = (float(jax.jit(steps.evaluate)(state, batch)["loss"]) for steps in (smooth, plain))
+    assert smooth_loss == plain_loss
 
 
 def test_top5_is_counted_for_100_classes(sgd, batch):
     model = Small(classes=100)
     steps = make_steps(model, optax.sgd(0.3))
     state = jax.jit(steps.init)(jax.random.key(1), batch)
-    top5 = np.argsort(np.asarray(model.apply(state.variables(), batch["image"])), axis=-1)[:, -5:]
+    logits = jax.jit(model.apply)(state.variables(), batch["image"])
+    top5 = np.argsort(np.asarray(logits), axis=-1)[:, -5:]
     expected = sum(label in classes for label, classes in zip(batch["label"], top5, strict=True))
-    assert float(steps.evaluate(state, batch)["correct_top5"]) == expected
+    assert float(jax.jit(steps.evaluate)(state, batch)["correct_top5"]) == expected
     steps, state = sgd  # with 4 classes
     assert "correct_top5" not in steps.evaluate(state, batch)
 
 
-@pytest.mark.parametrize("grad_accum_steps", [1, 2])
+@pytest.mark.parametrize("grad_accum_steps", [1, slow(2)])
 def test_nonfinite_steps_are_reported_and_skipped(batch, grad_accum_steps):
     nonfinite = {**batch, "image": batch["image"].at[3, 2, 2, 0].set(jnp.nan)}
     tx = optax.sgd(optax.constant_schedule(0.3), momentum=0.9)
@@ -508,7 +525,7 @@ def test_labels_outside_the_classes_make_the_step_nonfinite(sgd, batch, label):
 
 def test_nan_rate_makes_the_step_nonfinite(batch):
     steps = make_steps(Small(), optax.sgd(0.1), rate=lambda step: 0.0 * step / step)
-    _, metrics = jax.jit(steps.train)(steps.init(jax.random.key(0), batch), batch)
+    _, metrics = jax.jit(lambda batch: steps.train(steps.init(jax.random.key(0), batch), batch))(batch)
     assert not metrics["finite"]
 
 
