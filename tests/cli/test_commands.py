@@ -106,7 +106,7 @@ def test_evaluate_and_training_notice_changed_data(change, message, allowed, arc
 
 
 @one_run
-@pytest.mark.parametrize("name", ["evaluate", "clusters"])
+@pytest.mark.parametrize("name", ["evaluate", pytest.param("clusters", marks=pytest.mark.slow)])
 def test_changed_data_must_be_allowed(name, finished, tmp_path, capsys):
     folder = tmp_path / "run"
     shutil.copytree(finished[0], folder)
@@ -134,6 +134,7 @@ def test_run_without_fingerprint_is_evaluated(archive, capsys):
     assert "data.name is 'npz:data/f.npz' there and 'npz:f.npz' here" in capsys.readouterr().err
 
 
+@pytest.mark.slow
 def test_evaluate_finds_moved_data(archive, capsys, monkeypatch):
     pathlib.Path("sub").mkdir()
     monkeypatch.chdir("sub")
@@ -196,6 +197,7 @@ def test_data_check_takes_all_images_of_a_small_dataset(tmp_path, capsys, monkey
     assert "batch_size must be" in capsys.readouterr().err
 
 
+@pytest.mark.slow
 def test_data_check_reports_and_draws_a_dataset(tmp_path, capsys, photos, monkeypatch):
     """With few corruptions, as each is compiled five times."""
     monkeypatch.setattr(data_check, "CORRUPTIONS", ("contrast", "jpeg_compression"))
@@ -359,6 +361,7 @@ def test_damaged_run_is_listed_with_the_reason(name, content, finished, tmp_path
     assert set(entry) == {"run", "error"} and "damaged" in entry["error"]
 
 
+@pytest.mark.slow
 @one_run
 def test_evaluation_keeps_earlier_results_on_corrupted_images(finished, tmp_path, capsys, monkeypatch):
     monkeypatch.setattr("dropcluster_jax.data.CORRUPTIONS", ("contrast",))
@@ -395,6 +398,7 @@ def run_command(*arguments: str, **environment: str) -> subprocess.CompletedProc
     )
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("words", ["--help", "train digits --help"])
 def test_closed_pipe_of_help_is_not_an_error(words):
     """As in `dropcluster --help | head`."""
@@ -412,6 +416,7 @@ def test_closed_pipe_of_help_is_not_an_error(words):
     process.stderr.close()
 
 
+@pytest.mark.slow
 def test_output_may_be_closed():
     """As in `dropcluster presets >&-`."""
     command = [sys.executable, "-c", "from dropcluster_jax.cli import main; main(['presets'])"]
@@ -421,6 +426,7 @@ def test_output_may_be_closed():
     assert process.returncode == 0 and process.stderr == ""
 
 
+@pytest.mark.slow
 @one_run
 def test_output_may_have_a_narrow_encoding(finished, tmp_path):
     shutil.copytree(finished[0], tmp_path / "猫")
@@ -429,7 +435,16 @@ def test_output_may_have_a_narrow_encoding(finished, tmp_path):
 
 
 @one_run
-@pytest.mark.parametrize("words", ["train digits --out new", "evaluate run", "clusters run", "data check digits"])
+@pytest.mark.parametrize(
+    "words",
+    [
+        "train digits --out new",
+        *(
+            pytest.param(words, marks=pytest.mark.slow)
+            for words in ("evaluate run", "clusters run", "data check digits")
+        ),
+    ],
+)
 def test_missing_platform_is_one_line(words, finished, tmp_path):
     paths = {"run": str(finished[0]), "new": str(tmp_path / "new")}
     process = run_command(*(paths.get(word, word) for word in words.split()), JAX_PLATFORMS="cuda")

@@ -4,6 +4,7 @@ import io
 import shutil
 
 import numpy as np
+import pytest
 from commands import SHORT, command, entries, one_run
 from event_files import events, values
 from PIL import Image
@@ -30,6 +31,7 @@ def test_event_files_contain_every_number_and_an_image_per_update(finished):
     assert Image.open(io.BytesIO(image.encoded_image_string)).size == (image.width, image.height)
 
 
+@pytest.mark.slow
 @one_run
 def test_resumed_run_logs_everything_once(finished, tmp_path):
     """The checkpoint is of a step with a cluster update; a running TensorBoard discards the old file."""

@@ -47,6 +47,7 @@ def test_text_contains_the_memory_of_all_programs_and_writes_nothing(present_dev
     assert not list(tmp_path.iterdir())
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("strategy", ["jit", "shard_map", "pmap"])
 def test_json_contains_all_values(present_devices, capsys, strategy):
     assert command(*SMALL, "--strategy", strategy, "--topology", "here:8", "--json") == 0

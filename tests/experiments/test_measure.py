@@ -8,6 +8,7 @@ import signal
 
 import numpy as np
 import pytest
+from fake_runs import FakeMeasure
 from rich.console import Console
 from tfds_folders import prepare
 
@@ -78,6 +79,7 @@ def test_finished_jobs_are_not_trained_again(measure, line, no_training):
     assert measure(job()) == line
 
 
+@pytest.mark.slow
 def test_an_interrupted_job_resumes(line, tmp_path, monkeypatch):
     measure, execute = new_measure(tmp_path), measure_module.trainer.execute
     interrupted = job()
@@ -106,6 +108,7 @@ def test_label_maps_lead_from_the_grid_to_the_final_clusters(measure, line):
     assert np.array_equal(labels[-1], states["drop_stage1"].labels[..., 0])
 
 
+@pytest.mark.slow
 def test_learned_clusters_explain_more_variance_of_the_features_than_a_grid(tmp_path):
     plain = job("block")
     checkpoint = dataclasses.replace(plain.config.checkpoint, every=4, keep=3)
@@ -117,6 +120,7 @@ def test_learned_clusters_explain_more_variance_of_the_features_than_a_grid(tmp_
     assert all(0 < entry["grid"] < entry["k-means"] < 1 for entries in features.values() for entry in entries)
 
 
+@pytest.mark.slow
 def test_corrupted_images_are_evaluated_on_the_trained_network(tmp_path, monkeypatch):
     monkeypatch.setattr(measure_module, "CORRUPTIONS", ("brightness",))
     measure, trained = new_measure(tmp_path), job(method="none", target="test")
@@ -130,6 +134,7 @@ def test_corrupted_images_are_evaluated_on_the_trained_network(tmp_path, monkeyp
     assert measure(corrupted) == line  # after training again
 
 
+@pytest.mark.slow
 def test_a_nonfinite_loss_counts_as_chance(tmp_path):
     measure, failing = new_measure(tmp_path), job(method="none", learning_rate=1e30)
     line = measure(failing)
@@ -138,6 +143,7 @@ def test_a_nonfinite_loss_counts_as_chance(tmp_path):
     assert corrupted["accuracy"] == 0.1 and set(corrupted["corruptions"]["snow"]["accuracy"]) == {0.1}
 
 
+@pytest.mark.slow
 def test_archives_have_the_same_digest_and_line(line, tmp_path):
     digits = load("digits")
     arrays = {"train_labels": digits.train.labels, "test_images": digits.test.images, "test_labels": digits.test.labels}
@@ -151,6 +157,7 @@ def test_archives_have_the_same_digest_and_line(line, tmp_path):
     assert same(job())["count"] == line["count"]
 
 
+@pytest.mark.slow
 def test_encoded_images(tmp_path):
     """As for ImageNet, images are decoded and cropped each time they are read."""
     data_dir = pathlib.Path(prepare(tmp_path / "tfds", sizes=[(9, 9, 3)] * 30))
@@ -161,6 +168,7 @@ def test_encoded_images(tmp_path):
     assert line["count"] == 4 and line["finite"] and line["digest"].startswith("labels ")
 
 
+@pytest.mark.slow
 def test_gpu_scale_runs_at_tiny_size(tmp_path):
     options = Options(
         scale="gpu",
@@ -172,16 +180,19 @@ def test_gpu_scale_runs_at_tiny_size(tmp_path):
         results=tmp_path / "results",
         networks=tmp_path / "networks",
     )
-    measure = new_measure(options.networks)
+    measure, tuning = new_measure(options.networks), FakeMeasure()
+    tuning.digest = measure.digest
+    for study in studies.TUNING:  # without training, as each of their runs would be compiled separately
+        Runner(options, Console(file=io.StringIO()), tuning).run(study)
     runner = Runner(options, Console(file=io.StringIO()), measure)
     runner.run("headline")
     assert [len(runner.lines[study]) for study in ("baseline", "choices", "headline")] == [3, 6, 1]
     (line,) = runner.lines["headline"].values()
     assert line["count"] == len(load("digits").test) and line["config"]["dtype"] == "bfloat16"
-    # Run folders of jobs on held-out images are removed.
     assert [path.name for path in options.networks.iterdir()] == [line["id"]]
 
 
+@pytest.mark.slow
 def test_worker_processes_give_the_same_lines(tmp_path):
     lines = []
     for workers in (1, 2):
@@ -195,6 +206,7 @@ def test_worker_processes_give_the_same_lines(tmp_path):
         console = Console(file=io.StringIO(), width=200)
         runner = Runner(options, console, Measure(job().config.data, options.networks, console))
         runner.run("baseline")
+        assert not list(options.networks.iterdir())  # run folders of jobs on held-out images are removed
         varying = ("images_per_second", "wall_seconds", "time")
         lines.append(
             {

@@ -49,7 +49,7 @@ def test_an_interrupted_study_resumes(tmp_path):
     assert ids(tmp_path, "headline") == expected
 
 
-@pytest.mark.parametrize("num_shards", [2, 5])
+@pytest.mark.parametrize("num_shards", [2, pytest.param(5, marks=pytest.mark.slow)])
 def test_shards_partition_a_study(tmp_path, num_shards):
     work("limited_data", tmp_path / "whole")
     merged = []
@@ -164,6 +164,7 @@ def test_invalid_options(tmp_path, options, message):
         work("clustering", tmp_path, **options)
 
 
+@pytest.mark.slow
 def test_errors_are_printed_without_traceback(tmp_path):
     command = [sys.executable, "-m", "experiments.run", "headline", "--results", str(tmp_path), "--dataset", "cifra10"]
     root = results.FOLDER.parents[1]

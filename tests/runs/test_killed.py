@@ -80,6 +80,7 @@ def assert_says_how_to_resume(process: subprocess.CompletedProcess[str], number:
     ]
 
 
+@pytest.mark.slow
 def test_killed_run_resumes_with_bit_identical_results(uninterrupted, tmp_path):
     """Signals arrive at random moments; runs that finish before all signals were sent are followed by others."""
     rng, runs = random.Random(0), 0

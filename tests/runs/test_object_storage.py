@@ -11,6 +11,7 @@ import sys
 
 import pytest
 from commands import command
+from runs.test_killed import RUN, STEPS
 from runs.test_processes import free_port, start
 from tfds_folders import prepare
 from training.helpers import equal
@@ -26,15 +27,15 @@ from dropcluster_jax.runs import (
 from dropcluster_jax.runs.paths import as_path
 
 # aiohttp warns that gcsfs uploads files of more than 1 MB as bytes.
-pytestmark = pytest.mark.filterwarnings("ignore:Sending a large body directly with raw bytes:ResourceWarning")
+pytestmark = [
+    pytest.mark.filterwarnings("ignore:Sending a large body directly with raw bytes:ResourceWarning"),
+    pytest.mark.xdist_group("object storage"),  # the runs of the fixtures are shared
+]
 
 PACKAGES = {"gs": ("gcsfs", "gcp_storage_emulator"), "s3": ("s3fs", "boto3", "moto", "flask", "flask_cors")}
 TURNS = int(os.environ.get("SOAK_TURNS", "1"))
 
-RUN = ["train", "digits", "--model", "resnet8", "--steps", "12", "--batch-size", "16", "--checkpoint.every", "3"]
-RUN += ["--drop.update-every", "4", "--drop.probe-size", "32", "--data.examples-per-class", "32", "--data.test-split"]
-RUN += ["test[:64]", "--drop.places", "stage1"]
-SHORT = [*RUN, "--steps", "4", "--checkpoint.every", "2"]
+SHORT = [*RUN, "--checkpoint.every", "12"]  # two checkpoints; the same compiled programs
 
 
 @pytest.fixture(scope="module", params=PACKAGES)
@@ -101,9 +102,10 @@ def summary(folder) -> dict:
     return {**run_folder.read_summary(as_path(folder)), "seconds": 0}
 
 
+@pytest.mark.slow
 def test_killed_runs_resume_with_bit_identical_results(resumed, uninterrupted):
     run, expected = load_run(resumed), load_run(uninterrupted)
-    assert run.step == expected.step == 12 and equal(run.state, expected.state)
+    assert run.step == expected.step == STEPS and equal(run.state, expected.state)
     assert entries(resumed) == entries(uninterrupted) and summary(resumed) == summary(uninterrupted)
     history, expected_history = read_history(resumed), read_history(uninterrupted)
     assert str(history) == str(expected_history) and len(history["stage1"]) > 2
@@ -111,10 +113,11 @@ def test_killed_runs_resume_with_bit_identical_results(resumed, uninterrupted):
     assert names == ["checkpoints", "clusters.jsonl", "clusters.png", "config.json", "metrics.jsonl", "summary.json"]
 
 
+@pytest.mark.slow
 def test_commands_read_and_write_run_folders(resumed, bucket, capsys, tmp_path):
     assert command("runs", f"{bucket}/runs", "--json") == 0
     (entry,) = json.loads(capsys.readouterr().out)
-    assert entry["run"] == resumed and entry["finished"] and entry["step"] == 12
+    assert entry["run"] == resumed and entry["finished"] and entry["step"] == STEPS
     assert command("evaluate", resumed, "--best") == 0
     assert f"results: {resumed}/evaluation.json" in capsys.readouterr().out
     assert run_folder.read_evaluation(as_path(resumed))["test"]["count"] == 64
@@ -130,6 +133,7 @@ def test_commands_read_and_write_run_folders(resumed, bucket, capsys, tmp_path):
     assert "seed is 0 there and 1 here" in capsys.readouterr().err
 
 
+@pytest.mark.slow
 def test_missing_runs_and_buckets_are_reported_in_one_line(resumed, bucket, capsys):
     assert command("evaluate", f"{bucket}/runs") == 2
     assert f"did you mean {resumed}?" in capsys.readouterr().err
@@ -140,12 +144,14 @@ def test_missing_runs_and_buckets_are_reported_in_one_line(resumed, bucket, caps
     assert error.count("\n") == 1 and error.startswith("dropcluster")
 
 
+@pytest.mark.slow
+@pytest.mark.parametrize("bucket", ["gs"], indirect=True)
 def test_restart_removes_the_previous_run_and_keeps_other_objects(bucket, capsys):
     folder = as_path(f"{bucket}/restarted")
     assert command(*SHORT, "--out", str(folder), "--tensorboard", "--profile") == 0
     assert {"profile", "tensorboard"} < {path.name for path in paths.children(folder)}
-    (folder / "checkpoints" / "9" / "state").write_text("of a killed process")
-    assert Checkpointer(folder / "checkpoints").steps() == [2, 4]
+    (folder / "checkpoints" / "99" / "state").write_text("of a killed process")
+    assert Checkpointer(folder / "checkpoints").steps() == [12, 24]
     assert command(*SHORT, "--out", str(folder), "--tensorboard", "--seed", "1", "--restart") == 0
     assert load_run(folder).config.seed == 1
     names = [path.name for path in paths.children(folder)]
@@ -156,18 +162,21 @@ def test_restart_removes_the_previous_run_and_keeps_other_objects(bucket, capsys
     assert (folder / "thesis.tex").read_text() == "mine"
 
 
+@pytest.mark.slow
+@pytest.mark.parametrize("bucket", ["gs"], indirect=True)
 def test_damaged_checkpoint_is_moved_and_the_previous_one_restored(bucket, capsys):
     folder = as_path(f"{bucket}/damaged-run")
     assert command(*SHORT, "--out", str(folder)) == 0
-    (folder / "checkpoints" / "4" / "state" / "manifest.ocdbt").write_text("damaged")
+    (folder / "checkpoints" / "24" / "state" / "manifest.ocdbt").write_text("damaged")
     (folder / "summary.json").unlink()
     capsys.readouterr()
     assert command(*SHORT, "--out", str(folder)) == 0
-    assert f"was moved to {folder}/damaged; using the one of step 2" in capsys.readouterr().out.replace("\n", " ")
-    assert [path.name for path in paths.children(folder / "damaged")] == ["4"]
-    assert load_run(folder).step == 4
+    assert f"was moved to {folder}/damaged; using the one of step 12" in capsys.readouterr().out.replace("\n", " ")
+    assert [path.name for path in paths.children(folder / "damaged")] == ["24"]
+    assert load_run(folder).step == STEPS
 
 
+@pytest.mark.slow
 def test_two_processes_train_one_run(bucket):
     """With pmap, to Google Cloud Storage only."""
     folder = f"{bucket}/two"
@@ -181,9 +190,26 @@ def test_two_processes_train_one_run(bucket):
         assert "out must be on gs:// or in a folder that all processes can write to" in outputs[0][1]
     else:
         assert statuses == [0, 0], outputs
-        assert Checkpointer(f"{folder}/checkpoints").steps() == [2, 4] and load_run(folder).step == 4
+        assert Checkpointer(f"{folder}/checkpoints").steps() == [12, 24] and load_run(folder).step == STEPS
 
 
+@pytest.mark.slow
+def test_folders_are_moved_and_removed(bucket):
+    """What a damaged checkpoint and --restart need, in both stores."""
+    folder = as_path(f"{bucket}/folder")
+    for name in ("a", "b/c"):
+        paths.write_bytes(folder / name, name.encode())
+    assert [path.name for path in paths.children(folder)] == ["a", "b"]
+    assert paths.find_files(folder, "c") == [folder / "b" / "c"]
+    paths.move_folder(folder, as_path(f"{bucket}/moved/folder"))
+    assert paths.children(folder) == []
+    assert paths.read_text(as_path(f"{bucket}/moved/folder/b/c")) == "b/c"
+    paths.remove_folder(as_path(f"{bucket}/moved/folder/b"))
+    assert [path.name for path in paths.children(as_path(f"{bucket}/moved/folder"))] == ["a"]
+    paths.remove_folder(as_path(f"{bucket}/nothing"))
+
+
+@pytest.mark.slow
 @pytest.mark.parametrize("path_type", [str, pathlib.Path])
 def test_prepared_datasets_are_read_from_google_cloud_storage(bucket, path_type, tmp_path):
     if bucket.startswith("s3"):

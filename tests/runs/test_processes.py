@@ -59,6 +59,7 @@ def start(commands: list[list[str]], devices: int):
                 stream.close()
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(("num_processes", "devices"), [(2, 2), (4, 1)] if TURNS > 1 else [(2, 2)])
 @pytest.mark.parametrize("strategy", ["jit", "pmap"])
 def test_steps_of_processes_equal_other_steps(strategy, num_processes, devices):
@@ -91,6 +92,7 @@ def wait_for_checkpoint(folder: pathlib.Path, after: int, processes: list[subpro
         time.sleep(0.02)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("turn", range(TURNS))
 def test_signal_to_one_process_stops_both_at_the_same_step(turn, tmp_path):
     """A single process with another number of devices then finishes the run."""
@@ -118,6 +120,7 @@ def test_signal_to_one_process_stops_both_at_the_same_step(turn, tmp_path):
     assert steps == sorted({1, *range(10, STEPS, 10), STEPS})
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("turn", range(TURNS))
 @pytest.mark.skipif(TURNS == 1, reason="waits for the heartbeat timeout: part of `make soak`")
 def test_when_one_process_is_killed_the_other_exits_and_both_can_resume(turn, tmp_path):

@@ -4,6 +4,7 @@ import sys
 import jax
 import jax.numpy as jnp
 import numpy as np
+import pytest
 from event_files import values
 
 import dropcluster_jax as dc
@@ -11,6 +12,7 @@ from dropcluster_jax.runs import TensorBoard
 from dropcluster_jax.training import TrainState
 
 
+@pytest.mark.slow
 def test_unwritable_event_file_raises(tmp_path):
     code = f"""
 import resource
