@@ -1,6 +1,5 @@
 """The commands `evaluate`, `clusters`, `plot`, `runs`, `presets` and `data check`."""
 
-import io
 import json
 import os
 import pathlib
@@ -162,27 +161,6 @@ def test_training_resumes_on_moved_data(archive, capsys):
     assert command(*moved) == 0
     assert "test accuracy" in capsys.readouterr().out
     assert json.loads(pathlib.Path("run/config.json").read_text())["data"]["name"] == "npz:moved.npz"
-
-
-def test_logits_of_a_single_image_name_the_missing_axis(run_on_archive):
-    loaded = load_run(run_on_archive)
-    image = np.zeros((8, 8, 1), np.uint8)
-    assert loaded.logits(image[None]).shape == (1, 4)
-    message = r"images must have shape \(batch, height, width, 1\), got \(8, 8, 1\); add a batch axis .* images\[None\]"
-    with pytest.raises(ValueError, match=message):
-        loaded.logits(image)
-    with pytest.raises(ValueError, match=r"must have shape \(batch, height, width, 1\), got \(2, 8, 8, 3\)"):
-        loaded.logits(np.zeros((2, 8, 8, 3), np.uint8))
-
-
-def test_json_files_hold_null_instead_of_nan(tmp_path):
-    nan, infinity = float("nan"), float("inf")
-    run_folder.write_json(tmp_path / "a.json", {"loss": nan, "list": [{"loss": infinity}, 1.5], "tuple": (nan,)})
-    assert json.loads((tmp_path / "a.json").read_text()) == {
-        "loss": None,
-        "list": [{"loss": None}, 1.5],
-        "tuple": [None],
-    }
 
 
 def test_data_check_takes_all_images_of_a_small_dataset(tmp_path, capsys, monkeypatch):
@@ -548,21 +526,3 @@ def test_missing_extra_is_named(package, extra, arguments, finished, capsys, tmp
 def test_tables_are_not_wrapped_in_pipes(capsys):
     commands._print_table(["run", "seed"], [["x" * 1000, "1"], [":smile:[red]", "22"]], right=("seed",))
     assert capsys.readouterr().out.splitlines()[1:] == ["x" * 1000 + "     1", ":smile:[red]" + " " * 992 + "22"]
-
-
-def test_task_progress_is_shown_on_terminals_only(monkeypatch, capsys):
-    from rich import console
-
-    from dropcluster_jax.runs.logging import task_progress
-
-    with task_progress(2) as start:
-        start("opening")
-    assert capsys.readouterr().err == ""
-    terminal = io.StringIO()
-    monkeypatch.setattr(
-        console, "Console", lambda stderr, make=console.Console: make(file=terminal, force_terminal=True)
-    )
-    with task_progress(2) as start:
-        start("opening")
-        start("drawing")
-    assert "drawing" in terminal.getvalue()

@@ -4,37 +4,28 @@ import dataclasses
 import gc
 import json
 import os
-import pathlib
 import re
 import shutil
 import subprocess
 import sys
-from typing import get_args
 
 import jax
-import jax.numpy as jnp
 import numpy as np
 import pytest
 from commands import SHORT, command, entries, one_run
 from training.helpers import equal
 
-import dropcluster_jax as dc
-from dropcluster_jax.data import DATASETS, load
-from dropcluster_jax.models import MODELS, ModelName
+from dropcluster_jax.data import load
 from dropcluster_jax.runs import (
-    PRESETS,
     AugmentConfig,
     CheckpointConfig,
     Checkpointer,
     DataConfig,
     DropConfig,
     TrainConfig,
-    build,
     load_run,
     run_folder,
-    trainer,
 )
-from dropcluster_jax.runs.config import Method
 
 
 def contents(folder):
@@ -322,17 +313,6 @@ def test_second_process_in_the_same_folder_is_an_error(tmp_path, capsys):
     assert [path.name for path in folder.iterdir()] == [".lock"]
 
 
-def test_run_that_another_process_started_in_the_meantime_is_not_changed(tmp_path):
-    """Between the validation of the folder and its lock."""
-    options = {"model": "resnet8", "steps": 1, "drop": DropConfig("none"), "out": tmp_path / "run"}
-    first, second = (trainer.prepare(TrainConfig(**options, seed=seed)) for seed in (1, 2))
-    run_folder.write_config(first.folder, first.config, first.dataset.spec, dc.__version__)
-    before = contents(tmp_path / "run")
-    with pytest.raises(FileExistsError, match="seed is 1 there and 2 here"):
-        trainer.execute(second)
-    assert contents(tmp_path / "run").items() - before.items() == {(tmp_path / "run" / ".lock", b"")}
-
-
 @pytest.mark.slow
 def test_figure_that_cannot_be_drawn_is_a_note(tmp_path, capsys, monkeypatch):
     def fail(*arguments):
@@ -365,13 +345,6 @@ def test_run_keeps_its_prng_implementation(tmp_path):
     (tmp_path / "run" / "summary.json").unlink()
     assert "the run keeps its PRNG implementation, unsafe_rbg; JAX's default is now threefry2x32" in train()
     assert equal(load_run(tmp_path / "run").state, state)
-
-
-def test_single_cluster_is_noted_before_training(tmp_path):
-    notes = []
-    drop = DropConfig(cluster_size=40)
-    trainer.prepare(TrainConfig(model="resnet8", drop=drop, out=tmp_path), notify=notes.append)
-    assert notes == ["stage2 has a single cluster, its whole map of 4x4: drop.cluster_size 40 is too large"]
 
 
 @pytest.mark.slow
@@ -411,35 +384,6 @@ def test_run_on_fake_data_is_evaluated_only_at_the_end(tmp_path):
     assert [entry["step"] for entry in entries(tmp_path / "run", "test")] == [3]
 
 
-@pytest.mark.parametrize("name", PRESETS)
-def test_configuration_survives_json(name):
-    _, config = PRESETS[name]
-    changed = dataclasses.replace(config, data=dataclasses.replace(config.data, dir=pathlib.Path("there")), seed=7)
-    assert TrainConfig.from_json(json.loads(json.dumps(changed.to_json()))) == changed
-    with pytest.raises(ValueError, match=r"drop\.clusterer must be one of kmeans, rena, .*, got 'kmeens'"):
-        TrainConfig.from_json({"drop": {"clusterer": "kmeens"}})
-    with pytest.raises(ValueError, match=r"unknown option drop\.color"):
-        TrainConfig.from_json({"drop": {"color": "red"}})
-
-
-def test_learning_rate_is_scaled_by_the_batch_size_and_warms_up():
-    _, config = PRESETS["imagenet"]
-    tx = build.make_optimizer(config, num_steps=90 * 1251, steps_per_epoch=1251)
-    params = {"kernel": jnp.zeros((1, 1)), "bias": jnp.zeros(1)}
-    state, rates = tx.init(params), []
-    for step in (0, 2502, 5 * 1251, 45 * 1251 + 5 * 1251 // 2, 90 * 1251):
-        count = jax.tree.map(
-            lambda leaf, step=step: jnp.asarray(step, jnp.int32) if leaf.dtype == jnp.int32 else leaf, state
-        )
-        updates, _ = tx.update({"kernel": jnp.zeros((1, 1)), "bias": jnp.ones(1)}, count, params)
-        rates.append(-float(updates["bias"][0]) / 1.9)  # the first step of Nesterov momentum
-    assert rates == pytest.approx([0, 0.16, 0.4, 0.2, 0], abs=1e-5)
-    decayed, _ = tx.update(
-        jax.tree.map(jnp.zeros_like, params), count, {"kernel": jnp.ones((1, 1)), "bias": jnp.ones(1)}
-    )
-    assert float(decayed["bias"][0]) == 0
-
-
 @pytest.mark.bad_input
 def test_output_folder_with_other_files_is_an_error(capsys, tmp_path):
     (tmp_path / "thesis.tex").write_text("years of work")
@@ -469,43 +413,6 @@ def test_help_lists_every_option(capsys):
             if field.name not in ("drop", "data", "augment", "checkpoint"):
                 assert f"--{prefix}{field.name.replace('_', '-')}" in output
     assert command("--help") == 0 and "dropcluster train digits" in capsys.readouterr().out
-
-
-def test_every_model_name_and_method_can_be_built():
-    assert set(get_args(ModelName)) == set(MODELS)
-    for method in get_args(Method):
-        layers = build.make_drop_layers(DropConfig(method=method, places=("stage1", "stage2")))
-        assert set(layers) == (set() if method == "none" else {"stage1", "stage2"})
-
-
-def test_drop_options_reach_the_layers():
-    for name, kind in {"kmeans": dc.KMeans, "rena": dc.ReNA, "grid": dc.Grid}.items():
-        config = DropConfig(clusterer=name, cluster_size=9.0, per_channel=True, min_explained=0.3)
-        for layer in build.make_drop_layers(config).values():
-            assert layer.clusterer == kind(cluster_size=9.0, per_channel=True) and layer.min_explained == 0.3
-
-
-def test_options_of_data_driven_methods_reach_the_layers():
-    cells, channels, focused = (
-        build.make_drop_layers(DropConfig(**options, places=("stem",)))["stem"]
-        for options in (
-            {"method": "corr", "block_size": 5},
-            {"method": "corr", "per_channel": True},
-            {"method": "focused", "threshold_range": (0.1, 0.2)},
-        )
-    )
-    assert (cells.variant, cells.block_size, channels.variant) == ("spatial", 5, "channel")
-    assert focused.threshold_range == (0.1, 0.2)
-
-
-def test_presets_use_known_datasets_and_the_stem_for_their_image_size():
-    assert set(PRESETS) == {"imagenet", *DATASETS} - {"imagenet2012"}
-    for _, config in PRESETS.values():
-        spec = DATASETS[config.data.name]
-        for name in (name for name in MODELS if set(config.drop.places) <= set(MODELS[name](10).places)):
-            model = build.make_model(dataclasses.replace(config, model=name), spec)
-            assert model.stem == ("cifar" if spec.image_shape[0] < 100 else MODELS[name](10).stem)
-            assert set(model.drop) == set(config.drop.places)
 
 
 @pytest.mark.slow
