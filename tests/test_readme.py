@@ -4,8 +4,6 @@ import pathlib
 import re
 import shlex
 
-import pytest
-
 from dropcluster_jax.cli.parser import parse
 
 ROOT = pathlib.Path(__file__).parents[1]
@@ -36,15 +34,17 @@ def test_code_blocks_run_in_order():
         exec(compile(block, "README.md", "exec"), namespace)
 
 
-@pytest.mark.parametrize("line", COMMANDS)
-def test_commands_parse(line):
-    words = shlex.split(line, comments=True)
-    if "--help" not in words:
-        assert callable(parse(words))
-
-
-def test_commands_are_found():
+def test_commands_parse():
     assert len(COMMANDS) >= 20
+    offenders = []
+    for line in COMMANDS:
+        words = shlex.split(line, comments=True)
+        if "--help" not in words:
+            try:
+                parse(words)
+            except SystemExit:
+                offenders.append(line)
+    assert not offenders, "\n".join(offenders)
 
 
 def test_readme_starts_with_a_description_and_an_image():

@@ -34,17 +34,22 @@ def test_every_method_has_the_same_number_of_candidates():
         }
 
 
+def test_choices_use_other_seeds_and_never_the_test_set():
+    for name, scale in SCALES.items():
+        assert not set(scale.seeds) & set(scale.choice_seeds), name
+        assert len(scale.seeds) >= 3, name
+        for study in STUDIES:
+            targets = {job.target for job in jobs_of(study, name)}
+            assert targets == {"test" if study in ON_TEST_SET else "validation"}, (name, study)
+
+
 @pytest.mark.parametrize("scale", SCALES)
-def test_choices_use_other_seeds_and_never_the_test_set(scale):
-    assert not set(SCALES[scale].seeds) & set(SCALES[scale].choice_seeds)
-    assert len(SCALES[scale].seeds) >= 3
+def test_methods_differ_only_in_what_they_drop(scale):
     for study in STUDIES:
-        assert {job.target for job in jobs_of(study, scale)} == {"test" if study in ON_TEST_SET else "validation"}
+        check_options(study, scale)
 
 
-@pytest.mark.parametrize("scale", SCALES)
-@pytest.mark.parametrize("study", STUDIES)
-def test_methods_differ_only_in_what_they_drop(study, scale):
+def check_options(study, scale):
     jobs = jobs_of(study, scale)
     base = SCALES[scale].base
     tuned = {} if study != "baseline" else {"learning_rate": 1.0, "weight_decay": 0.0, "label_smoothing": 0.0}
@@ -54,18 +59,18 @@ def test_methods_differ_only_in_what_they_drop(study, scale):
             for job in jobs
             if str(job.setting.get("fraction")) == fraction
         }
-        assert len(others) == 1
+        assert len(others) == 1, study
     if study != "baseline":
-        assert {job.config.weight_decay for job in jobs} == {CHOSEN["none"]["weight_decay"]}
+        assert {job.config.weight_decay for job in jobs} == {CHOSEN["none"]["weight_decay"]}, study
 
 
-@pytest.mark.parametrize("study", STUDIES)
-def test_every_setting_has_the_same_seeds(study):
-    seeds = {}
-    for job in jobs_of(study):
-        seeds.setdefault((job.method, str(job.setting)), []).append(job.config.seed)
-        assert job.config.data.seed == job.config.seed
-    assert len({tuple(values) for values in seeds.values()}) == 1
+def test_every_setting_has_the_same_seeds():
+    for study in STUDIES:
+        seeds = {}
+        for job in jobs_of(study):
+            seeds.setdefault((job.method, str(job.setting)), []).append(job.config.seed)
+            assert job.config.data.seed == job.config.seed, study
+        assert len({tuple(values) for values in seeds.values()}) == 1, study
 
 
 def test_ablations_have_fewer_seeds():
@@ -75,10 +80,10 @@ def test_ablations_have_fewer_seeds():
         assert seeds == set(scale.seeds[: scale.ablation_seeds] if study in studies.ABLATIONS else scale.seeds)
 
 
-@pytest.mark.parametrize("study", STUDIES)
-def test_jobs_have_unique_ids(study):
-    jobs = jobs_of(study)
-    assert len({job.id for job in jobs}) == len(jobs)
+def test_jobs_have_unique_ids():
+    for study in STUDIES:
+        jobs = jobs_of(study)
+        assert len({job.id for job in jobs}) == len(jobs), study
 
 
 def test_ids_do_not_depend_on_where_and_how_data_is_read(tmp_path):
