@@ -6,6 +6,9 @@ import pytest
 import dropcluster_jax as dc
 from dropcluster_jax.masking.bernoulli import bernoulli_keep
 
+# Compiled once for all rates.
+drop_block_mask = jax.jit(dc.drop_block_mask, static_argnames=("block_size", "seeding", "per_channel"))
+
 
 def is_union_of_blocks(dropped, size):
     """Whether each dropped position belongs to a fully dropped block."""
@@ -17,13 +20,13 @@ def is_union_of_blocks(dropped, size):
     return (covered == dropped).all()
 
 
-@pytest.mark.parametrize(("spatial", "size"), [((9, 7), 3), ((6, 8), 4), ((7, 7), 7), ((12,), 5), ((4, 5, 6), 2)])
+@pytest.mark.parametrize(("spatial", "size"), [((9, 7), 3), ((12,), 5), ((4, 5, 6), 2)])
 def test_whole_blocks_are_dropped(spatial, size):
-    x = jnp.ones((40, *spatial, 2))
-    masks = np.asarray(dc.drop_block_mask(jax.random.key(0), x, 0.3, block_size=size, per_channel=True))
+    x = jnp.ones((20, *spatial, 3))
+    masks = np.asarray(drop_block_mask(jax.random.key(0), x, 0.3, block_size=size, per_channel=True))
     assert 0 < (~masks).mean() < 1
     for mask in masks:
-        for channel in range(2):
+        for channel in range(3):
             assert is_union_of_blocks(~mask[..., channel], size)
 
 
@@ -35,9 +38,17 @@ def numpy_mask(seeds, spatial, size):
     return kept
 
 
-@pytest.mark.parametrize("per_channel", [False, True])
 @pytest.mark.parametrize(
-    ("spatial", "size"), [((9, 7), 3), ((6, 8), 4), ((7, 7), 7), ((12,), 5), ((4, 5, 6), 2), ((5, 4), 1)]
+    ("spatial", "size", "per_channel"),
+    [
+        ((9, 7), 3, True),
+        ((9, 7), 3, False),
+        ((12,), 5, True),
+        ((4, 5, 6), 2, True),
+        ((5, 4), 1, False),
+        pytest.param((6, 8), 4, False, marks=pytest.mark.slow),
+        pytest.param((7, 7), 7, True, marks=pytest.mark.slow),
+    ],
 )
 def test_mask_matches_numpy(spatial, size, per_channel):
     x, rate, key = jnp.ones((20, *spatial, 3)), 0.3, jax.random.key(2)
@@ -51,7 +62,7 @@ def test_mask_matches_numpy(spatial, size, per_channel):
         middle = (low + high) / 2
         low, high = (middle, high) if (1 - (1 - middle) ** num_blocks).mean() < rate else (low, middle)
     seeds = np.asarray(~bernoulli_keep(key, low, (20, *locations, 3 if per_channel else 1)))
-    mask = dc.drop_block_mask(key, x, rate, block_size=size, per_channel=per_channel)
+    mask = drop_block_mask(key, x, rate, block_size=size, per_channel=per_channel)
     assert (mask == numpy_mask(seeds, spatial, size)).all()
 
 
@@ -68,7 +79,10 @@ def dropped_fraction(spatial, size, seeding="exact"):
     return lambda rate: tuple(map(float, mean_and_error(rate)))
 
 
-@pytest.mark.parametrize(("spatial", "size"), [((14, 14), 7), ((32, 32), 7), ((10, 13), 4), ((7, 7), 7), ((9,), 2)])
+@pytest.mark.parametrize(
+    ("spatial", "size"),
+    [((10, 13), 4), ((7, 7), 7), ((9,), 2), pytest.param((32, 32), 7, marks=pytest.mark.slow)],
+)
 def test_dropped_fraction_is_the_rate(spatial, size):
     measure = dropped_fraction(spatial, size)
     for rate in (0.01, 0.05, 0.1, 0.3, 0.5, 0.9):
@@ -96,8 +110,8 @@ def test_dropped_fraction_is_exact_unlike_in_timm_and_torchvision():
 @pytest.mark.parametrize("seeding", ["exact", "paper"])
 def test_blocks_of_size_1_are_dropout_of_positions(seeding):
     x, key = jnp.ones((50, 6, 5, 3)), jax.random.key(4)
-    block = dc.drop_block_mask(key, x, 0.3, block_size=1, seeding=seeding)
-    positions = dc.dropout_mask(key, x, 0.3, per_channel=False)
+    block = drop_block_mask(key, x, 0.3, block_size=1, seeding=seeding)
+    positions = jax.jit(lambda key: dc.dropout_mask(key, x, 0.3, per_channel=False))(key)
     # The tabulated probability may be off in the last bits.
     assert block.shape == positions.shape and (block == positions).mean() > 0.999
 

@@ -1,5 +1,6 @@
 """Properties of all masks, each checked over many keys."""
 
+import collections
 import functools
 import itertools
 
@@ -15,7 +16,7 @@ from jax.test_util import check_grads
 import dropcluster_jax as dc
 from dropcluster_jax import testing
 
-SHAPE = (2, 6, 6, 3)
+SHAPE = (8, 6, 6, 3)
 SIGMAS = 5.5  # allowed deviation in standard errors; high, because of thousands of comparisons
 
 
@@ -62,6 +63,13 @@ RESCALINGS = ["kept", "rate", "batch", "none"]
 every_drop = pytest.mark.parametrize("name", DROPS)
 
 
+def optimized_if(name):
+    return pytest.mark.optimized if name in ("dropout", "drop_block", "drop_cluster per channel") else ()
+
+
+X = jax.random.normal(jax.random.key(0), SHAPE)
+
+
 def drop_of(name, **options):
     drop, arguments = DROPS[name]
     return functools.partial(drop, **arguments, **options)
@@ -72,126 +80,166 @@ def mask_of(name, **options):
     return functools.partial(MASKS[drop], **arguments, **options)
 
 
-def sample_masks(name, rate, count):
-    """Returns masks for `count` keys, broadcast to `(count, *SHAPE)`."""
-    x, mask = jnp.ones(SHAPE), mask_of(name)
-    keys = jax.random.split(jax.random.key(7), count)
-    return jnp.broadcast_to(jax.jit(jax.vmap(lambda key: mask(key, x, rate)))(keys), (count, *SHAPE))
+def outputs(name, key, x, rate):
+    """Returns the outputs by rescaling."""
+    return {rescale: drop_of(name, rescale=rescale)(key, x, rate) for rescale in RESCALINGS}
+
+
+TRACES = collections.Counter()
 
 
 @functools.cache
-def jitted(name, rescale):
-    return jax.jit(drop_of(name, rescale=rescale))
+def compiled(name):
+    """Returns the mask, the outputs by rescaling, and a mask shared by all examples with its output, as one program.
+
+    Tests share its compiled program if they pass arrays of the same shape and dtype, and the rate as a Python float.
+    """
+
+    @jax.jit
+    def results(key, x, rate):
+        TRACES[name] += 1
+        shared = {}
+        if name in SHAREABLE:
+            shared["mask"] = mask_of(name, per_example=False)(key, x, rate)
+            shared["output"] = drop_of(name, per_example=False, rescale="none")(key, x, rate)
+        return mask_of(name)(key, x, rate), outputs(name, key, x, rate), shared
+
+    return lambda seed, x, rate: results(jax.random.key(seed), x, rate)
 
 
-@pytest.mark.parametrize("rate", [0.1, 0.5, 0.85])
+@functools.cache
+def compiled_samples(name):
+    @jax.jit
+    def sample(keys, rate):
+        def masks(key):
+            options = [{}, {"per_example": False}] if name in SHAREABLE else [{}]
+            x = jnp.ones((2, *SHAPE[1:]))
+            return [jnp.broadcast_to(mask_of(name, **option)(key, x, rate), x.shape) for option in options]
+
+        return jax.vmap(masks)(keys)
+
+    return sample
+
+
+SAMPLES = 6000
+
+
+def sample_masks(name, rate):
+    """Returns masks of two examples for many keys, and masks that the two examples share if the method has them."""
+    return [np.asarray(masks) for masks in compiled_samples(name)(jax.random.split(jax.random.key(7), SAMPLES), rate)]
+
+
+@functools.cache
+def compiled_gradient(name):
+    """Returns the gradients of the weighted sum of the outputs for both rescalings by `x` and the rate."""
+
+    def loss(x, rate, weights):
+        return sum(
+            jnp.sum(weights[rescale] * drop_of(name, rescale=rescale)(jax.random.key(1), x, rate))
+            for rescale in ("kept", "rate")
+        )
+
+    return jax.jit(jax.grad(loss, argnums=(0, 1)))
+
+
 @pytest.mark.parametrize("name", UNIFORM)
-def test_rescale_rate_preserves_the_mean_of_each_unit(name, rate):
-    x = jax.random.normal(jax.random.key(1), SHAPE) + 2
-    drop = drop_of(name, rescale="rate")
-    testing.assert_mean_preserved(lambda key, x: drop(key, x, rate), x)
+def test_rescale_rate_preserves_the_mean_of_each_unit(name):
+    x = X[:2] + 2
+    for rate in (0.1, 0.85):
+        drop = drop_of(name, rescale="rate")
+        testing.assert_mean_preserved(lambda key, x, drop=drop, rate=rate: drop(key, x, rate), x)
 
 
 @every_drop
 @given(seed=st.integers(0, 2**31), rate=st.floats(0, 1, width=32), constant=st.floats(0.125, 100, width=32))
 def test_rescale_kept_preserves_the_sum_of_constant_inputs(name, seed, rate, constant):
-    x = jnp.full(SHAPE, constant)
-    y = jitted(name, "kept")(jax.random.key(seed), x, rate)
-    for example in y:
+    x = np.full(SHAPE, constant, np.float32)
+    for example in np.asarray(compiled(name)(seed, x, rate)[1]["kept"]):
         assert not example.any() or example.sum() == pytest.approx(float(x[0].sum()), rel=1e-5)
 
 
 @every_drop
 def test_rescale_batch_preserves_the_sum_over_the_batch_by_one_factor(name):
-    x = jnp.ones((8, *SHAPE[1:]))
+    x = np.ones(SHAPE, np.float32)
     for seed in range(5):
-        y = jitted(name, "batch")(jax.random.key(seed), x, 0.4)
+        y = np.asarray(compiled(name)(seed, x, 0.4)[1]["batch"])
         assert float(y.sum()) == pytest.approx(x.size, rel=1e-5) and len(np.unique(y)) == 2
 
 
 @every_drop
 def test_rescale_none_leaves_kept_units_unchanged(name):
-    x = jax.random.normal(jax.random.key(0), SHAPE)
-    y = drop_of(name, rescale="none")(jax.random.key(1), x, 0.4)
-    assert (y == jnp.where(mask_of(name)(jax.random.key(1), x, 0.4), x, 0)).all()
+    mask, y, _ = compiled(name)(1, X, 0.4)
+    assert mask.dtype == bool and jnp.broadcast_shapes(mask.shape, SHAPE) == SHAPE
+    assert (y["none"] == jnp.where(mask, X, 0)).all()
 
 
 @every_drop
 def test_examples_do_not_affect_each_other(name):
     """The result for an example depends on its index in the batch, but not on other examples or the batch size."""
-    x = jax.random.normal(jax.random.key(0), (6, *SHAPE[1:]))
-    drop, key = drop_of(name, rescale="kept"), jax.random.key(1)
-    y = drop(key, x, 0.4)
-    assert (drop(key, x.at[3:].set(-x[3:] + 1), 0.4)[:3] == y[:3]).all()
+    drop = jax.jit(drop_of(name, rescale="kept"))
+    y, other = (compiled(name)(1, x, 0.4)[1]["kept"] for x in (X, X.at[3:].set(1 - X[3:])))
+    assert (y[:3] == other[:3]).all()
     if not name.startswith("cutout"):
-        assert (drop(key, x[:3], 0.4) == y[:3]).all()
+        assert (drop(jax.random.key(1), X[:3], 0.4) == y[:3]).all()
 
 
 @every_drop
-@pytest.mark.parametrize("rescale", RESCALINGS)
-def test_empty_batch(name, rescale):
-    assert drop_of(name, rescale=rescale)(jax.random.key(0), jnp.ones((0, *SHAPE[1:])), 0.4).shape == (0, *SHAPE[1:])
+def test_empty_batch(name):
+    types = jax.eval_shape(functools.partial(outputs, name), jax.random.key(0), X[:0], 0.4)
+    assert all(y.shape == (0, *SHAPE[1:]) for y in types.values())
 
 
 @pytest.mark.parametrize("name", ["dropout", "drop_block", "drop_cluster"])
 def test_traced_rates_are_clipped(name):
-    x = jax.random.normal(jax.random.key(0), SHAPE)
-    drop = jitted(name, "rate")
-    assert (drop(jax.random.key(0), x, -0.5) == x).all() and not drop(jax.random.key(0), x, 1.5).any()
+    (_, below, _), (_, above, _) = (compiled(name)(0, X, rate) for rate in (-0.5, 1.5))
+    assert (below["rate"] == X).all() and not above["rate"].any()
 
 
-@pytest.mark.parametrize("rescale", ["default", "none"])
 @every_drop
-def test_traced_rates_of_nan_give_nan(name, rescale):
-    """With a threshold, also in the channels that are not droppable."""
-    x = jax.random.normal(jax.random.key(0), SHAPE)
-    options = {} if rescale == "default" else {"rescale": rescale}
-    if name == "drop_cluster per channel":
-        options |= {"min_explained": 0.5}
-    assert jnp.isnan(jax.jit(drop_of(name, **options))(jax.random.key(0), x, jnp.nan)).all()
-    assert jax.jit(mask_of(name))(jax.random.key(0), x, jnp.nan).all()
+def test_traced_rates_of_nan_give_nan(name):
+    mask, y, _ = compiled(name)(0, X, jnp.nan)
+    assert mask.all() and all(jnp.isnan(output).all() for output in y.values())
+
+
+def test_traced_rates_of_nan_give_nan_in_channels_that_are_not_droppable():
+    drop = jax.jit(drop_of("drop_cluster per channel", min_explained=0.5))
+    assert jnp.isnan(drop(jax.random.key(0), X, jnp.nan)).all()
 
 
 @pytest.mark.parametrize("name", SHAREABLE)
 def test_examples_can_share_a_mask(name):
-    x = jax.random.normal(jax.random.key(0), (6, *SHAPE[1:]))
     for seed in range(5):
-        mask = mask_of(name, per_example=False)(jax.random.key(seed), x, 0.4)
-        y = drop_of(name, per_example=False, rescale="none")(jax.random.key(seed), x, 0.4)
-        assert mask.shape[0] == 1 and (y == jnp.where(mask, x, 0)).all()
+        _, _, shared = compiled(name)(seed, X, 0.4)
+        assert shared["mask"].shape[0] == 1 and (shared["output"] == jnp.where(shared["mask"], X, 0)).all()
 
 
-@pytest.mark.parametrize("name", SHAREABLE)
-def test_shared_masks_have_the_rate(name):
-    mask = mask_of(name, per_example=False)
-    testing.assert_rate(lambda key, x: mask(key, x, 0.3), jnp.ones(SHAPE), 0.3)
-
-
-@pytest.mark.parametrize("rate", [0.05, 0.5])
 @every_drop
-def test_masks_have_the_rate(name, rate):
-    mask = mask_of(name)
-    testing.assert_rate(lambda key, x: mask(key, x, rate), jnp.ones(SHAPE), rate, samples=6000, tolerance=1e-3)
+def test_masks_have_the_rate(name):
+    """Also those that examples share."""
+    for rate in (0.05, 0.5):
+        for masks in sample_masks(name, rate):
+            fractions = 1 - masks.mean((1, 2, 3, 4))
+            error = max(fractions.std(), np.sqrt(rate * (1 - rate) / masks[0].size)) / np.sqrt(SAMPLES)
+            assert abs(fractions.mean() - rate) < SIGMAS * error + 1e-3 * rate
 
 
 @every_drop
 def test_higher_rates_drop_supersets(name):
-    x = jnp.ones((50, *SHAPE[1:]))
-    for seed in range(3):
-        masks = [mask_of(name)(jax.random.key(seed), x, rate) for rate in (0.1, 0.3, 0.7)]
+    for seed in range(8):
+        masks = [compiled(name)(seed, X, rate)[0] for rate in (0.1, 0.3, 0.7)]
         if name.startswith("cutout"):
             assert masks[0].sum() > masks[1].sum() > masks[2].sum()
         else:
             assert all((high <= low).all() for low, high in itertools.pairwise(masks))
 
 
-@pytest.mark.parametrize("seed", range(5))
-def test_rate_and_variance_are_exact_for_any_cluster_sizes(seed):
-    key, rate, examples = jax.random.key(seed), 0.3, 10_000
-    num_clusters = int(jax.random.randint(key, (), 1, 30))
+@pytest.mark.parametrize("num_clusters", [1, 6, 29])
+def test_rate_and_variance_are_exact_for_any_cluster_sizes(num_clusters):
+    rate, examples = 0.3, 10_000
     state = uneven(1, num_clusters, (9, 5))
-    x = jnp.ones((examples, 9, 5, 1))
-    fractions = 1 - jax.jit(dc.drop_cluster_mask)(key, x, rate, state).mean(axis=(1, 2, 3))
+    x = np.ones((examples, 9, 5, 1), np.float32)
+    mask = np.asarray(jax.jit(dc.drop_cluster_mask)(jax.random.key(num_clusters), x, rate, state))
+    fractions = 1 - mask.mean(axis=(1, 2, 3))
     variance = rate * (1 - rate) * np.square(np.asarray(state.sizes) / 45).sum()
     assert abs(float(fractions.mean()) - rate) < SIGMAS * np.sqrt(variance / examples)
     assert float(fractions.var()) == pytest.approx(variance, rel=0.1)
@@ -199,10 +247,10 @@ def test_rate_and_variance_are_exact_for_any_cluster_sizes(seed):
 
 @every_drop
 def test_examples_are_independent(name):
-    masks = np.asarray(sample_masks(name, 0.4, 4000), float)
-    first, second = masks[:, 0].reshape(4000, -1), masks[:, 1].reshape(4000, -1)
+    masks = sample_masks(name, 0.4)[0].astype(float)
+    first, second = masks[:, 0].reshape(SAMPLES, -1), masks[:, 1].reshape(SAMPLES, -1)
     for unit in range(0, first.shape[1], 17):
-        assert abs(np.corrcoef(first[:, unit], second[:, unit])[0, 1]) < SIGMAS / np.sqrt(4000)
+        assert abs(np.corrcoef(first[:, unit], second[:, unit])[0, 1]) < SIGMAS / np.sqrt(SAMPLES)
 
 
 @pytest.mark.parametrize(
@@ -210,15 +258,15 @@ def test_examples_are_independent(name):
     [name for name in DROPS if "per channel" in name] + ["dropout", "spatial_dropout", "corr_drop of channels"],
 )
 def test_channels_are_independent(name):
-    masks = np.asarray(sample_masks(name, 0.4, 4000), float)[:, 0]
+    masks = sample_masks(name, 0.4)[0][:, 0].astype(float)
     for position in [(0, 0), (3, 2), (5, 5)]:
         correlation = np.corrcoef(masks[:, *position].T)
-        assert (np.abs(correlation - np.eye(3)) < SIGMAS / np.sqrt(4000)).all()
+        assert (np.abs(correlation - np.eye(3)) < SIGMAS / np.sqrt(SAMPLES)).all()
 
 
 @pytest.mark.parametrize("name", ["drop_block", "drop_cluster", "cutout", "corr_drop"])
 def test_channels_share_the_mask_by_default(name):
-    masks = sample_masks(name, 0.4, 50)
+    masks = sample_masks(name, 0.4)[0]
     assert (masks == masks[..., :1]).all()
 
 
@@ -239,77 +287,71 @@ def test_masks_are_constant_within_clusters_and_independent_between_them(groups)
         assert (np.abs(correlation - np.eye(len(draws))) < SIGMAS / np.sqrt(4000)).all()
 
 
-@every_drop
-@pytest.mark.parametrize(("rescale", "dtype"), [("kept", jnp.bfloat16), ("rate", jnp.float32), ("batch", jnp.float32)])
-def test_rate_0_is_the_identity_bit_for_bit(name, rescale, dtype):
-    x = jax.random.normal(jax.random.key(3), SHAPE).astype(dtype)
-    x = x.at[0, 0, 0, 0].set(-0.0).at[0, 0, 0, 1].set(jnp.inf).at[0, 0, 0, 2].set(1e-40)
-    y = jitted(name, rescale)(jax.random.key(0), x, 0.0)
-    assert y.dtype == dtype and np.asarray(y).tobytes() == np.asarray(x).tobytes()
+@pytest.mark.parametrize("name", [pytest.param(name, marks=optimized_if(name)) for name in DROPS])
+@pytest.mark.parametrize("dtype", [jnp.bfloat16, jnp.float32])
+def test_rate_0_is_the_identity_bit_for_bit(name, dtype):
+    x = X.at[0, 0, 0, 0].set(-0.0).at[0, 0, 0, 1].set(jnp.inf).at[0, 0, 0, 2].set(1e-40).astype(dtype)
+    for y in compiled(name)(0, x, 0.0)[1].values():
+        assert y.dtype == dtype and np.asarray(y).tobytes() == np.asarray(x).tobytes()
 
 
 @every_drop
 @pytest.mark.parametrize("rescale", ["kept", "rate"])
-def test_rate_1_gives_zeros_and_finite_gradients(name, rescale):
-    x = jax.random.normal(jax.random.key(3), SHAPE)
-    drop = drop_of(name, rescale=rescale)
-    assert not drop(jax.random.key(0), x, 1.0).any()
-    gradient = jax.jit(jax.grad(lambda x, rate: jnp.sum(drop(jax.random.key(0), x, rate) ** 2), argnums=(0, 1)))
-    x_gradient, rate_gradient = gradient(x, 1.0)
+def test_gradients(name, rescale):
+    """The gradient is the mask times the factor. At rate 1, it is 0, and that of the rate is finite."""
+    weights = {other: X[::-1] * (other == rescale) for other in ("kept", "rate")}
+    factor = compiled(name)(1, X, 0.4)[1][rescale] / X
+    x_gradient, _ = compiled_gradient(name)(X, 0.4, weights)
+    np.testing.assert_allclose(x_gradient, factor * weights[rescale], rtol=1e-6)
+    x_gradient, rate_gradient = compiled_gradient(name)(X, 1.0, weights)
     assert not x_gradient.any() and jnp.isfinite(rate_gradient)
+    assert not compiled(name)(0, X, 1.0)[1][rescale].any()
 
 
 @every_drop
 def test_dropped_nans_become_zero(name):
-    x = jnp.full(SHAPE, jnp.nan)
-    y = drop_of(name)(jax.random.key(0), x, 0.6)
-    mask = jnp.broadcast_to(mask_of(name)(jax.random.key(0), x, 0.6), x.shape)
-    assert (jnp.isnan(y) == mask).all() and (y[~mask] == 0).all()
+    mask, outputs, _ = compiled(name)(0, np.full(SHAPE, np.nan, np.float32), 0.6)
+    expected = np.where(np.broadcast_to(mask, SHAPE), np.nan, 0)
+    for y in outputs.values():
+        np.testing.assert_array_equal(y, expected)
 
 
-@pytest.mark.parametrize(
-    "name",
-    [
-        *("dropout", "spatial_dropout", "drop_block", "drop_cluster", "drop_path", "cutout"),
-        *("corr_drop", "corr_drop of channels"),
-    ],
-)
-def test_drops_are_pure_and_masks_broadcast(name):
-    x = jax.random.normal(jax.random.key(0), (8, *SHAPE[1:]))
-    testing.assert_pure(lambda key, x: drop_of(name)(key, x, 0.5), x)
-    mask = mask_of(name)(jax.random.key(0), x, 0.5)
-    assert mask.dtype == bool and jnp.broadcast_shapes(mask.shape, x.shape) == x.shape
+@pytest.mark.parametrize("name", ["drop_cluster", pytest.param("corr_drop", marks=pytest.mark.slow)])
+def test_drops_are_pure(name):
+    testing.assert_pure(lambda key, x: drop_of(name)(key, x, 0.5), X)
 
 
 @every_drop
-@pytest.mark.parametrize("dtype", [jnp.bfloat16, jnp.float16, jnp.float32])
-@pytest.mark.parametrize("rescale", RESCALINGS)
-def test_dtype_is_preserved(name, rescale, dtype):
-    x, drop = jnp.ones(SHAPE, dtype), drop_of(name, rescale=rescale)
-    for rate in (0, 0.3, np.float64(0.3), jnp.float32(0.3)):
-        assert jax.eval_shape(drop, jax.random.key(0), x, rate).dtype == dtype
-    gradient = jax.grad(lambda x: drop(jax.random.key(0), x, 0.3).astype(jnp.float32).sum())
-    assert jax.eval_shape(gradient, x).dtype == dtype
+def test_dtype_is_preserved(name):
+    def gradient(x):
+        return jax.grad(lambda x: sum(y.astype(jnp.float32).sum() for y in drop(jax.random.key(0), x, 0.3).values()))(x)
+
+    drop = functools.partial(outputs, name)
+    for dtype in (jnp.bfloat16, jnp.float16):
+        x = jax.ShapeDtypeStruct(SHAPE, dtype)
+        for rate in (0, 0.3, np.float64(0.3), jnp.float32(0.3)) if dtype == jnp.bfloat16 else (0.3,):
+            types = jax.eval_shape(lambda x, rate=rate: drop(jax.random.key(0), x, rate), x)
+            assert all(y.dtype == dtype for y in types.values())
+        assert jax.eval_shape(gradient, x).dtype == dtype
 
 
 @every_drop
 def test_rescaling_in_bfloat16_preserves_the_mean(name):
     """A factor of 1 / (1 - 0.1) rounded to bfloat16 would be 0.16 % too small."""
-    x = jnp.exp(jax.random.normal(jax.random.key(0), (64, *SHAPE[1:]))).astype(jnp.bfloat16)
-    drop = drop_of(name)
-    bfloat16_sum = drop(jax.random.key(0), x, 0.1).astype(jnp.float32).sum()
-    float32_sum = drop(jax.random.key(0), x.astype(jnp.float32), 0.1).sum()
-    assert bfloat16_sum == pytest.approx(float(float32_sum), rel=3e-4)
+    x = jnp.exp(X).astype(jnp.bfloat16)
+    (_, rounded, _), (_, exact, _) = (compiled(name)(0, x.astype(dtype), 0.1) for dtype in (jnp.bfloat16, jnp.float32))
+    for rescale in RESCALINGS:
+        assert float(np.float32(rounded[rescale]).sum()) == pytest.approx(float(exact[rescale].sum()), rel=4e-4)
 
 
 @every_drop
-@pytest.mark.parametrize("rescale", ["kept", "rate"])
-def test_gradients_match_finite_differences(name, rescale):
-    drop = drop_of(name, rescale=rescale)
-    x = jax.random.normal(jax.random.key(0), SHAPE)
+@pytest.mark.slow
+def test_gradients_match_finite_differences(name):
+    """In forward mode, too."""
+    drop = jax.jit(drop_of(name))
     check_grads(
         lambda x: drop(jax.random.key(1), jnp.tanh(x), 0.4),
-        (x,),
+        (X,),
         order=1,
         modes=("fwd", "rev"),
         atol=1e-2,
@@ -319,25 +361,21 @@ def test_gradients_match_finite_differences(name, rescale):
 
 @pytest.mark.parametrize("groups", [1, 3])
 def test_no_gradient_flows_to_the_clusters(groups):
-    state = uneven(groups)
-    x = jax.random.normal(jax.random.key(0), SHAPE)
-    gradient = jax.grad(lambda state: dc.drop_cluster(jax.random.key(1), x, 0.4, state).sum(), allow_int=True)(state)
+    def loss(state):
+        return dc.drop_cluster(jax.random.key(1), X, 0.4, state).sum()
+
+    gradient = jax.jit(jax.grad(loss, allow_int=True))(uneven(groups))
     assert not gradient.explained_variance.any()
     assert {leaf.dtype for leaf in (gradient.labels, gradient.sizes, gradient.num_updates)} == {jax.dtypes.float0}
 
 
 @every_drop
 def test_changing_the_rate_does_not_recompile(name):
-    traces = []
-
-    @jax.jit
-    def traced(key, x, rate):
-        traces.append(rate)
-        return drop_of(name)(key, x, rate)
-
-    for rate in (0.0, 0.1, 0.5, 1.0):
-        traced(jax.random.key(0), jnp.ones(SHAPE), rate)
-    assert len(traces) == 1
+    compiled(name)(0, X, 0.0)
+    traces = TRACES[name]
+    for rate in (0.1, 0.5, 1.0):
+        compiled(name)(0, X, rate)
+    assert TRACES[name] == traces > 0
 
 
 def test_clusters_and_blocks_of_one_unit_are_dropout_in_distribution():
@@ -362,10 +400,10 @@ def test_clusters_and_blocks_of_one_unit_are_dropout_in_distribution():
 
 @every_drop
 @pytest.mark.bad_input
-@pytest.mark.parametrize("rate", [-0.1, 1.1, float("nan"), jnp.float32(2.0)])
-def test_rates_outside_0_and_1_raise(name, rate):
-    with pytest.raises(ValueError, match=rf"rate must be in \[0, 1\], got {float(rate):.3g}"):
-        drop_of(name)(jax.random.key(0), jnp.ones(SHAPE), rate)
+def test_rates_outside_0_and_1_raise(name):
+    for rate in (-0.1, 1.1, float("nan"), jnp.float32(2.0)):
+        with pytest.raises(ValueError, match=rf"rate must be in \[0, 1\], got {float(rate):.3g}"):
+            drop_of(name)(jax.random.key(0), X, rate)
 
 
 @every_drop
