@@ -7,7 +7,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
-from clusterings import planted, same_partition, update
+from clusterings import planted, same_partition, slow_unless, update
 from jax.sharding import AxisType, NamedSharding, PartitionSpec
 
 import dropcluster_jax as dc
@@ -22,7 +22,7 @@ CONTROLS = [
     Shuffled(KMEANS_PER_CHANNEL),
     Shuffled(dc.ReNA(num_clusters=6)),
 ]
-each_control = pytest.mark.parametrize("clusterer", CONTROLS, ids=repr)
+each_control = pytest.mark.parametrize("clusterer", slow_unless([CONTROLS[1], CONTROLS[2]], CONTROLS), ids=repr)
 
 
 def activations(seed):
@@ -65,7 +65,9 @@ def test_the_seed_determines_the_draws(clusterer):
     assert not (updates(clusterer, xs)[0].labels == other.labels).all()
 
 
-@pytest.mark.parametrize("clusterer", [KMEANS, KMEANS_PER_CHANNEL, dc.ReNA(num_clusters=6)], ids=repr)
+@pytest.mark.parametrize(
+    "clusterer", slow_unless([KMEANS], [KMEANS, KMEANS_PER_CHANNEL, dc.ReNA(num_clusters=6)]), ids=repr
+)
 def test_shuffled_sizes_equal_the_learned_ones_at_each_update(clusterer):
     """Later updates start from the learned clusters, not from the shuffled ones."""
     xs = [activations(seed) for seed in range(4)]
@@ -124,7 +126,7 @@ def test_non_finite_activations_skip_the_update(clusterer, value):
     assert (resumed.labels == expected.labels).all() and resumed.num_updates == 2
 
 
-@each_control
+@pytest.mark.parametrize("clusterer", slow_unless([CONTROLS[0]], CONTROLS), ids=repr)
 def test_eight_devices_agree_with_one(clusterer):
     x = activations(0)
     mesh = jax.make_mesh((8,), ("batch",), axis_types=(AxisType.Auto,))
@@ -144,7 +146,8 @@ def test_eight_devices_agree_with_one(clusterer):
         state = expected
 
 
-@each_control
+@pytest.mark.slow
+@pytest.mark.parametrize("clusterer", CONTROLS, ids=repr)
 def test_jit_matches_eager_execution(clusterer):
     x = activations(0)
     state = clusterer.init(x.shape[1:])

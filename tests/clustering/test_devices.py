@@ -1,16 +1,14 @@
 """Clusterers on several devices, and their memory."""
 
 import functools
-import os
+import itertools
 import re
-import subprocess
-import sys
 
 import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
-from clusterings import update
+from clusterings import slow_unless, update
 from jax.sharding import NamedSharding, PartitionSpec
 
 import dropcluster_jax as dc
@@ -21,9 +19,6 @@ CLUSTERERS = [
     dc.ReNA(num_clusters=20, per_channel=True),
     dc.ReNA(num_clusters=20),
 ]
-each_clusterer = pytest.mark.parametrize(
-    "clusterer", CLUSTERERS, ids=lambda clusterer: f"{type(clusterer).__name__} {clusterer.per_channel}"
-)
 
 
 @functools.cache
@@ -56,8 +51,19 @@ def under_pmap(clusterer, state, x):
     return jax.tree.map(lambda leaf: leaf[0], states)
 
 
-@each_clusterer
-@pytest.mark.parametrize("transform", [under_jit, under_shard_map, under_pmap])
+@pytest.mark.optimized
+@pytest.mark.parametrize(
+    ("clusterer", "transform"),
+    [
+        (CLUSTERERS[3], under_jit),
+        (CLUSTERERS[1], under_shard_map),
+        *(
+            pytest.param(CLUSTERERS[i], transform, marks=pytest.mark.slow)
+            for i, transform in itertools.product(range(4), (under_jit, under_shard_map, under_pmap))
+            if (i, transform) not in ((3, under_jit), (1, under_shard_map))
+        ),
+    ],
+)
 def test_eight_devices_agree_with_one(cifar10_features, clusterer, transform):
     """Compares the first update, with its seeding, and a warm update on other features."""
     state = clusterer.init(cifar10_features.shape[1:])
@@ -68,34 +74,13 @@ def test_eight_devices_agree_with_one(cifar10_features, clusterer, transform):
         state = expected
 
 
-@each_clusterer
+@pytest.mark.parametrize("clusterer", slow_unless(CLUSTERERS[1:2], CLUSTERERS), ids=repr)
 def test_batch_is_never_gathered_on_one_device(cifar10_features, clusterer):
     state = clusterer.init(cifar10_features.shape[1:])
     compiled = jax.jit(clusterer.update).lower(state, sharded(cifar10_features)).compile()
     program = compiled.as_text()
     assert "all-reduce" in program
     assert not re.search(r"all-gather|all-to-all|collective-permute", program)
-
-
-def test_results_are_independent_of_x64_mode():
-    code = (
-        "import jax, jax.numpy as jnp, dropcluster_jax as dc\n"
-        "x = jax.random.normal(jax.random.key(0), (16, 6, 7, 2), jnp.float32)\n"
-        "for clusterer in (dc.KMeans(num_clusters=5, per_channel=True), dc.ReNA(num_clusters=5)):\n"
-        "    state = clusterer.update(clusterer.init(x.shape[1:]), x)\n"
-        "    print([str(leaf.dtype) for leaf in state], state.labels.ravel().tolist())\n"
-    )
-    outputs = [
-        subprocess.run(
-            [sys.executable, "-W", "error", "-c", code],
-            capture_output=True,
-            text=True,
-            check=True,
-            env={**os.environ, "JAX_ENABLE_X64": enabled},
-        ).stdout
-        for enabled in ("0", "1")
-    ]
-    assert outputs[0] == outputs[1] and "int64" not in outputs[1]
 
 
 @pytest.mark.bad_input
@@ -108,11 +93,16 @@ def test_uneven_batch_raises(cifar10_features):
         under_shard_map(clusterer, state, x)
 
 
-@pytest.mark.parametrize(("arguments", "per_channel"), [({"num_clusters": 64}, False), ({"cluster_size": 49}, True)])
-@pytest.mark.parametrize("make", [dc.KMeans, dc.ReNA])
-def test_imagenet_stem_needs_less_than_three_times_its_activations(make, per_channel, arguments):
+STEM_CLUSTERERS = [
+    clusterer
+    for make in (dc.KMeans, dc.ReNA)
+    for clusterer in (make(num_clusters=64), make(cluster_size=49, per_channel=True))
+]
+
+
+@pytest.mark.parametrize("clusterer", slow_unless(STEM_CLUSTERERS[:1], STEM_CLUSTERERS), ids=repr)
+def test_imagenet_stem_needs_less_than_three_times_its_activations(clusterer):
     x = jax.ShapeDtypeStruct((128, 112, 112, 64), jnp.float32)
-    clusterer = make(per_channel=per_channel, **arguments)
     state = jax.eval_shape(lambda: clusterer.init(x.shape[1:]))
     memory = jax.jit(clusterer.update).lower(state, x).compile().memory_analysis()
     total = memory.argument_size_in_bytes + memory.output_size_in_bytes + memory.temp_size_in_bytes
