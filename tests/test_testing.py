@@ -21,7 +21,7 @@ def test_nan_fails(name):
         ASSERTIONS[name](lambda key, x: jnp.where(dc.dropout_mask(key, x, 0.3), jnp.nan, 0.0))
 
 
-@pytest.mark.parametrize("rate", [0.002, 0.01, 0.99])
+@pytest.mark.parametrize("rate", [0.002, *(pytest.param(rate, marks=pytest.mark.slow) for rate in (0.01, 0.99))])
 def test_extreme_rates_pass(rate):
     for seed in range(3):
         testing.assert_mean_preserved(lambda key, x: dc.dropout(key, x, rate), X, samples=20_000, seed=seed)
@@ -45,6 +45,7 @@ def test_functions_that_ignore_the_key_are_not_pure():
     testing.assert_pure(lambda key, x: dc.drop_path(key, x, 0.1), X[:2])  # seldom drops anything
 
 
+@pytest.mark.slow
 def test_bfloat16_may_round_differently_when_compiled():
     testing.assert_pure(lambda key, x: dc.dropout(key, x * x + x, 0.3), X.astype(jnp.bfloat16))
 

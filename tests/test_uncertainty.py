@@ -46,14 +46,13 @@ def test_prediction_matches_numpy(net, chunk):
         np.testing.assert_allclose(actual, expected, rtol=1e-3, atol=1e-6)
 
 
-@pytest.mark.parametrize("chunk", [1, 4])
-def test_old_style_keys_give_the_same_prediction(net, chunk):
-    actual, expected = (dc.mc_predict(*net, X, key, 10, chunk=chunk) for key in (jax.random.key_data(KEY), KEY))
+def test_old_style_keys_give_the_same_prediction(net):
+    actual, expected = (dc.mc_predict(*net, X, key, 10, chunk=4) for key in (jax.random.key_data(KEY), KEY))
     assert all((a == b).all() for a, b in zip(actual, expected, strict=True))
 
 
 def test_results_are_in_range(net):
-    mean, variance, entropy, information = dc.mc_predict(*net, X, KEY, 50, chunk=10)
+    mean, variance, entropy, information = dc.mc_predict(*net, X, KEY, 10, chunk=4)
     np.testing.assert_allclose(mean.sum(-1), 1.0, rtol=1e-5)
     assert (variance > 0).any() and (information > 1e-3).all() and (information <= entropy + 1e-6).all()
     assert (entropy <= np.log(4) + 1e-6).all()
