@@ -1,3 +1,5 @@
+import os
+import re
 import subprocess
 import sys
 
@@ -12,10 +14,12 @@ KEPT = ["--checkpoint.every", "10", "--checkpoint.keep", "3", "--tensorboard"]
 
 @pytest.fixture(scope="session")
 def finished(tmp_path_factory):
-    """The folder and the completed process of a short run on digits."""
+    """The folder and the completed process of a short run on digits, on one device."""
     folder = tmp_path_factory.mktemp("runs") / "digits"
+    flags = re.sub(r"--xla_force_host_platform_device_count=\d+", "", os.environ["XLA_FLAGS"])
     process = subprocess.run(
         [sys.executable, "-c", "from dropcluster_jax.cli import main; main()", *SHORT, *KEPT, "--out", str(folder)],
+        env={**os.environ, "XLA_FLAGS": flags},
         capture_output=True,
         text=True,
         check=False,

@@ -74,6 +74,7 @@ def archive(run_on_archive, tmp_path, monkeypatch):
     return tmp_path / "data" / "f.npz"
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
     ("change", "message", "allowed"),
     [
@@ -120,6 +121,7 @@ def test_changed_data_must_be_allowed(name, finished, tmp_path, capsys):
     assert "the test examples are different" in capsys.readouterr().err
 
 
+@pytest.mark.slow
 def test_run_without_fingerprint_is_evaluated(archive, capsys):
     """As written by older versions."""
     config = json.loads(pathlib.Path("run/config.json").read_text())
@@ -147,6 +149,7 @@ def test_evaluate_finds_moved_data(archive, capsys, monkeypatch):
     assert "the test examples are different" in capsys.readouterr().err
 
 
+@pytest.mark.slow
 def test_training_resumes_on_moved_data(archive, capsys):
     archive.rename("moved.npz")
     write_archive("other.npz", seed=1)
@@ -229,6 +232,7 @@ def test_data_check_errors_are_short(arguments, message, capfd, tmp_path, monkey
     assert not list(tmp_path.iterdir())
 
 
+@pytest.mark.slow
 @one_run
 def test_clusters_draws_all_figures(finished, tmp_path, capsys):
     folder, _ = finished

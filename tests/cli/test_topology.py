@@ -32,6 +32,7 @@ def present_devices(monkeypatch, tmp_path):
     return mesh
 
 
+@pytest.mark.slow
 def test_text_contains_the_memory_of_all_programs_and_writes_nothing(present_devices, tmp_path, capsys):
     assert command(*SMALL, "--topology", "here:8") == 0
     captured = capsys.readouterr()

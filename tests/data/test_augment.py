@@ -91,8 +91,9 @@ def test_zero_shift_is_the_identity():
     assert (random_shift(jax.random.key(0), images, 0) == images).all()
 
 
-@parametrize_dtypes
-@pytest.mark.parametrize("side", [1, 2, 5, 20])
+@pytest.mark.parametrize(
+    ("side", "dtype"), [(1, jnp.uint8), (2, jnp.bfloat16), (5, jnp.float32), (20, jnp.uint8), (5, jnp.uint8)]
+)
 def test_cutout_fills_one_clipped_square(dtype, side):
     images = random_images(100, 7, 6, 2, dtype=dtype)
     result = np.asarray(random_cutout(jax.random.key(0), images, side))
@@ -130,11 +131,12 @@ def test_resized_crop_equals_pillow(sides):
     images = np.random.default_rng(0).normal(size=(32, *sides, 3)).astype(np.float32)
     key = jax.random.key(5)
     boxes = np.asarray(augment._random_boxes(key, 32, *sides, (0.08, 1.0), (3 / 4, 4 / 3)))
-    result = random_resized_crop(key, images)
+    crop = jax.jit(random_resized_crop)
+    result = crop(key, images)
     expected = [resized(image, box, sides) for image, box in zip(images, boxes, strict=True)]
     np.testing.assert_allclose(result, expected, atol=2e-5)
     integers = np.random.default_rng(1).integers(0, 256, images.shape).astype(np.uint8)
-    rounded = random_resized_crop(key, integers)
+    rounded = crop(key, integers)
     exact = [resized(image.astype(np.float32), box, sides) for image, box in zip(integers, boxes, strict=True)]
     assert rounded.dtype == jnp.uint8 and abs(np.asarray(rounded, float) - exact).max() <= 0.501
 

@@ -32,12 +32,20 @@ RANDOM = tuple(name for name in NAMES if name not in DETERMINISTIC)
 FAST = ("gaussian_noise", "glass_blur", "jpeg_compression")
 
 
+# Corruptions of many operations, which compile slowly.
+EXPENSIVE = ("snow", "frost", "fog", "elastic_transform")
+
+
+def slow_if_expensive(names):
+    return [pytest.param(name, marks=[pytest.mark.slow] * (name in EXPENSIVE)) for name in names]
+
+
 def slow_except_fast(names):
     return [name if name in FAST else pytest.param(name, marks=pytest.mark.slow) for name in names]
 
 
 parametrize_all = pytest.mark.parametrize("name", NAMES)
-parametrize_random = pytest.mark.parametrize("name", RANDOM)
+parametrize_random = pytest.mark.parametrize("name", slow_if_expensive(RANDOM))
 parametrize_deterministic = pytest.mark.parametrize("name", DETERMINISTIC)
 
 
@@ -320,7 +328,7 @@ def test_random_corruptions_match_the_statistics_of_the_reference(name, images, 
         assert change.mean() == pytest.approx(expected.mean(), abs=0.1 * scale), severity
 
 
-@parametrize_all
+@pytest.mark.parametrize("name", slow_if_expensive(NAMES))
 def test_severity_5_changes_images_more_than_1_except_for_elastic_transform(name, images, corrupted):
     first, last = (abs(corrupted(name, severity) - images.astype(int)).mean() for severity in (1, 5))
     assert 0 < last < first if name == "elastic_transform" else 0 < first < last
@@ -353,14 +361,7 @@ def test_chunks_batch_size_and_array_type_do_not_change_the_result(name, monkeyp
     assert (corrupt(name, 5, key, images) == result).all()
 
 
-@pytest.mark.parametrize(
-    "name",
-    [
-        pytest.param(name, marks=[pytest.mark.slow] * (name in ("snow", "frost", "fog", "elastic_transform")))
-        for name in NAMES
-        if name != "saturate"
-    ],
-)
+@pytest.mark.parametrize("name", slow_if_expensive(name for name in NAMES if name != "saturate"))
 def test_grayscale_and_other_sizes(name):
     images = synthetic_images(6)[:, 4:28, 8:28, 1:2]
     result = corrupt(name, 3, jax.random.key(0), images)

@@ -28,12 +28,19 @@ from dropcluster_jax.training import DataParallel, make_steps
 
 @pytest.fixture(scope="module")
 def setting():
-    """A state after a training step, and its shapes."""
+    """A state without zeros, as after training, and its shapes."""
     batch = separable(jax.random.key(0))
     steps = make_steps(Small(), optax.adam(1e-3), rate=0.2, ema_decay=0.9)
-    state = jax.jit(steps.init)(jax.random.key(1), batch)
-    state, _ = jax.jit(steps.train)(jax.jit(steps.update_clusters)(state, batch), batch)
-    return state, jax.eval_shape(steps.init, jax.random.key(1), batch)
+
+    def init(key):
+        state, rng = steps.init(key, batch), np.random.default_rng(0)
+        params, opt_state, ema = jax.tree.map(
+            lambda leaf: leaf + rng.uniform(1, 2, leaf.shape).astype(leaf.dtype),
+            (state.params, state.opt_state, state.ema),
+        )
+        return state._replace(params=params, opt_state=opt_state, ema=ema)
+
+    return jax.jit(init)(jax.random.key(1)), jax.eval_shape(steps.init, jax.random.key(1), batch)
 
 
 @pytest.fixture
@@ -67,7 +74,7 @@ def test_state_and_metadata_are_restored(three, setting):
 
 
 @pytest.mark.parametrize("impl", ["threefry2x32", "rbg", "unsafe_rbg"])
-@pytest.mark.parametrize("default", ["threefry2x32", "rbg"])
+@pytest.mark.parametrize("default", ["threefry2x32", pytest.param("rbg", marks=pytest.mark.slow)])
 def test_key_keeps_its_implementation_whatever_the_default(impl, default, setting, tmp_path):
     state = setting[0]._replace(key=jax.random.key(3, impl=impl))
     checkpointer = Checkpointer(tmp_path / "checkpoints")
@@ -172,9 +179,13 @@ DAMAGE = {
     "altered metrics": lambda folder: (folder / "metrics" / "metrics").write_text('{"accur'),
     "missing everything": lambda folder: [shutil.rmtree(folder), folder.mkdir()],
 }
+FAST_DAMAGE = ("altered arrays", "truncated manifest", "altered run metadata", "altered metrics")
 
 
-@pytest.mark.parametrize("kind", DAMAGE)
+@pytest.mark.parametrize(
+    "kind",
+    [kind if kind in FAST_DAMAGE else pytest.param(kind, marks=pytest.mark.slow) for kind in DAMAGE],
+)
 def test_damaged_checkpoint_is_reported_and_the_previous_one_restored(three, kind, messages, setting):
     checkpointer, target = three
     DAMAGE[kind](checkpointer.folder / "3")
@@ -228,7 +239,7 @@ def test_checksum_detects_any_flipped_bit(setting):
         assert _checksums(jax.device_put({"a": leaves["a"]}, sharding)) == {"['a']": sums["['a']"]}
 
 
-@pytest.mark.parametrize("devices", [2, 8])
+@pytest.mark.parametrize("devices", [pytest.param(2, marks=pytest.mark.slow), 8])
 def test_restore_on_another_number_of_devices(three, devices, setting):
     checkpointer, target = three
     replicated = DataParallel(mesh=mesh(devices)).replicated

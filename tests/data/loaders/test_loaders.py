@@ -145,7 +145,7 @@ def test_flip_mirrors_some_images(photos):
 
 
 @parametrize_loaders
-@pytest.mark.parametrize("batch_size", [1, 7, 8, 23, 40])
+@pytest.mark.parametrize("batch_size", [7, 40, *(pytest.param(size, marks=pytest.mark.slow) for size in (1, 8, 23))])
 def test_evaluation_contains_each_example_once_on_any_number_of_devices(make, files, batch_size):
     for devices in (None, 1, 2, 4, 8):
         loader = make(files, 8, **({"sharding": batch_sharding(devices)} if devices else {}))
