@@ -420,9 +420,13 @@ class Tower(nn.Module):
         return nn.Dense(2)(x)
 
 
-@pytest.mark.optimized
 @pytest.mark.parametrize(
-    "kinds", [("Dropout", "DropCluster"), pytest.param(tuple(LAYERS), marks=pytest.mark.slow)], ids=len
+    "kinds",
+    [
+        pytest.param(("Dropout", "DropCluster"), marks=pytest.mark.optimized),
+        pytest.param(tuple(LAYERS), marks=pytest.mark.slow),
+    ],
+    ids=len,
 )
 def test_remat_recomputes_the_same_masks(kinds):
     def loss(params, x, clusters, model):

@@ -51,12 +51,11 @@ def under_pmap(clusterer, state, x):
     return jax.tree.map(lambda leaf: leaf[0], states)
 
 
-@pytest.mark.optimized
 @pytest.mark.parametrize(
     ("clusterer", "transform"),
     [
-        (CLUSTERERS[3], under_jit),
-        (CLUSTERERS[1], under_shard_map),
+        pytest.param(CLUSTERERS[3], under_jit, marks=pytest.mark.optimized),
+        pytest.param(CLUSTERERS[1], under_shard_map, marks=pytest.mark.optimized),
         *(
             pytest.param(CLUSTERERS[i], transform, marks=pytest.mark.slow)
             for i, transform in itertools.product(range(4), (under_jit, under_shard_map, under_pmap))

@@ -225,7 +225,6 @@ def test_arithmetic_is_float32(dtype):
 
 
 @pytest.mark.slow
-@pytest.mark.optimized
 def test_jit_and_vmap_match_eager_execution():
     xs = jnp.stack([planted(jax.random.key(seed), noise=0.8)[0] for seed in range(3)])
     clusterer = dc.KMeans(num_clusters=5)

@@ -26,11 +26,17 @@ DROPS = {
 }
 
 
-def marks_of(*fast):
-    return [pytest.param(name, marks=() if name in fast else pytest.mark.slow) for name in DROPS]
+FEW = ("dropout", "focused_dropout", "drop_cluster per channel")
 
 
-@pytest.mark.parametrize("name", marks_of("focused_dropout", "drop_cluster per channel"))
+def all_drops(*marks_of_few):
+    """Parametrizes a test over all methods, of which only the few run in `make test`."""
+    return pytest.mark.parametrize(
+        "name", [pytest.param(name, marks=marks_of_few if name in FEW else pytest.mark.slow) for name in DROPS]
+    )
+
+
+@all_drops()
 @pytest.mark.parametrize("compiled", [True, pytest.param(False, marks=pytest.mark.slow)])
 def test_gradient_is_the_mask_times_the_factor(name, compiled):
     key, x = jax.random.key(0), jax.random.normal(jax.random.key(1), (16, 6, 6, 3))
@@ -39,8 +45,7 @@ def test_gradient_is_the_mask_times_the_factor(name, compiled):
     np.testing.assert_allclose((jax.jit(gradient) if compiled else gradient)(x), drop(key, x, 0.3) / x, rtol=1e-6)
 
 
-@pytest.mark.optimized
-@pytest.mark.parametrize("name", marks_of("dropout", "drop_cluster per channel"))
+@all_drops(pytest.mark.optimized)
 def test_masks_do_not_depend_on_sharding(name):
     key, x = jax.random.key(0), jax.random.normal(jax.random.key(1), (16, 6, 6, 3))
     mesh = jax.make_mesh((8,), ("batch",), axis_types=(jax.sharding.AxisType.Auto,))
