@@ -30,13 +30,7 @@ def code_blocks(path: pathlib.Path) -> list[str]:
 
 
 # The code in scaling.md consists of fragments that do not run on their own.
-FAST = DOCS / "index.md"
 RUNNABLE = [path for path in (*PAGES, *NOTEBOOKS) if code_blocks(path) and path.name != "scaling.md"]
-
-
-def marks_of(path: pathlib.Path) -> list[pytest.MarkDecorator]:
-    """All pages but one are slow."""
-    return [needs_libtpu] * (path.name == "tpu.md") + [pytest.mark.slow] * (path != FAST)
 
 
 def documented_objects() -> set[int]:
@@ -72,9 +66,11 @@ def test_pages_with_code_are_found():
     assert len(NOTEBOOKS) == 2
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
     "path",
-    [pytest.param(path, marks=marks_of(path), id=str(path.relative_to(DOCS))) for path in RUNNABLE],
+    [pytest.param(path, marks=needs_libtpu if path.name == "tpu.md" else ()) for path in RUNNABLE],
+    ids=lambda path: str(path.relative_to(DOCS)),
 )
 def test_code_blocks_run_in_order(path, monkeypatch, tmp_path):
     monkeypatch.chdir(tmp_path)

@@ -165,6 +165,7 @@ def test_load_run_returns_the_trained_network(finished):
     assert loaded.variables["clusters"]["drop_stage1"]["num_updates"] == 6
 
 
+@pytest.mark.slow
 @one_run
 def test_lost_log_is_replaced_by_another_evaluation(finished, tmp_path, capsys):
     folder = tmp_path / "copy"
@@ -277,6 +278,7 @@ def test_run_without_an_intact_checkpoint_is_an_error_and_unchanged(finished, tm
     gc.collect()
 
 
+@pytest.mark.slow
 def test_dry_run_prints_shapes_flops_and_memory_and_writes_nothing(tmp_path, capsys, monkeypatch):
     monkeypatch.chdir(tmp_path)
     arguments = ["--model", "resnet8", "--data.image-size", "32", "--batch-size", "16"]

@@ -24,7 +24,7 @@ from experiments.results import decode_labels, read
 from experiments.run import Options, Runner
 from experiments.studies import METHODS, SCALES, Job, override
 
-pytestmark = pytest.mark.xdist_group("experiments.measure")
+pytestmark = [pytest.mark.slow, pytest.mark.xdist_group("experiments.measure")]
 
 STEPS = 8
 
@@ -79,7 +79,6 @@ def test_finished_jobs_are_not_trained_again(measure, line, no_training):
     assert measure(job()) == line
 
 
-@pytest.mark.slow
 def test_an_interrupted_job_resumes(line, tmp_path, monkeypatch):
     measure, execute = new_measure(tmp_path), measure_module.trainer.execute
     interrupted = job()
@@ -108,7 +107,6 @@ def test_label_maps_lead_from_the_grid_to_the_final_clusters(measure, line):
     assert np.array_equal(labels[-1], states["drop_stage1"].labels[..., 0])
 
 
-@pytest.mark.slow
 def test_learned_clusters_explain_more_variance_of_the_features_than_a_grid(tmp_path):
     plain = job("block")
     checkpoint = dataclasses.replace(plain.config.checkpoint, every=4, keep=3)
@@ -120,7 +118,6 @@ def test_learned_clusters_explain_more_variance_of_the_features_than_a_grid(tmp_
     assert all(0 < entry["grid"] < entry["k-means"] < 1 for entries in features.values() for entry in entries)
 
 
-@pytest.mark.slow
 def test_corrupted_images_are_evaluated_on_the_trained_network(tmp_path, monkeypatch):
     monkeypatch.setattr(measure_module, "CORRUPTIONS", ("brightness",))
     measure, trained = new_measure(tmp_path), job(method="none", target="test")
@@ -134,7 +131,6 @@ def test_corrupted_images_are_evaluated_on_the_trained_network(tmp_path, monkeyp
     assert measure(corrupted) == line  # after training again
 
 
-@pytest.mark.slow
 def test_a_nonfinite_loss_counts_as_chance(tmp_path):
     measure, failing = new_measure(tmp_path), job(method="none", learning_rate=1e30)
     line = measure(failing)
@@ -143,7 +139,6 @@ def test_a_nonfinite_loss_counts_as_chance(tmp_path):
     assert corrupted["accuracy"] == 0.1 and set(corrupted["corruptions"]["snow"]["accuracy"]) == {0.1}
 
 
-@pytest.mark.slow
 def test_archives_have_the_same_digest_and_line(line, tmp_path):
     digits = load("digits")
     arrays = {"train_labels": digits.train.labels, "test_images": digits.test.images, "test_labels": digits.test.labels}
@@ -157,7 +152,6 @@ def test_archives_have_the_same_digest_and_line(line, tmp_path):
     assert same(job())["count"] == line["count"]
 
 
-@pytest.mark.slow
 def test_encoded_images(tmp_path):
     """As for ImageNet, images are decoded and cropped each time they are read."""
     data_dir = pathlib.Path(prepare(tmp_path / "tfds", sizes=[(9, 9, 3)] * 30))
@@ -168,7 +162,6 @@ def test_encoded_images(tmp_path):
     assert line["count"] == 4 and line["finite"] and line["digest"].startswith("labels ")
 
 
-@pytest.mark.slow
 def test_gpu_scale_runs_at_tiny_size(tmp_path):
     options = Options(
         scale="gpu",
@@ -192,7 +185,6 @@ def test_gpu_scale_runs_at_tiny_size(tmp_path):
     assert [path.name for path in options.networks.iterdir()] == [line["id"]]
 
 
-@pytest.mark.slow
 def test_worker_processes_give_the_same_lines(tmp_path):
     lines = []
     for workers in (1, 2):

@@ -122,6 +122,7 @@ def test_whole_runs_agree_in_float64():
     assert difference(params, expected_params) < 1e-5 and loss == pytest.approx(expected_loss, rel=1e-5)
 
 
+@pytest.mark.slow
 def test_optimizer_state_can_be_sharded():
     batch, states = batches(1)[0], []
     for shard_optimizer in (False, True):
