@@ -63,7 +63,6 @@ def at(state, step):
     return state._replace(step=jnp.int32(step))
 
 
-@pytest.mark.optimized
 def test_state_and_metadata_are_restored(three, setting):
     checkpointer, target = three
     restored = checkpointer.restore(target)

@@ -79,7 +79,6 @@ def test_gradients_and_clusters_equal_those_of_one_device(strategy):
         assert float(sums[name]) == pytest.approx(float(expected_sum), rel=1e-5)
 
 
-@pytest.mark.optimized
 @pytest.mark.slow
 def test_shard_map_and_pmap_are_reproducible_and_agree():
     """With separate masks and BatchNorm per replica, runs are equal bit for bit, and strategies agree to 1e-5."""
