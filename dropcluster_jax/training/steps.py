@@ -288,7 +288,10 @@ class _StepFunctions:
         updates, opt_state = self.tx.update(grads, state.opt_state, state.params, **_accepted(self.tx, extra_args))
         params = optax.apply_updates(state.params, updates)
         new_state = state._replace(params=params, batch_stats=batch_stats, opt_state=opt_state)
-        finite = _all_finite((loss, grads, batch_stats, new_state.params, rate))
+        # One reduction for both. With a reduction of the gradients alone, the compiler for TPUs schedules the step of
+        # ResNet-50 such that it needs 1.07 times the temporaries.
+        checked = jax.tree.map(lambda grad, param: jnp.where(jnp.isfinite(grad), param, grad), grads, params)
+        finite = _all_finite((loss, batch_stats, rate, checked))
         new_state = self._update_ema(new_state)
         if self.skip_nonfinite:
             new_state = jax.tree.map(lambda new, old: jnp.where(finite, new, old), new_state, state)
