@@ -1,3 +1,4 @@
+import dataclasses
 import math
 
 import jax.numpy as jnp
@@ -7,6 +8,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 import dropcluster_jax as dc
+from dropcluster_jax.clustering import Voronoi
 from dropcluster_jax.clustering.grid import tile_labels
 
 SPATIAL = st.lists(st.integers(1, 9), min_size=1, max_size=3).map(tuple)
@@ -37,6 +39,11 @@ def test_tiles_are_equal_cubes_if_possible(spatial, num_clusters, side):
     for label in range(num_clusters):
         indices = np.argwhere(labels == label)
         assert (indices.max(0) - indices.min(0) + 1 == side).all()
+
+
+def test_tiles_are_about_as_high_as_wide():
+    """The side of 49 / 8 positions is 2.5, so there are 3 bands of 2, 3 and 3 tiles."""
+    assert [len(np.unique(row)) for row in tile_labels((7, 7), 8)] == [2, 2, 3, 3, 3, 3, 3]
 
 
 @pytest.mark.parametrize("per_channel", [False, True])
@@ -85,6 +92,9 @@ def test_clusterers_are_comparable_and_hashable():
         ({"num_clusters": 0}, ValueError, "num_clusters must be at least 1, got 0"),
         ({"num_clusters": 2.5}, TypeError, "num_clusters must be an integer, got 2.5"),
         ({"cluster_size": 0}, ValueError, "cluster_size.* must be at least 1, got 0"),
+        ({"num_clusters": True}, TypeError, "num_clusters must be an integer, got True"),
+        ({"cluster_size": 0.99}, ValueError, "cluster_size.* must be at least 1, got 0.99"),
+        ({"cluster_size": float("inf")}, ValueError, "cluster_size.* got inf"),
         ({"cluster_size": float("nan")}, ValueError, "cluster_size.* got nan"),
     ],
 )
@@ -106,6 +116,38 @@ def test_invalid_shape_raises(shape):
         dc.Grid(num_clusters=1).init(shape)
 
 
+@pytest.mark.bad_input
+def test_number_of_clusters_may_be_a_numpy_integer():
+    state = dc.Grid(num_clusters=np.int64(3)).init((3, 2))
+    assert dc.Grid(num_clusters=np.int64(3)) == dc.Grid(num_clusters=3) and state.sizes.tolist() == [[1], [1], [1]]
+
+
+def test_defaults():
+    """Defaults are part of the API."""
+    common = {"num_clusters": None, "cluster_size": None, "per_channel": False}
+    for clusterer, defaults in {
+        dc.Grid: common,
+        dc.KMeans: {**common, "iterations": 4, "spatial_weight": 0.0},
+        dc.ReNA: common,
+        Voronoi: {**common, "seed": 0},
+    }.items():
+        assert {field.name: field.default for field in dataclasses.fields(clusterer)} == defaults, clusterer
+        with pytest.raises(TypeError, match="positional argument"):
+            clusterer(4)
+
+
+@pytest.mark.parametrize(("old", "new"), [((7,), (3,)), ((5, 3), (2, 4))])
+def test_resizing_takes_the_nearest_position(old, new):
+    """Compares the centers of positions, in a map of side 1. In a tie, the higher position is taken."""
+    labels = np.arange(math.prod(old), dtype=np.int32)
+    state = dc.Grid(num_clusters=len(labels)).init((*old, 2))._replace(num_updates=jnp.int32(3))
+    resized = dc.resize_clusters(state, new)
+    nearest = [np.floor((np.arange(n) + 0.5) / n * length).astype(int) for length, n in zip(old, new, strict=True)]
+    expected = labels.reshape(old)[np.ix_(*nearest)]
+    assert np.array_equal(resized.labels[..., 0], expected) and resized.num_updates == 3
+    assert np.array_equal(resized.sizes[:, 0], np.bincount(expected.ravel(), minlength=len(labels)))
+
+
 def test_resizing_to_a_multiple_is_reversible():
     state = dc.Grid(num_clusters=6).init((6, 4, 3))
     larger = dc.resize_clusters(state, (12, 16))
@@ -114,7 +156,7 @@ def test_resizing_to_a_multiple_is_reversible():
 
 
 @pytest.mark.bad_input
-@pytest.mark.parametrize("spatial", [(4,), (0, 4)])
+@pytest.mark.parametrize("spatial", [(4,), (0, 4), (4, 4, 4)])
 def test_resizing_to_an_invalid_shape_raises(spatial):
     with pytest.raises(ValueError, match="spatial must be 2 lengths"):
         dc.resize_clusters(dc.Grid(num_clusters=6).init((6, 4, 3)), spatial)

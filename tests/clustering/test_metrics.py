@@ -50,6 +50,16 @@ def test_within_correlation_is_the_mean_over_all_pairs(seed):
     np.testing.assert_allclose(mean_within_correlation(labels[..., :1], x, 4), [expected_shared], atol=1e-5)
 
 
+def test_deviations_below_a_millionth_of_the_maximum_are_rounding():
+    """Such units are constant. The maximum matters, not the sign or the scale."""
+    pattern = jnp.where(jax.random.bernoulli(jax.random.key(0), shape=(8, 2, 2)), 1.0, -1.0).at[0].set(1.0)
+    labels = jnp.array([[0], [1]])
+    for maximum in (1.0, -1000.0, 1e-3):
+        for deviation, varies in ((5e-7, False), (1e-5, True)):
+            explained = explained_variance(labels, maximum * (1 - deviation * pattern), 2)
+            assert (explained[0] > 0.9) == varies, (maximum, deviation)
+
+
 def test_within_correlation_of_single_positions_is_zero():
     x = jax.random.normal(jax.random.key(0), (9, 5, 4, 2))
     assert mean_within_correlation(jnp.arange(20).reshape(5, 4, 1), x, 20) == 0

@@ -8,10 +8,19 @@ import pytest
 from clusterings import planted, same_partition, slow_unless, update
 from hypothesis import given
 from hypothesis import strategies as st
-from references import explained, rena
+from references import correlation_vectors, explained, rena
 
 import dropcluster_jax as dc
 from dropcluster_jax.clustering import is_connected
+from dropcluster_jax.clustering.correlation import layer_units
+from dropcluster_jax.clustering.grid import edges
+from dropcluster_jax.clustering.rena import (
+    _BOTH_CONSTANT,
+    _NO_COMMON_CHANNEL,
+    _ONE_CONSTANT,
+    _merge_costs,
+    _varying_clusters,
+)
 
 
 def learn(clusterer, x):
@@ -117,6 +126,31 @@ def test_positions_without_a_common_channel_still_merge():
     x = x.at[:, ::2, 0].set(0.0).at[:, 1::2, 1].set(0.0)
     state = learn(dc.ReNA(num_clusters=2), x)
     assert (state.sizes > 0).all() and is_connected(state.labels, 2).all()
+
+
+def test_costs_of_merges_match_numpy():
+    """The squared distance is averaged over the channels in which both clusters vary."""
+    labels = jnp.array([0, 0, 2, 3, 4, 5, 6])
+    varying = np.array([[1, 1, 1], [1, 0, 1], [0, 1, 1], [1, 0, 0], [0, 1, 0], [0, 0, 0], [0, 0, 0]], bool)
+    parts = np.array([[2, 1, 2]] * 2 + [[1, 1, 1]] * 5)  # number of units in the mean
+
+    @jax.jit
+    def merge_costs(x):
+        units, _ = layer_units(x, None)
+        clusters = _varying_clusters(units.varying, labels)
+        weights, ends = units.varying / jnp.asarray(parts.T), labels[jnp.asarray(edges((7,)))]
+        return _merge_costs(units.vectors, clusters, labels, weights, ends, None)
+
+    x = jnp.where(varying, jax.random.normal(jax.random.key(0), (8, 7, 3)), 1.0)
+    vectors, _ = correlation_vectors(np.asarray(x))
+    mean = (vectors[0] + vectors[1]) / parts[0][:, None]
+    squares = np.square([mean - vectors[2], vectors[2] - vectors[3]]).sum(-1)
+    # The edges are within a cluster, between two, twice without a common channel, and to one and two constant ones.
+    expected = [np.inf, squares[0, 1:].mean(), *[_NO_COMMON_CHANNEL] * 2, _ONE_CONSTANT, _BOTH_CONSTANT]
+    assert 4 < _NO_COMMON_CHANNEL < _ONE_CONSTANT < _BOTH_CONSTANT  # squared distances are at most 4
+    np.testing.assert_allclose(merge_costs(x), expected, rtol=1e-5)
+    # Costs of means that are not finite are finite; otherwise, the number of clusters might never be reached.
+    np.testing.assert_allclose(merge_costs(x.at[2, 1, 0].set(jnp.nan).at[2, 1, 2].set(jnp.nan))[1], _NO_COMMON_CHANNEL)
 
 
 def test_constant_channels_are_ignored():
