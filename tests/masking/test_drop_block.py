@@ -51,6 +51,16 @@ def numpy_mask(seeds, spatial, size):
     ],
 )
 def test_mask_matches_numpy(spatial, size, per_channel):
+    assert_mask_matches_numpy(spatial, size, per_channel)
+
+
+@pytest.mark.parametrize(("spatial", "size"), [((3, 40), 3), ((100,), 70)])
+def test_mask_of_several_words_per_row_matches_numpy(spatial, size):
+    """Rows are packed into words of 32 positions."""
+    assert_mask_matches_numpy(spatial, size, per_channel=False)
+
+
+def assert_mask_matches_numpy(spatial, size, per_channel):
     x, rate, key = jnp.ones((20, *spatial, 3)), 0.3, jax.random.key(2)
     locations = [length - size + 1 for length in spatial]
     # Count the blocks that can cover each position, and find the seed probability by bisection.
@@ -130,6 +140,10 @@ def test_block_that_does_not_fit_raises(size):
 
 
 @pytest.mark.bad_input
-def test_non_integer_block_size_raises():
-    with pytest.raises(TypeError, match=r"block_size must be an integer, got 2\.5"):
-        dc.drop_block(jax.random.key(0), jnp.ones((2, 4, 6, 1)), 0.1, block_size=2.5)
+def test_block_size_must_be_an_integer_of_python_or_numpy():
+    x = jnp.ones((2, 4, 6, 1))
+    for size in (2.5, True):
+        with pytest.raises(TypeError, match=rf"block_size must be an integer, got {size}"):
+            dc.drop_block(jax.random.key(0), x, 0.1, block_size=size)
+    masks = [dc.drop_block_mask(jax.random.key(0), x, 0.5, block_size=size) for size in (2, np.int64(2))]
+    assert (masks[0] == masks[1]).all()
