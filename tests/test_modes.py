@@ -208,9 +208,9 @@ def with_cases(arguments, fast, slow):
     return pytest.mark.parametrize(arguments, [*fast, *(pytest.param(*case, marks=pytest.mark.slow) for case in slow)])
 
 
-def with_groups(*names):
+def with_groups(*names, marks_of_few=()):
     """Parametrizes a test over groups of functions, of which only the few run in `make test`."""
-    few = pytest.param("few", marks=pytest.mark.optimized)
+    few = pytest.param("few", marks=marks_of_few)
     return with_cases("group", fast=[few], slow=[(name,) for name in names])
 
 
@@ -368,7 +368,7 @@ def test_eager_with_debug_nans(group):
         check_all(lambda name: assert_same({name: CASES[name](key, x)}, {name: reference[name]}), GROUPS[group])
 
 
-@with_groups("masks", "clusters", "others", "training")
+@with_groups("masks", "clusters", "others", "training", marks_of_few=pytest.mark.optimized)
 def test_vmap(group):
     key, x = inputs()
     keys, xs = jax.random.split(key, 2), jnp.stack([x, x[::-1] + 1])
@@ -421,7 +421,7 @@ def test_dtypes(group, dtype):
     check_all(check, results)
 
 
-@with_groups("masks", "clusters", "others")
+@with_groups("masks", "clusters", "others", marks_of_few=pytest.mark.optimized)
 def test_explicit_mesh(group):
     key, x = inputs()
     mesh = jax.make_mesh((8,), ("batch",), axis_types=(jax.sharding.AxisType.Explicit,))

@@ -200,7 +200,6 @@ def test_nnx_scan_keeps_separate_clusters_and_masks():
     assert len(np.unique(np.asarray(ys), axis=0)) == 4
 
 
-@pytest.mark.optimized
 def test_remat_recomputes_the_same_masks():
     net, x = Net(nnx.Rngs(0)), activations()
 

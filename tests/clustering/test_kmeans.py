@@ -7,11 +7,12 @@ import pytest
 from clusterings import planted, same_partition, slow_unless, update
 from hypothesis import given
 from hypothesis import strategies as st
-from references import correlation_vectors, explained, lloyd
+from references import correlation_vectors, explained, kmeans_plus_plus, lloyd
 from sklearn.cluster import KMeans
 
 import dropcluster_jax as dc
 from dropcluster_jax.clustering import cluster_sizes, explained_variance
+from dropcluster_jax.clustering.kmeans import _seeding_stride
 
 
 def warm_state(clusterer, x, labels=None):
@@ -59,6 +60,31 @@ def test_warm_update_matches_the_reference(iterations, weight):
         assert same_partition(updated.labels, expected)
         assert sorted(updated.sizes[:, 0].tolist()) == sorted(np.bincount(expected, minlength=6).tolist())
         assert updated.explained_variance[0] == pytest.approx(explained(np.asarray(x), expected), abs=1e-5)
+
+
+def test_first_update_matches_the_reference():
+    """Seeds with every third position, because 5 and 4 have a common divisor with the number of columns, 10."""
+    spatial, stride, num_clusters, weight = (16, 10), 3, 4, 0.3
+    clusterer = dc.KMeans(num_clusters=num_clusters, iterations=1, spatial_weight=weight)
+    coordinates = np.indices(spatial).reshape(2, -1).T / [15, 9]
+    bits = np.asarray(jax.random.bits(jax.random.key(0, impl="threefry2x32"), (16, 54), jnp.uint32))
+    for seed in range(3):
+        x = jax.random.normal(jax.random.key(seed), (12, *spatial, 1))
+        every_third = np.asarray(x).reshape(12, -1, 1)[:, ::stride]
+        seeds = kmeans_plus_plus(every_third, num_clusters, coordinates[::stride], weight, bits)
+        vectors, _ = correlation_vectors(np.asarray(x))
+        seeds = stride * np.array(seeds)
+        distances = np.square(vectors[:, None] - vectors[seeds]).sum(-1).mean(-1)
+        distances += weight * np.square(coordinates[:, None] - coordinates[seeds]).sum(-1)
+        expected = lloyd(np.asarray(x), distances.argmin(1), num_clusters, coordinates, weight)
+        assert same_partition(update(clusterer, clusterer.init(x.shape[1:]), x).labels, expected)
+
+
+def test_seeds_come_from_a_fraction_of_the_positions_in_all_columns():
+    """At least 8 positions per cluster, a stride of at most 5, and no common divisor with the number of columns."""
+    cases = [((7, 7), 6, 1), ((16, 7), 7, 2), ((16, 6), 4, 1), ((16, 6), 1, 5), ((32, 35), 4, 4), ((3,), 2, 1)]
+    for spatial, num_clusters, stride in cases:
+        assert _seeding_stride(spatial, num_clusters) == stride
 
 
 def test_per_channel_matches_single_channel_layers():
@@ -200,6 +226,10 @@ def test_empty_cluster_gets_the_unit_farthest_from_its_centroid():
     clusterer = dc.KMeans(num_clusters=3, iterations=1)
     state = update(clusterer, warm_state(clusterer, x, [0, 0, 0, 0, 1, 1, 1, 1]), jnp.asarray(x))
     assert state.labels[:, 0].tolist() == [0, 0, 0, 0, 1, 1, 1, 2]
+    # The last two units of the first cluster are nearer to 0, but 0 is not the centroid of the empty cluster.
+    x = np.stack([signal[:, 0]] * 4 + [-signal[:, 0]] * 2 + [signal[:, 1]] * 2, axis=1)[..., None]
+    state = update(clusterer, warm_state(clusterer, x, [0, 0, 0, 0, 0, 0, 1, 1]), jnp.asarray(x))
+    assert sorted(state.sizes[:, 0].tolist()) == [1, 2, 5]
 
 
 # Dtypes, transformations, errors.
@@ -254,7 +284,12 @@ def test_invalid_activations_raise():
 @pytest.mark.bad_input
 @pytest.mark.parametrize(
     ("arguments", "message"),
-    [({"iterations": 0}, "iterations .* got 0"), ({"spatial_weight": -1.0}, "spatial_weight .* got -1.0")],
+    [
+        ({"iterations": 0}, "iterations .* got 0"),
+        ({"spatial_weight": -1.0}, "spatial_weight .* got -1.0"),
+        ({"spatial_weight": float("inf")}, "spatial_weight .* got inf"),
+        ({"spatial_weight": float("nan")}, "spatial_weight .* got nan"),
+    ],
 )
 def test_invalid_hyperparameters_raise(arguments, message):
     with pytest.raises(ValueError, match=message):

@@ -158,6 +158,13 @@ def test_statistics_are_float32(variant):
     assert (masks[0] == masks[1]).all()
 
 
+def test_products_are_computed_in_float32():
+    """By default, accelerators round the factors to bfloat16 or TF32. On a CPU, only the program shows it."""
+    program = jax.jit(functools.partial(dc.corr_drop_mask, block_size=2)).lower(KEY, activations((2, 4, 4, 3)), 0.1)
+    (product,) = (line for line in program.as_text().splitlines() if "dot_general" in line)
+    assert product.count("HIGHEST") == 2
+
+
 @pytest.mark.bad_input
 def test_invalid_arguments_raise():
     x = jnp.ones((2, 4, 6, 3))

@@ -63,11 +63,14 @@ RESCALINGS = ["kept", "rate", "batch", "none"]
 every_drop = pytest.mark.parametrize("name", DROPS)
 
 
-# One method for each way in which masks are computed, in bfloat16 and with XLA's optimizations.
+# One method for each way in which masks are computed. The others are slow.
 FEW = ("dropout", "drop_block", "drop_cluster per channel", "corr_drop")
-few_drops = pytest.mark.parametrize(
-    "name", [pytest.param(name, marks=pytest.mark.optimized if name in FEW else pytest.mark.slow) for name in DROPS]
-)
+
+
+def few_drops(*marks_of_few):
+    return pytest.mark.parametrize(
+        "name", [pytest.param(name, marks=marks_of_few if name in FEW else pytest.mark.slow) for name in DROPS]
+    )
 
 
 X = jax.random.normal(jax.random.key(0), SHAPE)
@@ -295,7 +298,7 @@ def test_rate_0_is_the_identity_bit_for_bit(name):
     assert_identity_at_rate_0(name, jnp.float32)
 
 
-@few_drops
+@few_drops(pytest.mark.optimized)
 def test_rate_0_is_the_identity_bit_for_bit_in_bfloat16(name):
     assert_identity_at_rate_0(name, jnp.bfloat16)
 
@@ -346,7 +349,7 @@ def test_dtype_is_preserved(name):
         assert jax.eval_shape(gradient, x).dtype == dtype
 
 
-@few_drops
+@few_drops()
 def test_rescaling_in_bfloat16_preserves_the_mean(name):
     """A factor of 1 / (1 - 0.1) rounded to bfloat16 would be 0.16 % too small."""
     x = jnp.exp(X).astype(jnp.bfloat16)
@@ -426,13 +429,16 @@ def test_invalid_arguments_raise(name):
     for dtype in (jnp.float8_e8m0fnu, jnp.float4_e2m1fn):
         with pytest.raises(TypeError, match=f"x must have a dtype with zero and NaN, got {jnp.dtype(dtype)}"):
             drop(key, jnp.ones(SHAPE, dtype), 0.1)
-    for rate in ("a", None):
+    for rate in ("a", None, True):
         with pytest.raises(TypeError, match=rf"rate must be a number in \[0, 1\], got {rate!r}"):
             drop(key, jnp.ones(SHAPE), rate)
     with pytest.raises(ValueError, match=r"rate must be a scalar, got shape \(2,\)"):
         drop(key, jnp.ones(SHAPE), jnp.array([0.1, 0.2]))
     with pytest.raises(ValueError, match="rescale must be one of 'kept', 'rate', 'batch', 'none', got 'mean'"):
         jax.eval_shape(drop_of(name, rescale="mean"), key, X, 0.1)
-    if name not in ("dropout", "drop_path"):
+    if name == "drop_path":
+        with pytest.raises(ValueError, match=r"x must have shape \(batch, \.\.\.\), got \(\)"):
+            drop(key, jnp.ones(()), 0.1)
+    elif name != "dropout":
         with pytest.raises(ValueError, match=r"x must have shape .*spatial.*, got \(2, 3\)"):
             drop(key, jnp.ones((2, 3)), 0.1)
