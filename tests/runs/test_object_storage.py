@@ -195,7 +195,7 @@ def test_two_processes_train_one_run(bucket):
 
 @pytest.mark.slow
 def test_folders_are_moved_and_removed(bucket):
-    """What a damaged checkpoint and --restart need, in both stores."""
+    """As for damaged checkpoints and --restart, in both stores."""
     folder = as_path(f"{bucket}/folder")
     for name in ("a", "b/c"):
         paths.write_bytes(folder / name, name.encode())

@@ -55,7 +55,7 @@ EXCLUDED = {
     "stateless_with_tree_map",
     "scale_by_muon",  # part of muon, which applies it to matrices only
 }
-REFUSED = {
+UNSUPPORTED = {
     "lookahead": (lambda: optax.lookahead(optax.sgd(0.1), 5, 0.5), TypeError, "optax.lookahead"),
     "dpsgd": (lambda: optax.contrib.dpsgd(0.1, 1.0, 0.1, 0), ValueError, "batch dimension"),
     "differentially_private_aggregate": (
@@ -74,7 +74,7 @@ def transformations():
         for name, function in vars(module).items():
             if inspect.isfunction(function) and not name.startswith("_"):
                 annotation = str(inspect.signature(function).return_annotation)
-                if "GradientTransformation" in annotation and name not in EXCLUDED | REFUSED.keys():
+                if "GradientTransformation" in annotation and name not in EXCLUDED | UNSUPPORTED.keys():
                     functions[name] = function
     return functions
 
@@ -111,9 +111,9 @@ def test_every_transformation_trains(batch):
 
 
 @pytest.mark.bad_input
-@pytest.mark.parametrize("name", REFUSED)
+@pytest.mark.parametrize("name", UNSUPPORTED)
 def test_unsupported_transformations_raise(name, batch):
-    make, error, message = REFUSED[name]
+    make, error, message = UNSUPPORTED[name]
     with pytest.raises(error, match=message):
         steps = make_steps(Linear(), make())
         steps.train(steps.init(jax.random.key(0), batch), batch)
