@@ -32,6 +32,34 @@ def lloyd(
     return distances.argmin(1)
 
 
+def kmeans_plus_plus(
+    x: np.ndarray, num_clusters: int, coordinates: np.ndarray, weight: float, bits: np.ndarray
+) -> list[int]:
+    """Chooses seeds by greedy k-means++ from random words `(candidates, positions)`. All units must vary."""
+    vectors, varying = correlation_vectors(x)
+    assert varying.all()
+
+    def distances_to(position: int) -> np.ndarray:
+        distances = np.square(vectors - vectors[position]).sum(-1).mean(-1)  # mean over channels
+        return distances + weight * np.square(coordinates - coordinates[position]).sum(-1)
+
+    seeds: list[int] = []
+    nearest = np.ones(len(vectors))
+    for step in range(num_clusters):
+        words = (bits.astype(np.uint64) + step * 0x9E3779B9) % 2**32  # the multiples of the golden ratio
+        uniform = (words // 256 + 0.5) / 2**24
+        with np.errstate(divide="ignore"):
+            candidates = (-np.log(uniform) / nearest).argmin(1)  # exponential variables with the weights as rates
+        if not seeds:
+            best = int(candidates[0])
+            nearest = distances_to(best)
+        else:
+            best = min(map(int, candidates), key=lambda position: np.minimum(nearest, distances_to(position)).sum())
+            nearest = np.minimum(nearest, distances_to(best))
+        seeds.append(best)
+    return seeds
+
+
 def explained(x: np.ndarray, labels: np.ndarray) -> float:
     """Returns `1 - within / total` over the varying units, with labels shared by all channels."""
     vectors, varying = correlation_vectors(x)
