@@ -1,4 +1,6 @@
 import functools
+import inspect
+import itertools
 
 import flax.linen as nn
 import jax
@@ -41,6 +43,21 @@ def slow(value):
 def assert_trees_close(tree, other, rtol=1e-5, atol=1e-7):
     for leaf, other_leaf in zip(jax.tree.leaves(tree), jax.tree.leaves(other), strict=True):
         np.testing.assert_allclose(leaf, other_leaf, rtol=rtol, atol=atol)
+
+
+def test_defaults():
+    """Defaults are part of the API."""
+    parameters = inspect.signature(make_steps).parameters.values()
+    actual = {parameter.name: parameter.default for parameter in parameters if parameter.default is not parameter.empty}
+    assert actual == {
+        **dict.fromkeys(("augment", "preprocess", "mix", "eval_params", "axis_name")),
+        "rate": 0.0,
+        "loss": softmax_cross_entropy,
+        "label_smoothing": 0.0,
+        "grad_accum_steps": 1,
+        "ema_decay": 0.0,
+        "skip_nonfinite": False,
+    }
 
 
 def test_initial_state(sgd):
@@ -95,6 +112,18 @@ def test_clusters_are_learned_in_evaluation_mode(sgd, batch):
     clusterer = Small().clusterer
     expected = clusterer.update(clusterer.init(x.shape[1:]), x)
     assert (steps.update_clusters(state, batch).clusters["drop"]["labels"] == expected.labels).all()
+
+
+def test_evaluation_mode_does_not_depend_on_the_default_of_train(batch):
+    class TrainsByDefault(nn.Module):
+        @nn.compact
+        def __call__(self, x, train=True, rate=0.5, update_clusters=False):
+            return Small()(x, train, rate, update_clusters)
+
+    steps = make_steps(TrainsByDefault(), optax.sgd(0.1))
+    state = jax.eval_shape(steps.init, jax.random.key(0), batch)  # in training mode, a key for dropout is missing
+    assert jax.eval_shape(steps.update_clusters, state, batch) == state
+    assert set(jax.eval_shape(steps.evaluate, state, batch)) == {"loss", "correct", "count"}
 
 
 def test_update_clusters_is_the_identity_without_clusters(batch):
@@ -179,13 +208,13 @@ def test_metrics_match_numpy(sgd, batch):
     np.testing.assert_allclose(softmax_cross_entropy(jnp.float32(logits), batch["label"]), losses, rtol=1e-4)
 
 
-def test_examples_with_weight_zero_are_ignored(sgd, batch):
+def test_examples_are_weighted_in_evaluation(sgd, batch):
     steps, state = sgd
     half = {name: leaf[:16] for name, leaf in batch.items()}
-    padded = {**batch, "weight": (jnp.arange(32) < 16).astype(jnp.float32)}
+    padded = {**batch, "weight": (jnp.arange(32) < 16) * 0.25}
     sums = steps.evaluate(state, padded)
     for name, expected in steps.evaluate(state, half).items():
-        assert sums[name] == pytest.approx(float(expected), rel=1e-5)
+        assert sums[name] == pytest.approx(0.25 * float(expected), rel=1e-5)
 
 
 # Several devices
@@ -399,7 +428,7 @@ def test_labels_are_smoothed_in_training_only(batch):
     assert smooth_loss == plain_loss
 
 
-def test_top5_is_counted_for_100_classes(sgd, batch):
+def test_top5_is_counted_for_100_classes_but_not_for_99(batch):
     model = Small(classes=100)
     steps = make_steps(model, optax.sgd(0.3))
     state = jax.jit(steps.init)(jax.random.key(1), batch)
@@ -407,8 +436,9 @@ def test_top5_is_counted_for_100_classes(sgd, batch):
     top5 = np.argsort(np.asarray(logits), axis=-1)[:, -5:]
     expected = sum(label in classes for label, classes in zip(batch["label"], top5, strict=True))
     assert float(jax.jit(steps.evaluate)(state, batch)["correct_top5"]) == expected
-    steps, state = sgd  # with 4 classes
-    assert "correct_top5" not in steps.evaluate(state, batch)
+    steps = make_steps(Small(classes=99), optax.sgd(0.3))
+    state = jax.eval_shape(steps.init, jax.random.key(1), batch)
+    assert set(jax.eval_shape(steps.evaluate, state, batch)) == {"loss", "correct", "count"}
 
 
 @pytest.mark.parametrize("grad_accum_steps", [1, slow(2)])
@@ -448,9 +478,9 @@ def test_rates_outside_the_unit_interval_raise(rate):
 
 @pytest.mark.bad_input
 def test_options_out_of_range_raise(batch):
-    for option in ("label_smoothing", "ema_decay"):
-        with pytest.raises(ValueError, match=rf"{option} must be in \[0, 1\), got 1\.0"):
-            make_steps(Small(), optax.sgd(0.1), **{option: 1.0})
+    for option, value in itertools.product(("label_smoothing", "ema_decay"), (1.0, -0.1, float("nan"))):
+        with pytest.raises(ValueError, match=rf"{option} must be in \[0, 1\), got {value}"):
+            make_steps(Small(), optax.sgd(0.1), **{option: value})
     with pytest.raises(ValueError, match="grad_accum_steps must be at least 1, got 0"):
         make_steps(Small(), optax.sgd(0.1), grad_accum_steps=0)
     steps = make_steps(Small(), optax.sgd(0.3), grad_accum_steps=5)
@@ -464,8 +494,13 @@ def test_models_without_train_or_rate_raise():
         def __call__(self, x, train=False):
             return x
 
+    class Options(nn.Module):
+        def __call__(self, x, **options):
+            return x
+
     with pytest.raises(TypeError, match="NoRate does not accept rate"):
         make_steps(NoRate(), optax.sgd(0.1))
+    assert callable(make_steps(Options(), optax.sgd(0.1)).train)
 
 
 @pytest.mark.bad_input
