@@ -26,7 +26,7 @@ def is_valid(state, positions):
 
 
 @learning_clusterers
-@pytest.mark.parametrize("num_clusters", [1, 16])
+@pytest.mark.parametrize("num_clusters", slow_unless([1], [1, 16]))
 def test_one_cluster_and_one_cluster_per_position(make, num_clusters, per_channel):
     x = jax.random.normal(jax.random.key(0), (8, 4, 4, 3))
     state = learn(make(num_clusters=num_clusters, per_channel=per_channel), x)
@@ -66,6 +66,7 @@ def test_identical_positions(make, per_channel):
 
 
 @learning_clusterers
+@pytest.mark.slow
 def test_fewer_distinct_positions_than_clusters(make, per_channel):
     x = jax.random.normal(jax.random.key(0), (8, 4, 1, 3)).repeat(4, axis=2)
     state = learn(make(num_clusters=5, per_channel=per_channel), x)
