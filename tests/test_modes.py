@@ -193,8 +193,6 @@ OTHERS = {
 PRESERVE_DTYPE = {*DROPS, *LAYERS, "random_flip", "random_shift", "random_cutout", "random_resized_crop"}
 PRESERVE_DTYPE |= {"mixup", "cutmix", "linen.cluster_inputs"}
 CASES = DROPS | LAYERS | MASKS | CLUSTERERS | METRICS | IMAGES | OTHERS | {"make_steps": train}
-# Steps compare labels with the int64 of `argmax` in x64 mode, and need to know the size of a batch.
-WITHOUT_STEPS = [name for name in CASES if name != "make_steps"]
 GROUPS = {
     "few": ["dropout", "drop_cluster per channel", "corr_drop", "explained_variance", "random_shift"],
     "masks": [*DROPS, *LAYERS, *MASKS],
@@ -272,7 +270,7 @@ def test_types_in_x64_with_strict_promotion(expected_types):
 
     arguments = inputs()
     with strict_x64():
-        check_all(check, WITHOUT_STEPS)
+        check_all(check)
 
 
 @pytest.mark.parametrize("implementation", ["threefry2x32", "rbg", "unsafe_rbg"])
@@ -296,7 +294,7 @@ def test_types_of_other_dtypes(dtype, expected_types):
 
     with jax.enable_x64(dtype == "float64"):
         arguments = inputs(dtype)
-        check_all(check, WITHOUT_STEPS)
+        check_all(check)
 
 
 def test_types_under_vmap(expected_types):
@@ -317,7 +315,7 @@ def symbolic_inputs(key):
 @pytest.mark.bad_input  # a symbolic size is not an int
 def test_types_with_a_symbolic_batch_size():
     arguments = symbolic_inputs(jax.random.key(0))
-    check_all(lambda name: jax.eval_shape(CASES[name], *arguments), WITHOUT_STEPS)
+    check_all(lambda name: jax.eval_shape(CASES[name], *arguments))
 
 
 # Values

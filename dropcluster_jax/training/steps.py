@@ -314,7 +314,7 @@ class _StepFunctions:
             variables["params"] = self.eval_params(state.opt_state, state.params)
         logits: Any = self.model.apply(variables, self.preprocess(batch["image"]), train=False)
         _check_label_range(batch["label"], logits.shape[-1])
-        labels, weight = batch["label"], batch.get("weight", jnp.ones(len(logits)))
+        labels, weight = batch["label"], batch.get("weight", jnp.ones(logits.shape[0], jnp.float32))
         sums = {
             "loss": jnp.sum(weight * self.loss(logits, labels)),
             "correct": jnp.sum(weight * _correct(logits, labels)),
@@ -410,7 +410,7 @@ def _check_batch(batch: Batch) -> None:
         got = sorted(batch) if isinstance(batch, Mapping) else type(batch).__name__
         raise ValueError(f"batch must be a mapping with 'image' and 'label', got {got}")
     _check_labels(batch["label"])
-    shape = (len(batch["image"]),)
+    shape = jnp.shape(batch["image"])[:1]
     for name in ("label", "weight"):
         if name in batch and jnp.shape(batch[name])[: 2 if name == "weight" else 1] != shape:
             raise ValueError(f"{name} must have one entry for each of {shape[0]} images, got {jnp.shape(batch[name])}")
@@ -443,7 +443,7 @@ def _correct(logits: Float[Array, "batch classes"], labels: Labels) -> Float[Arr
     """Returns 1 for correct predictions and 0 for others. The label of a mixed example is its most likely class."""
     if labels.ndim == 2:
         labels = jnp.argmax(labels, axis=-1)
-    return (jnp.argmax(logits, axis=-1) == labels).astype(jnp.float32)
+    return (jnp.argmax(logits, axis=-1).astype(labels.dtype) == labels).astype(jnp.float32)
 
 
 def _correct_top5(logits: Float[Array, "batch classes"], labels: Int[Array, " batch"]) -> Float[Array, " batch"]:
