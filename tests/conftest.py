@@ -3,11 +3,16 @@
 import os
 import pathlib
 
+import jaxlib.version
+
 # Set before JAX is imported: eight virtual CPU devices for tests across devices, and minimal optimization, because
 # compilation dominates the run time of the tests. TEST_OPTIMIZED=1 tests programs as users compile them.
 flags = [os.environ.get("XLA_FLAGS", ""), "--xla_force_host_platform_device_count=8"]
 if os.environ.get("TEST_OPTIMIZED") != "1":
     flags += ["--xla_backend_optimization_level=0", "--xla_llvm_disable_expensive_passes=true"]
+    flags += ["--xla_cpu_parallel_codegen_split_count=1"]
+    if jaxlib.version.__version_info__ < (0, 11):  # The older code generator compiles twice as fast.
+        flags += ["--xla_cpu_use_fusion_emitters=false"]
 os.environ["XLA_FLAGS"] = " ".join(flags)
 # Set in the environment so that subprocesses share the cache. Even fast compilations are cached: tests compile many
 # small programs, often more than once.
@@ -38,11 +43,17 @@ settings.register_profile(
 )
 settings.load_profile("properties")
 
+# The endings of the names of doctests that train a network or compile large programs.
+SLOW_DOCTESTS = ("run_folder.load_run", "augment.random_resized_crop", "mixing.cutmix")
+
 
 def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
     """Runs the slowest files first, so that no worker is left waiting for another at the end."""
-    slowest = ("test_processes", "test_killed", "test_train")
+    slowest = ("test_processes", "test_killed", "test_object_storage", "test_train")
     items.sort(key=lambda item: item.path.stem not in slowest)
+    for item in items:  # A doctest cannot have marks of its own.
+        if item.nodeid.endswith(SLOW_DOCTESTS):
+            item.add_marker(pytest.mark.slow)
 
 
 @pytest.fixture(autouse=True, scope="session")
