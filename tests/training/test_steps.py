@@ -67,6 +67,13 @@ def test_initial_state(sgd):
     assert set(state.variables()) == {"params", "batch_stats", "clusters"}
 
 
+def test_averages_are_the_variables_only_on_request():
+    averages = {"params": {"w": 2.0}, "batch_stats": {}}
+    state = TrainState({"w": 1.0}, {}, {}, (), jax.random.key(0), jnp.zeros((), jnp.int32), averages)
+    assert state.variables() == {"params": {"w": 1.0}} and state.variables(ema=True) == {"params": {"w": 2.0}}
+    assert state._replace(ema=()).variables(ema=True) == {"params": {"w": 1.0}}
+
+
 OPTIMIZERS = {
     "clipped sgd": lambda: optax.chain(optax.clip_by_global_norm(1.0), optax.sgd(0.3)),
     "adamw": lambda: optax.adamw(3e-3),
