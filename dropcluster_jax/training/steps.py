@@ -288,10 +288,7 @@ class _StepFunctions:
         updates, opt_state = self.tx.update(grads, state.opt_state, state.params, **_accepted(self.tx, extra_args))
         params = optax.apply_updates(state.params, updates)
         new_state = state._replace(params=params, batch_stats=batch_stats, opt_state=opt_state)
-        # One reduction for both. With a separate one for the gradients, the compiler for TPUs orders the operations of
-        # ResNet-50 with DropCluster such that they need 1.07 times the temporaries.
-        checked = jax.tree.map(lambda grad, param: jnp.where(jnp.isfinite(grad), param, grad), grads, params)
-        finite = _all_finite((loss, batch_stats, rate, checked))
+        finite = _all_finite((loss, batch_stats, rate)) & _are_finite(grads, params)
         new_state = self._update_ema(new_state)
         if self.skip_nonfinite:
             new_state = jax.tree.map(lambda new, old: jnp.where(finite, new, old), new_state, state)
@@ -463,6 +460,19 @@ def _split_batch(batch: Batch, num_parts: int) -> Batch:
         raise ValueError(f"grad_accum_steps must divide the batch size, {size}, got {num_parts}")
     # Parts are strided, so that each contains examples from all devices and resharding is not needed.
     return jax.tree.map(lambda leaf: jnp.moveaxis(leaf.reshape(-1, num_parts, *leaf.shape[1:]), 1, 0), dict(batch))
+
+
+def _are_finite(grads: PyTree, params: PyTree) -> Bool[Array, ""]:
+    """Returns whether gradients and new parameters are finite.
+
+    On TPU, one reduction checks both. With two, the compiler orders the operations of ResNet-50 with DropCluster such
+    that they need 1.07 times the temporaries. On GPU, one reduction needs 1.04 times those of two.
+    """
+
+    def check_together(grads: PyTree, params: PyTree) -> Array:
+        return _all_finite(jax.tree.map(lambda grad, param: jnp.where(jnp.isfinite(grad), param, grad), grads, params))
+
+    return jax.lax.platform_dependent(grads, params, tpu=check_together, default=lambda *trees: _all_finite(trees))
 
 
 def _all_finite(tree: PyTree) -> Bool[Array, ""]:
