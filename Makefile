@@ -19,7 +19,7 @@ test-slow: .venv/.dev  ## run the slow tests, and the tests marked `optimized` w
 	TEST_OPTIMIZED=1 $(BIN)/python -m pytest -n 2 --dist loadgroup -m optimized
 
 test-tpu: .venv/.tpu  ## compile programs for TPUs, without a TPU, and test what the compiler reports
-	$(BIN)/python -m pytest tests/runs/test_aot.py tests/cli/test_topology.py \
+	$(BIN)/python -m pytest tests/masking/test_tpu.py tests/runs/test_aot.py tests/cli/test_topology.py \
 	  "tests/test_docs.py::test_code_blocks_run_in_order[how-to/tpu.md]"
 
 test-all: test test-slow test-tpu  ## run all tests

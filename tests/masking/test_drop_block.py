@@ -1,4 +1,5 @@
 import functools
+import math
 
 import jax
 import jax.numpy as jnp
@@ -79,8 +80,8 @@ def assert_mask_matches_numpy(spatial, size, per_channel):
 
 
 def dropped_fraction(spatial, size, seeding="exact"):
-    """Returns a compiled function from the rate to the dropped fraction over 20,000 examples and its standard error."""
-    x = jnp.ones((20_000, *spatial, 1))
+    """Returns a compiled function from the rate to the dropped fraction, over many examples, and its standard error."""
+    x = jnp.ones((min(20_000, 4_000_000 // math.prod(spatial)), *spatial, 1))
 
     @jax.jit
     def mean_and_error(rate):
