@@ -48,7 +48,7 @@ SLOW_DOCTESTS = ("run_folder.load_run", "augment.random_resized_crop", "mixing.c
 
 
 def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
-    """Runs the slowest files first, so that no worker is left waiting for another at the end."""
+    """Marks slow doctests, and runs the slowest files first, so that no worker waits for another at the end."""
     slowest = ("test_processes", "test_killed", "test_object_storage", "test_train")
     items.sort(key=lambda item: item.path.stem not in slowest)
     for item in items:  # A doctest cannot have marks of its own.
