@@ -40,7 +40,7 @@ reflect the choice of the test images.
 
 **Protocol.** All methods have the same schedule, augmentation and seeds. First, the learning rate, weight decay and
 label smoothing of the network without drop layers were tuned; all methods share them. Each method then had the same
-number of candidate hyperparameters and uses the ones with the best accuracy on held-out images, a tenth of the training
+number of candidate hyperparameters and uses the ones with the best accuracy on held-out images, a part of the training
 set that no run is trained on. Only *Headline*, *Limited data* and *Corruption* use the test set; the other studies
 report accuracy on the held-out images. The rate is the expected fraction of dropped units, except for FocusedDropout,
 for which it is the fraction of batches in which it drops. The fixed grid is DropCluster without learning: its clusters

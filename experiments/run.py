@@ -9,6 +9,7 @@ import dataclasses
 import functools
 import itertools
 import multiprocessing
+import os
 import pathlib
 import shutil
 import statistics
@@ -16,8 +17,10 @@ import sys
 import time
 from collections.abc import Generator, Iterator, Mapping, Sequence
 from concurrent.futures import FIRST_COMPLETED, Future, ProcessPoolExecutor, wait
+from multiprocessing.queues import SimpleQueue
 from typing import Annotated, Any, NoReturn
 
+import jax
 import tyro
 from rich.console import Console
 
@@ -183,11 +186,15 @@ class Runner:
     @functools.cached_property
     def _workers(self) -> ProcessPoolExecutor:
         """Processes that share the device. Each executes jobs with its own copy of `measure`."""
+        context = multiprocessing.get_context("spawn")
+        cores = context.SimpleQueue()
+        for share in _core_shares(self.options.workers):
+            cores.put(share)
         return ProcessPoolExecutor(
             self.options.workers,
-            multiprocessing.get_context("spawn"),
+            context,
             initializer=_initialize_worker,
-            initargs=(self.measure.data, self.measure.root),
+            initargs=(self.measure.data, self.measure.root, cores),
         )
 
     def _in_time(self, *jobs: Job) -> bool:
@@ -263,8 +270,23 @@ def execute(measure: Measure, job: Job) -> Line:
 _measure: Measure  # of a worker process
 
 
-def _initialize_worker(data: DataConfig, folder: pathlib.Path) -> None:
+def _core_shares(workers: int) -> list[Sequence[int]]:
+    """Returns the cores of each worker: an equal share if JAX runs on the CPU, otherwise all.
+
+    A share is empty if the operating system cannot restrict a process to cores.
+    """
+    if not hasattr(os, "sched_getaffinity"):
+        return [()] * workers
+    cores = sorted(os.sched_getaffinity(0))
+    if jax.default_backend() != "cpu" or workers > len(cores):
+        return [cores] * workers
+    return [cores[index::workers] for index in range(workers)]
+
+
+def _initialize_worker(data: DataConfig, folder: pathlib.Path, cores: SimpleQueue[Sequence[int]]) -> None:
     global _measure
+    if own := cores.get():
+        os.sched_setaffinity(0, own)  # before JAX creates its threads
     _measure = Measure(data, folder, Console(quiet=True))
     contextlib.ExitStack().enter_context(compilation_cache())
 

@@ -1,4 +1,5 @@
 import json
+import os
 import re
 import shlex
 import subprocess
@@ -183,3 +184,12 @@ def test_commands_in_the_readme(tmp_path, capsys):
         words = [*shlex.split(line, comments=True), "--dry-run", "--results", str(tmp_path)]
         tyro.cli(run.main, args=words)
         assert "runs missing" in capsys.readouterr().out, line
+
+
+def test_workers_divide_the_cores(monkeypatch):
+    monkeypatch.setattr(os, "sched_getaffinity", lambda pid: {0, 1, 4, 5, 6}, raising=False)
+    assert run._core_shares(1) == [[0, 1, 4, 5, 6]]
+    assert run._core_shares(2) == [[0, 4, 6], [1, 5]]
+    assert run._core_shares(6) == [[0, 1, 4, 5, 6]] * 6
+    monkeypatch.setattr(jax, "default_backend", lambda: "gpu")
+    assert run._core_shares(2) == [[0, 1, 4, 5, 6]] * 2

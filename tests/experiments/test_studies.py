@@ -126,11 +126,12 @@ def test_all_methods_share_the_tuned_baseline():
             assert {name: getattr(job.config, name) for name in tuned} == tuned
 
 
+@pytest.mark.parametrize(("name", "fraction"), [("small", 0.1), ("cpu", 0.5)])
 @pytest.mark.parametrize("study", ["choices", "limited_data"])
-def test_a_tenth_of_each_class_is_held_out_and_never_trained_on(study):
-    scale = studies.for_dataset(SCALES["small"], "digits")
+def test_a_part_of_each_class_is_held_out_and_never_trained_on(study, name, fraction):
+    scale = studies.for_dataset(SCALES[name], "digits")
     whole = load("digits")
-    held_out = stratified_subset(whole.train.labels, fraction=0.1)
+    held_out = stratified_subset(whole.train.labels, fraction=fraction)
     for job in studies.jobs(study, scale, CHOSEN):
         if job.method == "none" and job.config.seed in (0, 100):
             dataset, _ = open_data(job.config.data, 32)
@@ -139,7 +140,8 @@ def test_a_tenth_of_each_class_is_held_out_and_never_trained_on(study):
             trained = {image.tobytes() for image in dataset.train.images}
             assert not trained & {image.tobytes() for image in whole.train.images[held_out]}
             if job.setting.get("fraction", 1) == 1:
-                assert len(dataset.train) == len(whole.train) - len(held_out)
+                rest = len(whole.train) - len(held_out)
+                assert len(dataset.train) == (rest if scale.examples_per_class is None else 10 * 50)
 
 
 def test_imagenet_uses_the_recipe_of_its_preset():
