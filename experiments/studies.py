@@ -32,6 +32,7 @@ StudyName = Literal[
     "clustering",
     "cadence",
     "warm_up",
+    "duration",
     "features",
 ]
 Options = Mapping[str, Any]  # values of fields of `TrainConfig` or `DropConfig`, by name
@@ -328,6 +329,16 @@ def warm_up(scale: Scale, chosen: Mapping[str, Options]) -> Iterator[Setting]:
             yield method, {"rate_rises": name}, _config(scale, chosen, method, ramp_start=start, ramp_end=end)
 
 
+def duration(scale: Scale, chosen: Mapping[str, Options]) -> Iterator[Setting]:
+    """Numbers of optimizer steps: whether the networks have converged, and whether their order depends on it."""
+    assert scale.base.steps is not None
+    for factor in (0.5, 1.0, 2.0):
+        steps = round(factor * scale.base.steps)
+        for method in scale.methods:
+            if method in ("none", "block", "cluster"):
+                yield method, {"steps": steps}, override(_config(scale, chosen, method), steps=steps)
+
+
 def features(scale: Scale, chosen: Mapping[str, Options]) -> Iterator[Setting]:
     """The variance that clusters explain in the features of each place during training.
 
@@ -354,12 +365,13 @@ STUDIES: dict[str, Callable[[Scale, Mapping[str, Options]], Iterator[Setting]]] 
         clustering,
         cadence,
         warm_up,
+        duration,
         features,
     )
 }
 ON_TEST_SET = ("headline", "limited_data", "corruption")
 TUNING = ("baseline", "choices")
-ABLATIONS = ("placement", "rate_and_size", "cadence", "warm_up", "features")
+ABLATIONS = ("placement", "rate_and_size", "cadence", "warm_up", "duration", "features")
 
 
 def jobs(study: str, scale: Scale, chosen: Mapping[str, Options]) -> list[Job]:

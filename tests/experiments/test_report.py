@@ -20,6 +20,7 @@ STUDIES = (
     "rate_and_size",
     "cadence",
     "warm_up",
+    "duration",
     "features",
 )
 LABELS = {name: method.label for name, method in studies.METHODS.items()}

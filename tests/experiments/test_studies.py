@@ -53,13 +53,12 @@ def check_options(study, scale):
     jobs = jobs_of(study, scale)
     base = SCALES[scale].base
     tuned = {} if study != "baseline" else {"learning_rate": 1.0, "weight_decay": 0.0, "label_smoothing": 0.0}
-    for fraction in {str(job.setting.get("fraction")) for job in jobs}:
-        others = {
-            override(job.config, **vars(base.drop), **tuned, seed=0, data=base.data)
-            for job in jobs
-            if str(job.setting.get("fraction")) == fraction
-        }
-        assert len(others) == 1, study
+    others = {}
+    for job in jobs:
+        length = job.setting.get("fraction"), job.setting.get("steps")
+        config = override(job.config, **vars(base.drop), **tuned, seed=0, data=base.data)
+        others.setdefault(length, set()).add(config)
+    assert all(len(configs) == 1 for configs in others.values()), study
     if study != "baseline":
         assert {job.config.weight_decay for job in jobs} == {CHOSEN["none"]["weight_decay"]}, study
 
@@ -99,6 +98,13 @@ def test_headline_jobs_are_those_of_limited_data_with_all_images():
     corrupted = [job for job in jobs_of("corruption") if job.setting["fraction"] == 1]
     assert {job.trained.id for job in corrupted} == headline
     assert not headline & {job.id for job in corrupted}
+
+
+def test_duration_has_half_and_twice_the_steps():
+    steps = SCALES["cpu"].base.steps
+    for job in jobs_of("duration", "cpu"):
+        assert job.config.steps == job.setting["steps"]
+    assert {job.config.steps for job in jobs_of("duration", "cpu")} == {steps // 2, steps, 2 * steps}
 
 
 def test_one_structure_is_drawn():
