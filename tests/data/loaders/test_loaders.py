@@ -1,6 +1,7 @@
 import dataclasses
 import importlib
 import itertools
+import json
 import subprocess
 import sys
 
@@ -194,10 +195,10 @@ def test_processes_share_each_epoch_and_the_test_set(files):
 
 
 @pytest.mark.slow
-def test_two_jax_processes_form_global_batches():
+def test_two_jax_processes_form_global_batches(tmp_path):
     """Two processes with two devices each, connected by `jax.distributed`."""
     program = """
-import sys, jax
+import json, sys, jax
 jax.config.update("jax_num_cpu_devices", 2)
 jax.distributed.initialize(sys.argv[1], 2, int(sys.argv[2]))
 import numpy as np
@@ -205,27 +206,28 @@ from jax.experimental import multihost_utils
 from jax.sharding import AxisType, NamedSharding, PartitionSpec
 from dropcluster_jax.data import InMemoryLoader, GrainLoader, load
 sharding = NamedSharding(jax.make_mesh((4,), ("batch",), axis_types=(AxisType.Auto,)), PartitionSpec("batch"))
-digits = load("digits")
+digits, results = load("digits"), []
 for make in (InMemoryLoader, GrainLoader):
     loader = make(digits, 16, 3, sharding=sharding)
     batches = loader.train()
     labels = [next(batches)["label"] for _ in range(2)]
     batches.close()
     count = sum(float(jax.numpy.sum(batch["weight"])) for batch in loader.test())
-    print([multihost_utils.process_allgather(label, tiled=True).tolist() for label in labels], count)
+    results.append([[multihost_utils.process_allgather(label, tiled=True).tolist() for label in labels], count])
+with open(sys.argv[3], "w") as file:  # Gloo prints to the standard output
+    json.dump(results, file)
 """
     address = f"127.0.0.1:{portpicker.pick_unused_port()}"
+    files = [tmp_path / "0.json", tmp_path / "1.json"]
     processes = [
-        subprocess.Popen([sys.executable, "-c", program, address, str(index)], stdout=-1, stderr=-1, text=True)
-        for index in (0, 1)
+        subprocess.Popen([sys.executable, "-c", program, address, str(index), file], stderr=subprocess.PIPE, text=True)
+        for index, file in enumerate(files)
     ]
-    outputs = [process.communicate() for process in processes]
-    assert [process.returncode for process in processes] == [0, 0], outputs
+    errors = [process.communicate()[1] for process in processes]
+    assert [process.returncode for process in processes] == [0, 0], errors
     batches = InMemoryLoader(load("digits"), 16, 3).train()
-    expected = f"{[next(batches)['label'].tolist() for _ in range(2)]} 360.0"
-    # Gloo prints the ranks that it connects to.
-    lines = [[line for line in output.splitlines() if not line.startswith("[Gloo]")] for output, _ in outputs]
-    assert lines == [[expected, expected]] * 2
+    expected = [[next(batches)["label"].tolist() for _ in range(2)], 360.0]
+    assert [json.loads(file.read_text()) for file in files] == [[expected, expected]] * 2
 
 
 @pytest.mark.slow
