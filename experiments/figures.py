@@ -99,10 +99,11 @@ def forest_figure(intervals: Mapping[str, Mapping[str, Interval]], label: str) -
         )
     ax.axvline(0, color="gray", linewidth=1)
     ax.set_yticks(range(len(intervals)), labels=list(intervals))
-    ax.invert_yaxis()
+    ax.set_ylim(len(intervals) - 0.5, -0.5)
     ax.set_xlabel(label)
     ax.grid(axis="x", alpha=0.3)
-    ax.legend(frameon=False, fontsize="small")
+    if len(conditions) > 1:
+        ax.legend(frameon=False, fontsize="small")
     return figure
 
 

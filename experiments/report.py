@@ -119,6 +119,8 @@ def _section(lines: list[Line], folder: pathlib.Path, slug: str) -> list[str]:
         f"{schedule[0].upper()}{schedule[1:]}; {drop}.\n",
         *_answer(lines, folder / f"differences-{slug}"),
     ]
+    if best := _best_candidates(lines):
+        text += ["### Best candidates\n", *best]
     for study, chapter in _CHAPTERS.items():
         if own := _select(lines, study=study):
             text += chapter(own, folder / f"{study.replace('_', '-')}-{slug}")
@@ -126,29 +128,34 @@ def _section(lines: list[Line], folder: pathlib.Path, slug: str) -> list[str]:
 
 
 def _readme_section(lines: list[Line]) -> list[str]:
-    """The main results in a sentence and a table; those on held-out images if there are none on test images."""
+    """The main results: accuracies on held-out images, and differences on test images of the methods tested so far."""
     network, schedule, _ = _describe(lines)
-    columns, others = _main_columns(lines), _others(lines)
+    columns = _main_columns(lines)
     if not columns:
-        return [
-            f"{network}, {schedule}. {_describe_tuning(lines)}",
-            *_best_candidates(lines),
-        ]
+        return [f"{network}, {schedule}.\n", *_best_candidates(lines)]
+    tuning = [line for line in lines if line["study"] in studies.TUNING]
+    best = _best_by_method(tuning)
+
+    def difference(group: list[Line], method: str) -> str:
+        if method == "cluster":
+            return ""
+        return _format_difference(_crossed_difference(group, method) or _difference([group], "cluster", method))
+
     rows = [
         [
-            _pair("cluster", other),
-            *(
-                _format_difference(_crossed_difference(group, other) or _difference([group], "cluster", other))
-                for group in columns.values()
-            ),
+            _LABELS[method],
+            f"{_mean_accuracy(best[method]):.1f}" if method in best else "",
+            *(difference(group, method) for group in columns.values()),
         ]
-        for other in others
+        for method in _methods(lines)
     ]
-    seeds = _num_seeds(line for line in lines if line["study"] in studies.ON_TEST_SET)
+    tested = [line for group in columns.values() for line in group]
     return [
-        f"{network}, {schedule}, {seeds} seeds: mean differences with 95 % intervals over seeds and test images, "
+        f"{network}, {schedule}. Held-out accuracy: the best of each method's candidate hyperparameters on "
+        f"{_num_images(tuning):,} images, {_format_seeds(tuning)}. Difference: DropCluster minus the method in test "
+        f"accuracy, in points, with 95 % interval over {_format_seeds(tested)} and the test images, "
         "**bold** if the interval excludes 0.\n",
-        *_table(["difference in test accuracy, points", *columns], rows),
+        *_table(["method", "held-out accuracy, %", *(f"difference, {name}" for name in columns)], rows),
     ]
 
 
@@ -192,20 +199,24 @@ def _answer(lines: list[Line], figure: pathlib.Path) -> list[str]:
     """A table and a figure of the differences between DropCluster and the other methods on the test set."""
     columns = _main_columns(lines)
     if not columns:
-        return ["### Best candidates\n", _describe_tuning(lines), *_best_candidates(lines)]
+        return []
     rows, intervals = [], {}
     for name, group in columns.items():
         for other in _others(group):
             by_seeds, crossed = _difference([group], "cluster", other), _crossed_difference(group, other)
             rows.append([name, _pair("cluster", other), _format_difference(by_seeds), _format_difference(crossed)])
             if (best := crossed or by_seeds) is not None:
-                intervals.setdefault(_LABELS[other], {})[name] = best
+                intervals.setdefault(f"{_MINUS} {_LABELS[other]}", {})[name] = best
     header = ["test accuracy", "difference", "interval over seeds", "interval over seeds and test images"]
-    caption = "DropCluster minus the other methods, with the wider of the two intervals."
+    caption = "DropCluster minus each other method on the test images, with 95 % intervals, the wider of the two."
     return [
         "### Does DropCluster help?\n",
         *_table(header, rows),
-        *_save(figures.forest_figure(intervals, "difference in test accuracy, points"), figure, caption),
+        *_save(
+            figures.forest_figure(intervals, f"DropCluster {_MINUS} other method, points of test accuracy"),
+            figure,
+            caption,
+        ),
     ]
 
 
@@ -360,8 +371,8 @@ def _varied(title: str, description: str) -> Callable[[list[Line], pathlib.Path]
 def _baseline(lines: list[Line], figure: pathlib.Path) -> list[str]:
     return [
         "### Baseline\n",
-        f"The network without drop layers, tuned on the {_num_images(lines):,} held-out images; {_num_seeds(lines)} "
-        f"{'seed' if _num_seeds(lines) == 1 else 'seeds'} that no study on the test set uses.\n",
+        f"The network without drop layers, tuned on the {_num_images(lines):,} held-out images; "
+        f"{_format_seeds(lines)} that no study on the test set uses.\n",
         *_table(
             [*(name.replace("_", " ") for name in lines[0]["setting"]), "accuracy"],
             [
@@ -383,34 +394,39 @@ def _choices(lines: list[Line], figure: pathlib.Path) -> list[str]:
         rows.append([_LABELS[method], next(iter(means)), candidates])
     return [
         "### Chosen hyperparameters\n",
-        f"Accuracy of each candidate on the {_num_images(lines):,} held-out images; {_num_seeds(lines)} "
-        f"{'seed' if _num_seeds(lines) == 1 else 'seeds'} that no study on the test set uses.\n",
+        f"Accuracy of each candidate on the {_num_images(lines):,} held-out images; "
+        f"{_format_seeds(lines)} that no study on the test set uses.\n",
         *_table(["method", "chosen", "candidates"], rows),
     ]
 
 
-def _describe_tuning(lines: Iterable[Line]) -> str:
-    return (
-        f"Accuracy on {_num_images(lines):,} held-out images with the best of each method's candidate hyperparameters, "
-        f"mean over {_num_seeds(lines)} seeds. The test set has not been used yet.\n"
-    )
-
-
 def _best_candidates(lines: list[Line]) -> list[str]:
-    """Returns a table of the best candidate of each method on the held-out images."""
+    """A sentence and a table of each method's best candidate on the held-out images, if there are any."""
     tuning = [line for line in lines if line["study"] in studies.TUNING]
-    best = {method: _by_setting(_select(tuning, method=method))[0] for method in _methods(tuning)}
+    best = _best_by_method(tuning)
+    if "none" not in best:
+        return []
+    untested = "" if _main_columns(lines) else " The test set has not been used yet."
     baseline = _mean_accuracy(best["none"])
     rows = [
         [
             _LABELS[method],
             _format_setting(group[0]["setting"]),
             f"{_mean_accuracy(group):.1f}",
-            "" if method == "none" else f"{_mean_accuracy(group) - baseline:+.1f}".replace("-", _MINUS),
+            "" if method == "none" else f"{_mean_accuracy(group) - baseline:+z.1f}".replace("-", _MINUS),
         ]
         for method, group in best.items()
     ]
-    return _table(["method", "chosen", "held-out accuracy, %", f"{_MINUS} no drop layer, points"], rows)
+    return [
+        f"Accuracy on {_num_images(tuning):,} held-out images with the best of each method's candidate "
+        f"hyperparameters; {_format_seeds(tuning)}.{untested}\n",
+        *_table(["method", "chosen", "held-out accuracy, %", f"{_MINUS} no drop layer, points"], rows),
+    ]
+
+
+def _best_by_method(tuning: Sequence[Line]) -> dict[str, list[Line]]:
+    """Returns the runs of each method's best candidate on the held-out images."""
+    return {method: _by_setting(_select(tuning, method=method))[0] for method in _methods(tuning)}
 
 
 def _by_setting(lines: Iterable[Line]) -> list[list[Line]]:
@@ -553,8 +569,9 @@ def _mean_accuracy(lines: Iterable[Line]) -> float:
     return 100 * statistics.mean(line["accuracy"] for line in lines)
 
 
-def _num_seeds(lines: Iterable[Line]) -> int:
-    return len({line["seed"] for line in lines})
+def _format_seeds(lines: Iterable[Line]) -> str:
+    number = len({line["seed"] for line in lines})
+    return "1 seed" if number == 1 else f"{number} seeds"
 
 
 def _num_images(lines: Iterable[Line]) -> int:
@@ -642,7 +659,7 @@ def _format_difference(difference: Interval | None) -> str:
     if difference is None:
         return ""
     bounds = f" ({difference.low:+.1f} to {difference.high:+.1f})" if difference.num_values > 1 else ""
-    text = f"{difference.mean:+.1f}{bounds}".replace("-", _MINUS)
+    text = f"{difference.mean:+z.1f}{bounds}".replace("-", _MINUS)
     return f"**{text}**" if difference.excludes_zero else text
 
 

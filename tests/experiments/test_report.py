@@ -145,7 +145,9 @@ def test_the_readme_is_changed_only_between_the_marks(tmp_path):
     assert (
         text.startswith("# A title\n<!-- made by") and text.endswith("<!-- end -->\nafter\n") and "previous" not in text
     )
-    assert len(re.findall(rf"^\| DropCluster {MINUS} .*\|$", text, re.MULTILINE)) == 2
+    row = r"^\| %s \| \d\d\.\d \| \*{0,2}[+\u2212]\d+\.\d \(.* to .*\)\*{0,2} \|$"
+    assert re.search(row % "no drop layer", text, re.MULTILINE) and re.search(row % "DropBlock", text, re.MULTILINE)
+    assert re.search(r"^\| DropCluster \| \d\d\.\d \|  \|$", text, re.MULTILINE)
     write(folder, tmp_path / "docs", readme)
     assert readme.read_text() == text
     readme.write_text("# A title\n")
