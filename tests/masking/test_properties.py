@@ -6,6 +6,7 @@ import itertools
 
 import jax
 import jax.numpy as jnp
+import jaxlib.version
 import numpy as np
 import pytest
 import scipy.stats
@@ -295,19 +296,20 @@ def test_masks_are_constant_within_clusters_and_independent_between_them(groups)
 
 @every_drop
 def test_rate_0_is_the_identity_bit_for_bit(name):
-    assert_identity_at_rate_0(name, X.at[0, 0, 0, 2].set(1e-40))
+    assert_identity_at_rate_0(name, jnp.float32)
 
 
 @few_drops(pytest.mark.optimized)
 def test_rate_0_is_the_identity_bit_for_bit_in_bfloat16(name):
-    """Without denormals: processors with an instruction that converts to bfloat16 may flush them to 0."""
-    assert_identity_at_rate_0(name, X.astype(jnp.bfloat16))
+    assert_identity_at_rate_0(name, jnp.bfloat16)
 
 
-def assert_identity_at_rate_0(name, x):
-    x = x.at[0, 0, 0, 0].set(-0.0).at[0, 0, 0, 1].set(jnp.inf)
+def assert_identity_at_rate_0(name, dtype):
+    x = X.at[0, 0, 0, 0].set(-0.0).at[0, 0, 0, 1].set(jnp.inf).at[0, 0, 0, 2].set(1e-40).astype(dtype)
     for y in compiled(name)(0, x, 0.0)[1].values():
-        assert y.dtype == x.dtype and np.asarray(y).tobytes() == np.asarray(x).tobytes()
+        if dtype == jnp.bfloat16 and jaxlib.version.__version_info__ >= (0, 11) and y[0, 0, 0, 2] == 0:
+            y = y.at[0, 0, 0, 2].set(x[0, 0, 0, 2])  # The CPU's conversion to bfloat16 flushes denormals.
+        assert y.dtype == dtype and np.asarray(y).tobytes() == np.asarray(x).tobytes()
 
 
 @every_drop
