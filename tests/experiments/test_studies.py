@@ -146,8 +146,8 @@ def test_a_part_of_each_class_is_held_out_and_never_trained_on(study, name, frac
             trained = {image.tobytes() for image in dataset.train.images}
             assert not trained & {image.tobytes() for image in whole.train.images[held_out]}
             if job.setting.get("fraction", 1) == 1:
-                rest = len(whole.train) - len(held_out)
-                assert len(dataset.train) == (rest if scale.examples_per_class is None else 10 * 50)
+                per_class = scale.examples_per_class
+                assert len(dataset.train) == (10 * per_class if per_class else len(whole.train) - len(held_out))
 
 
 def test_imagenet_uses_the_recipe_of_its_preset():
