@@ -43,7 +43,7 @@ from dropcluster_jax.runs import (
 )
 from dropcluster_jax.runs.run_folder import read_json_lines
 from dropcluster_jax.training import NonFiniteError
-from experiments.results import Line, encode_bits, encode_labels
+from experiments.results import Line, encode_bits, encode_counts, encode_labels
 from experiments.studies import Job
 
 _MAX_MAPS = 6  # label maps of a place in a line
@@ -92,9 +92,10 @@ class Measure:
         An interrupted job resumes from its latest checkpoint. If the loss becomes non-finite, the accuracy is chance.
 
         Returns:
-            `digest`, `accuracy`, `count` (evaluated images), `finite`, and either `corruptions` or `loss`,
-            `train_loss`, `images_per_second`, `clusters`, `snapshots`, `features` (if the job is `probed`) and, on the
-            test set, `correct`: whether each image is classified correctly.
+            `digest`, `accuracy`, `count` (evaluated images) and `finite`. Under corruptions, also `corruptions` and
+            `correct_counts`: under how many of them each image is classified correctly. Otherwise `loss`, `train_loss`,
+            `images_per_second`, `clusters`, `snapshots`, `features` (if the job is `probed`) and, on the test set,
+            `correct`: whether each image is classified correctly.
 
         Raises:
             ValueError, OSError, ImportError: As in `trainer.prepare` and `trainer.execute`.
@@ -166,14 +167,19 @@ class Measure:
     def _corrupted(self, job: Job, folder: pathlib.Path) -> Line:
         run = load_run(folder, notify=self._notify)
         results: dict[str, dict[str, Any]] = {}
-        count = 0
+        correct: list[np.ndarray] = []
         for name in CORRUPTIONS:
             corrupted = [self._corrupted_test(name, severity, job.corrupted or None) for severity in range(1, 6)]
-            accuracies = [float(_is_correct(run, examples).mean()) for examples, _ in corrupted]
-            results[name] = {"origin": corrupted[0].origin, "accuracy": accuracies}
-            count = len(corrupted[0].examples)
-        mean = statistics.mean(accuracy for result in results.values() for accuracy in result["accuracy"])
-        return {"accuracy": mean, "count": count, "finite": True, "corruptions": results}
+            own = [_is_correct(run, examples) for examples, _ in corrupted]
+            results[name] = {"origin": corrupted[0].origin, "accuracy": [float(values.mean()) for values in own]}
+            correct += own
+        return {
+            "accuracy": float(np.mean(correct)),
+            "count": len(correct[0]),
+            "finite": True,
+            "corruptions": results,
+            "correct_counts": encode_counts(np.sum(correct, axis=0)),
+        }
 
     def _corrupted_test(self, name: str, severity: int, number: int | None) -> CorruptedTest:
         """Returns the first `number` test examples under a corruption; images computed here are cached on disk."""

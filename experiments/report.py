@@ -17,7 +17,7 @@ from matplotlib.figure import Figure
 from dropcluster_jax.viz import cluster_history_figure
 from experiments import figures, results, studies
 from experiments.intervals import Interval, crossed_interval, interval, paired_difference
-from experiments.results import Line, decode_bits, decode_labels
+from experiments.results import Line, decode_bits, decode_counts, decode_labels
 
 _ROOT = pathlib.Path(__file__).parents[1]
 _BEGIN, _END = "<!-- made by python -m experiments.report -->", "<!-- end -->"
@@ -40,9 +40,9 @@ reflect the choice of the test images.
 
 **How strong are these networks?** ResNet-20 has 0.27 million parameters, so that a study takes hours on two CPU cores.
 Larger networks are more accurate with as few images: with 400 CIFAR-10 images per class, shifted and mirrored, a tuned
-WRN-28-2 (1.5 million parameters) reaches [79.7 %](https://arxiv.org/abs/1804.09170); with 50 images per class, a tuned
-WRN-16-8 (11 million) reaches [58.2 %](https://arxiv.org/abs/2108.13122). Differences between methods may not carry over
-to them.
+WRN-28-2 (1.5 million parameters) reaches [79.7 %](https://arxiv.org/abs/1804.09170), and with stronger augmentation
+[85.7 %](https://github.com/sud0301/my_uda_pytorch/blob/58537f8/README.md); with 50 images per class, a tuned WRN-16-8
+(11 million) reaches [58.2 %](https://arxiv.org/abs/2108.13122). Differences between methods may not carry over to them.
 
 **Protocol.** All methods have the same schedule, augmentation and seeds. First, the learning rate, weight decay and
 label smoothing of the network without drop layers were tuned; all methods share them. Each method then had the same
@@ -149,11 +149,17 @@ def _readme_section(lines: list[Line]) -> list[str]:
         ]
         for method in _methods(lines)
     ]
-    tested = [line for group in columns.values() for line in group]
+    numbers = {
+        difference.num_values
+        for group in columns.values()
+        for method in _others(group)
+        if (difference := _difference([group], "cluster", method)) is not None
+    }
+    seeds = f"{min(numbers)} to {max(numbers)} seeds" if len(numbers) > 1 else f"{max(numbers, default=0)} seeds"
     return [
         f"{network}, {schedule}. Held-out accuracy: the best of each method's candidate hyperparameters on "
         f"{_num_images(tuning):,} images, {_format_seeds(tuning)}. Difference: DropCluster minus the method in test "
-        f"accuracy, in points, with 95 % interval over {_format_seeds(tested)} and the test images, "
+        f"accuracy, in points, with 95 % interval over {seeds} and the test images, "
         "**bold** if the interval excludes 0.\n",
         *_table(["method", "held-out accuracy, %", *(f"difference, {name}" for name in columns)], rows),
     ]
@@ -182,7 +188,7 @@ def _describe(lines: Sequence[Line]) -> tuple[str, str, str]:
 def _main_columns(lines: list[Line]) -> dict[str, list[Line]]:
     """Returns the results on the test set that answer whether DropCluster helps, by header."""
     fractions = _by_fraction(_select(lines, study="limited_data"))
-    whole = fractions.pop("100 %", None) or _select(lines, study="headline")
+    whole = max(fractions.pop("100 %", []), _select(lines, study="headline"), key=len)
     columns = {
         "all images": whole,
         **{f"{name} of the images": group for name, group in reversed(fractions.items())},
@@ -204,10 +210,13 @@ def _answer(lines: list[Line], figure: pathlib.Path) -> list[str]:
     for name, group in columns.items():
         for other in _others(group):
             by_seeds, crossed = _difference([group], "cluster", other), _crossed_difference(group, other)
-            rows.append([name, _pair("cluster", other), _format_difference(by_seeds), _format_difference(crossed)])
+            seeds = str(by_seeds.num_values) if by_seeds is not None else ""
+            rows.append(
+                [name, _pair("cluster", other), seeds, _format_difference(by_seeds), _format_difference(crossed)]
+            )
             if (best := crossed or by_seeds) is not None:
                 intervals.setdefault(f"{_MINUS} {_LABELS[other]}", {})[name] = best
-    header = ["test accuracy", "difference", "interval over seeds", "interval over seeds and test images"]
+    header = ["test accuracy", "difference", "seeds", "interval over seeds", "interval over seeds and test images"]
     caption = "DropCluster minus each other method on the test images, with 95 % intervals, the wider of the two."
     return [
         "### Does DropCluster help?\n",
@@ -223,10 +232,18 @@ def _answer(lines: list[Line], figure: pathlib.Path) -> list[str]:
 def _crossed_difference(lines: Iterable[Line], other: str) -> Interval | None:
     """Returns DropCluster minus another method over seeds and test images, if results by image are available."""
     pairs = _paired([_select(lines, method=method) for method in ("cluster", other)])
-    if len(pairs) < 2 or not all("correct" in line for pair in pairs for line in pair):
+    correct = [[_correct(line) for line in pair] for pair in pairs]
+    if len(pairs) < 2 or any(values is None for pair in correct for values in pair):
         return None
-    correct = np.array([[decode_bits(line["correct"], line["count"]) for line in pair] for pair in pairs], float)
-    return crossed_interval(100 * (correct[:, 0] - correct[:, 1]))
+    values = np.array(correct, float)
+    return crossed_interval(100 * (values[:, 0] - values[:, 1]))
+
+
+def _correct(line: Line) -> np.ndarray | None:
+    """Returns how often each test image is classified correctly, from 0 to 1; None if that was not recorded."""
+    if "correct_counts" in line:
+        return decode_counts(line["correct_counts"]) / sum(len(own["accuracy"]) for own in line["corruptions"].values())
+    return decode_bits(line["correct"], line["count"]) if "correct" in line else None
 
 
 def _paired(groups: Sequence[Iterable[Line]]) -> list[tuple[Line, ...]]:

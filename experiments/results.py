@@ -81,6 +81,16 @@ def decode_bits(text: str, count: int) -> np.ndarray:
     return np.unpackbits(np.frombuffer(base64.b64decode(text), np.uint8), count=count).astype(bool)
 
 
+def encode_counts(values: np.ndarray) -> str:
+    """Returns a 1-D array of integers from 0 to 255 as base64, one per byte."""
+    return base64.b64encode(values.astype(np.uint8).tobytes()).decode()
+
+
+def decode_counts(text: str) -> np.ndarray:
+    """Inverse of `encode_counts`."""
+    return np.frombuffer(base64.b64decode(text), np.uint8).astype(int)
+
+
 def provenance() -> dict[str, Any]:
     """Returns `commit`, `versions`, `device` and `time`."""
     versions = {name: importlib.metadata.version(name) for name in _PACKAGES}

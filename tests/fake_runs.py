@@ -7,7 +7,7 @@ import numpy as np
 from rich.console import Console
 
 from dropcluster_jax.data import CORRUPTIONS
-from experiments.results import encode_bits
+from experiments.results import encode_bits, encode_counts
 from experiments.run import Options, Runner
 
 ACCURACY = {
@@ -63,7 +63,9 @@ class FakeMeasure:
     def _corrupted(self, job):
         accuracies = [self.accuracy(job) - 0.05 * severity for severity in range(5)]
         corruptions = {name: {"origin": "made", "accuracy": accuracies} for name in CORRUPTIONS}
-        return {"accuracy": self.accuracy(job) - 0.1, "corruptions": corruptions}
+        correct = [np.arange(100) < 100 * accuracy for accuracy in accuracies]
+        counts = encode_counts(len(CORRUPTIONS) * np.sum(correct, axis=0))
+        return {"accuracy": self.accuracy(job) - 0.1, "corruptions": corruptions, "correct_counts": counts}
 
 
 def work(study, folder, measure=None, **options):

@@ -20,7 +20,7 @@ from dropcluster_jax.runs.trainer import Stopped
 from experiments import measure as measure_module
 from experiments import studies
 from experiments.measure import Measure
-from experiments.results import decode_labels, read
+from experiments.results import decode_counts, decode_labels, read
 from experiments.run import Options, Runner
 from experiments.studies import METHODS, SCALES, Job, override
 
@@ -127,6 +127,8 @@ def test_corrupted_images_are_evaluated_on_the_trained_network(tmp_path, monkeyp
     line = measure(corrupted)
     assert list(line["corruptions"]) == ["brightness"] and line["count"] == 50
     assert line["accuracy"] == pytest.approx(np.mean(line["corruptions"]["brightness"]["accuracy"]))
+    counts = decode_counts(line["correct_counts"])
+    assert len(counts) == 50 and np.mean(counts / 5) == pytest.approx(line["accuracy"])
     shutil.rmtree(measure.folder(trained))
     assert measure(corrupted) == line  # after training again
 

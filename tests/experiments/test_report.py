@@ -124,16 +124,21 @@ def test_two_results_for_the_same_run(tmp_path):
         write(tmp_path, tmp_path / "docs")
 
 
-def test_intervals_over_seeds_and_test_images(folder, files):
-    lines = results.read(folder / "headline.jsonl")
-    correct = [
-        [results.decode_bits(line["correct"], line["count"]) for line in lines if line["method"] == method]
-        for method in ("cluster", "block")
-    ]
+@pytest.mark.parametrize(
+    ("study", "name", "frequencies"),
+    [
+        ("headline", "all images", lambda line: results.decode_bits(line["correct"], line["count"])),
+        ("corruption", "corrupted test images", lambda line: results.decode_counts(line["correct_counts"]) / 75),
+    ],
+)
+def test_intervals_over_seeds_and_test_images(folder, files, study, name, frequencies):
+    lines = [line for line in results.read(folder / f"{study}.jsonl") if line["setting"].get("fraction", 1) == 1]
+    correct = [[frequencies(line) for line in lines if line["method"] == method] for method in ("cluster", "block")]
     mean, low, high, _ = crossed_interval(100 * np.subtract(*np.array(correct, float)))
-    row = rf"^\| all images \| DropCluster {MINUS} DropBlock \| .* \| (.*) \|$"
+    row = rf"^\| {name} \| DropCluster {MINUS} DropBlock \| (\d) \| .* \| (.*) \|$"
     found = re.search(row, files["results.md"].decode(), re.MULTILINE)
-    assert found[1].strip("*") == f"{mean:+.1f} ({low:+.1f} to {high:+.1f})".replace("-", MINUS)
+    assert int(found[1]) == len(correct[0])
+    assert found[2].strip("*") == f"{mean:+.1f} ({low:+.1f} to {high:+.1f})".replace("-", MINUS)
 
 
 def test_the_readme_is_changed_only_between_the_marks(tmp_path):

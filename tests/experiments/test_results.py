@@ -54,3 +54,8 @@ def test_label_maps_round_trip_through_json():
 @given(st.lists(st.booleans()))
 def test_bits_are_decoded(values):
     assert results.decode_bits(results.encode_bits(np.array(values, bool)), len(values)).tolist() == values
+
+
+@given(st.lists(st.integers(0, 255)))
+def test_counts_are_decoded(values):
+    assert results.decode_counts(results.encode_counts(np.array(values, int))).tolist() == values
