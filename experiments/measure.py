@@ -16,7 +16,7 @@ import numpy as np
 from jaxtyping import Array, Float
 from rich.console import Console
 
-from dropcluster_jax import Grid, KMeans
+from dropcluster_jax import Grid, KMeans, corr_drop_mask, focused_dropout_mask
 from dropcluster_jax.cache import cached
 from dropcluster_jax.clustering import Clusterer
 from dropcluster_jax.data import (
@@ -34,6 +34,7 @@ from dropcluster_jax.models import ResNet
 from dropcluster_jax.runs import (
     Checkpointer,
     DataConfig,
+    DropConfig,
     LoadedRun,
     TrainConfig,
     load_run,
@@ -94,7 +95,8 @@ class Measure:
         Returns:
             `digest`, `accuracy`, `count` (evaluated images) and `finite`. Under corruptions, also `corruptions` and
             `correct_counts`: under how many of them each image is classified correctly. Otherwise `loss`, `train_loss`,
-            `images_per_second`, `clusters`, `snapshots`, `features` (if the job is `probed`) and, on the test set,
+            `images_per_second`, `clusters`, `snapshots`, `features` (if the job is `probed`), `dropped` (if masks
+            depend on the activations): the fraction of units that a mask drops at each place, and, on the test set,
             `correct`: whether each image is classified correctly.
 
         Raises:
@@ -110,7 +112,7 @@ class Measure:
             _, spec = run_folder.read_config(folder)
             return {"digest": self.digest, **_failed(job, 1 / spec.num_classes)}
         if job.corrupted is None:
-            measured = {**_trained(job, folder, summary), **self._correct(job, folder)}
+            measured = {**_trained(job, folder, summary), **self._correct(job, folder), **self._dropped(job, folder)}
             return {"digest": self.digest, **measured, **self._probed(job, folder)}
         with self._console.status(f"{job}: corrupted images"):
             return {"digest": self.digest, **self._corrupted(job, folder)}
@@ -136,6 +138,22 @@ class Measure:
             return {}
         run = load_run(folder, notify=self._notify)
         return {"correct": encode_bits(_is_correct(run, examples))}
+
+    def _dropped(self, job: Job, folder: pathlib.Path) -> Line:
+        """Returns the fraction of units that masks drop in the outputs of stages, if they depend on the activations.
+
+        The activations are those of the trained network, in evaluation mode, for the first training images.
+        """
+        examples, drop = self._dataset.train, job.config.drop
+        if drop.method not in ("corr", "focused") or not isinstance(examples, ArrayExamples):
+            return {}
+        run = load_run(folder, notify=self._notify)
+        features = _features(run.model, run.spec, run.variables, examples.images[: drop.probe_size])
+        return {
+            "dropped": {
+                place: float(_dropped_fraction(drop, x)) for place, x in features.items() if place in drop.places
+            }
+        }
 
     def _probed(self, job: Job, folder: pathlib.Path) -> Line:
         """Returns the variance that clusters explain in the features of each place, for each checkpoint.
@@ -231,6 +249,18 @@ def _features(
     _, captured = model.apply(variables, x, capture_intermediates=is_last_block, mutable=["intermediates"])
     intermediates: Any = captured["intermediates"]
     return {stage: intermediates[block]["__call__"][0] for stage, block in last_blocks.items()}
+
+
+@functools.partial(jax.jit, static_argnums=0)
+def _dropped_fraction(drop: DropConfig, x: Float[Array, "batch height width channels"]) -> Float[Array, ""]:
+    """Returns the fraction of units that a mask drops; for FocusedDropout, that of a masked batch."""
+    key = jax.random.key(0)
+    if drop.method == "focused":
+        mask = focused_dropout_mask(key, x, 1.0, threshold_range=drop.threshold_range)
+    else:
+        variant = "channel" if drop.per_channel else "spatial"
+        mask = corr_drop_mask(key, x, drop.rate, variant=variant, block_size=drop.block_size)
+    return 1 - mask.mean()
 
 
 @functools.partial(jax.jit, static_argnums=0)

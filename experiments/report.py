@@ -150,10 +150,10 @@ def _readme_section(lines: list[Line]) -> list[str]:
         for method in _methods(lines)
     ]
     numbers = {
-        difference.num_values
+        found.num_values
         for group in columns.values()
         for method in _others(group)
-        if (difference := _difference([group], "cluster", method)) is not None
+        if (found := _difference([group], "cluster", method)) is not None
     }
     seeds = f"{min(numbers)} to {max(numbers)} seeds" if len(numbers) > 1 else f"{max(numbers, default=0)} seeds"
     return [
@@ -254,7 +254,39 @@ def _paired(groups: Sequence[Iterable[Line]]) -> list[tuple[Line, ...]]:
 
 def _headline(lines: list[Line], figure: pathlib.Path) -> list[str]:
     columns: Columns = {"all images": [lines]}
-    return ["### Headline\n", f"Accuracy on the {_num_images(lines):,} test images.\n", *_comparison(lines, columns)]
+    return [
+        "### Headline\n",
+        f"Accuracy on the {_num_images(lines):,} test images.\n",
+        *_comparison(lines, columns),
+        *_dropped_fractions(lines),
+    ]
+
+
+def _dropped_fractions(lines: Sequence[Line]) -> list[str]:
+    """A table of the fraction of dropped units, for methods whose masks depend on the activations."""
+    own = {method: dropped for method in _methods(lines) if (dropped := _dropped_by_place(lines, method))}
+    if not own:
+        return []
+    places = sorted({place for dropped in own.values() for place in dropped})
+    rows = [
+        [
+            _LABELS[method],
+            _format_value(_select(lines, method=method)[0]["config"]["drop"]["rate"]),
+            *(_average((100 * value for value in dropped.get(place, [])), ".0f") for place in places),
+        ]
+        for method, dropped in own.items()
+    ]
+    return [
+        "Units that a mask drops in the trained network, in %, for methods that compute masks from the activations. "
+        "FocusedDropout masks a fraction of the batches, its rate.\n",
+        *_table(["method", "rate", *places], rows),
+    ]
+
+
+def _dropped_by_place(lines: Iterable[Line], method: str) -> dict[str, list[float]]:
+    """Returns the fractions of dropped units by place, one for each run that recorded it."""
+    recorded = [line["dropped"] for line in _select(lines, method=method) if "dropped" in line]
+    return {place: [dropped[place] for dropped in recorded] for dropped in recorded[:1] for place in dropped}
 
 
 def _limited_data(lines: list[Line], figure: pathlib.Path) -> list[str]:

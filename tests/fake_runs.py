@@ -53,6 +53,8 @@ class FakeMeasure:
             line["correct"] = encode_bits(np.arange(100) < 100 * line["accuracy"])
         if job.config.drop.method == "cluster":
             line["clusters"] = {"stage1": {"explained_variance": 0.4, "ari_with_grid": 0.5, "num_updates": 3}}
+        if job.method in ("corr", "focused"):
+            line["dropped"] = {"stage1": 0.2 + 0.01 * job.config.seed, "stage2": 0.3}
         if job.probed:
             steps = ({"step": step, "k-means": 0.3 + 0.01 * job.config.seed, "grid": 0.2} for step in (90, 180, 270))
             line["features"] = {"stage1": list(steps)}

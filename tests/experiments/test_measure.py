@@ -118,6 +118,13 @@ def test_learned_clusters_explain_more_variance_of_the_features_than_a_grid(tmp_
     assert all(0 < entry["grid"] < entry["k-means"] < 1 for entries in features.values() for entry in entries)
 
 
+@pytest.mark.parametrize(("method", "bounds"), [("corr", (0.15, 0.25)), ("focused", (0.3, 1.0))])
+def test_dropped_fraction_of_masks_that_depend_on_activations(tmp_path, method, bounds):
+    dropped = new_measure(tmp_path)(job(method, rate=0.2))["dropped"]
+    low, high = bounds
+    assert list(dropped) == ["stage1"] and low < dropped["stage1"] < high
+
+
 def test_corrupted_images_are_evaluated_on_the_trained_network(tmp_path, monkeypatch):
     monkeypatch.setattr(measure_module, "CORRUPTIONS", ("brightness",))
     measure, trained = new_measure(tmp_path), job(method="none", target="test")

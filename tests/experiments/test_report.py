@@ -115,6 +115,12 @@ def test_explained_variance_by_place_and_step(files):
     assert [row[0] for row in rows] == ["90", "180", "270"] and all(set(row[1:]) == cells for row in rows)
 
 
+def test_fractions_of_dropped_units(tmp_path):
+    work("headline", tmp_path / "results", methods=("none", "corr", "cluster"))
+    text = write(tmp_path / "results", tmp_path / "docs")["results.md"].decode()
+    assert re.search(r"^\| CorrDrop \| 0.2 \| 21 \| 30 \|$", text, re.MULTILINE)  # 20, 21 and 22 % at stage 1
+
+
 def test_two_results_for_the_same_run(tmp_path):
     work("headline", tmp_path)
     path = tmp_path / "headline.jsonl"
