@@ -539,6 +539,10 @@ _CHAPTERS: dict[str, Callable[[list[Line], pathlib.Path], list[str]]] = {
     "rate_and_size": _varied(
         "Rate and size", "by rate and by side of the blocks; clusters have side x side positions on average"
     ),
+    "rate_by_fraction": _varied(
+        "Rate and number of images",
+        "by fraction of the training images and by rate; blocks and clusters have the sizes chosen on all images",
+    ),
     "cadence": _varied("Update interval", "by the number of steps between updates of the clusters"),
     "warm_up": _varied("Warm-up", "by the part of the training in which the rate rises"),
     "duration": _varied("Duration", "by the number of optimizer steps, over which the learning rate decays"),

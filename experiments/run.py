@@ -52,7 +52,7 @@ class Options:
     steps: int | None = None
     """Number of optimizer steps, instead of the scale's."""
     fractions: tuple[float, ...] | None = None
-    """Fractions of the training images, for limited_data and corruption."""
+    """Fractions of the training images, for limited_data, corruption and rate_by_fraction."""
     shard: str = "1/1"
     """i/n: execute the i-th of n parts of the study, one per machine. Concatenate their result files to merge them."""
     workers: int = 1

@@ -29,6 +29,7 @@ StudyName = Literal[
     "corruption",
     "placement",
     "rate_and_size",
+    "rate_by_fraction",
     "clustering",
     "cadence",
     "warm_up",
@@ -289,6 +290,16 @@ def rate_and_size(scale: Scale, chosen: Mapping[str, Options]) -> Iterator[Setti
                 yield method, {"side": side, "rate": rate}, _config(scale, chosen, method, rate=rate, **_square(side))
 
 
+def rate_by_fraction(scale: Scale, chosen: Mapping[str, Options]) -> Iterator[Setting]:
+    """Rates on subsets of the training images: whether the rate chosen on all of them fits the subsets as well."""
+    for fraction in scale.fractions:
+        for rate in (0.2, 0.3, 0.4):
+            for method in _dropping(scale, among=("block", "grid", "cluster")):
+                if fraction < 1:
+                    config = _config(scale, chosen, method, fraction=fraction, rate=rate)
+                    yield method, {"fraction": fraction, "rate": rate}, config
+
+
 STRUCTURES: dict[str, Options] = {
     "k-means, shared": {"clusterer": "kmeans"},
     "k-means, shared, learned once": {"clusterer": "kmeans", "update_every": NEVER_AGAIN},
@@ -362,6 +373,7 @@ STUDIES: dict[str, Callable[[Scale, Mapping[str, Options]], Iterator[Setting]]] 
         corruption,
         placement,
         rate_and_size,
+        rate_by_fraction,
         clustering,
         cadence,
         warm_up,
@@ -371,7 +383,7 @@ STUDIES: dict[str, Callable[[Scale, Mapping[str, Options]], Iterator[Setting]]] 
 }
 ON_TEST_SET = ("headline", "limited_data", "corruption")
 TUNING = ("baseline", "choices")
-ABLATIONS = ("placement", "rate_and_size", "cadence", "warm_up", "duration", "features")
+ABLATIONS = ("placement", "rate_and_size", "rate_by_fraction", "cadence", "warm_up", "duration", "features")
 
 
 def jobs(study: str, scale: Scale, chosen: Mapping[str, Options]) -> list[Job]:

@@ -18,6 +18,7 @@ STUDIES = (
     "placement",
     "headline",
     "rate_and_size",
+    "rate_by_fraction",
     "cadence",
     "warm_up",
     "duration",
