@@ -12,11 +12,14 @@ import multiprocessing
 import os
 import pathlib
 import shutil
+import signal
 import statistics
 import sys
+import threading
 import time
 from collections.abc import Generator, Iterator, Mapping, Sequence
 from concurrent.futures import FIRST_COMPLETED, Future, ProcessPoolExecutor, wait
+from multiprocessing.process import BaseProcess
 from multiprocessing.queues import SimpleQueue
 from typing import Annotated, Any, NoReturn
 
@@ -289,11 +292,29 @@ def _initialize_worker(data: DataConfig, folder: pathlib.Path, cores: SimpleQueu
         os.sched_setaffinity(0, own)  # before JAX creates its threads
     _measure = Measure(data, folder, Console(quiet=True))
     contextlib.ExitStack().enter_context(compilation_cache())
+    threading.Thread(target=_stop_with_parent, daemon=True).start()
+
+
+def _stop_with_parent() -> None:
+    """Stops this worker process, with a checkpoint, when the process that started it ends."""
+    _parent().join()
+    os.kill(os.getpid(), signal.SIGTERM)
+
+
+def _parent() -> BaseProcess:
+    parent = multiprocessing.parent_process()
+    assert parent is not None
+    return parent
 
 
 def _execute_in_worker(jobs: Sequence[Job]) -> list[Line]:
-    # The speed is not a result, because other runs use the device at the same time.
-    return [{**execute(_measure, job), "images_per_second": None} for job in jobs]
+    try:
+        # The speed is not a result, because other runs use the device at the same time.
+        return [{**execute(_measure, job), "images_per_second": None} for job in jobs]
+    except Stopped as error:
+        if not _parent().is_alive():
+            os._exit(error.status)  # without starting the jobs that wait
+        raise
 
 
 def _tuning_before(study: str) -> tuple[str, ...]:

@@ -1,9 +1,13 @@
+import contextlib
+import itertools
 import json
 import os
 import re
 import shlex
+import signal
 import subprocess
 import sys
+import time
 
 import jax
 import pytest
@@ -193,3 +197,21 @@ def test_workers_divide_the_cores(monkeypatch):
     assert run._core_shares(6) == [[0, 1, 4, 5, 6]] * 6
     monkeypatch.setattr(jax, "default_backend", lambda: "gpu")
     assert run._core_shares(2) == [[0, 1, 4, 5, 6]] * 2
+
+
+@pytest.mark.slow
+def test_workers_stop_with_the_process_that_started_them(tmp_path):
+    options = {"--dataset": "digits", "--steps": "1000000", "--workers": "2"}
+    options |= {"--networks": str(tmp_path / "networks"), "--results": str(tmp_path / "results")}
+    command = [sys.executable, "-m", "experiments.run", "baseline", *itertools.chain(*options.items())]
+    process = subprocess.Popen(command, stdout=subprocess.PIPE, start_new_session=True)
+    try:
+        while sum(path.stat().st_size > 0 for path in tmp_path.glob("networks/*/metrics.jsonl")) < 2:
+            assert process.poll() is None
+            time.sleep(0.1)
+        process.kill()
+        process.communicate(timeout=120)  # until the workers, which have the same output, end
+    finally:
+        with contextlib.suppress(ProcessLookupError):
+            os.killpg(process.pid, signal.SIGKILL)
+    assert len(list(tmp_path.glob("networks/*/checkpoints/*"))) >= 2
