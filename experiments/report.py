@@ -359,7 +359,18 @@ def _corruption(lines: list[Line], figure: pathlib.Path) -> list[str]:
     ]
 
 
-def _clustering(lines: list[Line], figure: pathlib.Path) -> list[str]:
+_STRUCTURE_HEADER = [
+    "structure",
+    "accuracy",
+    f"{_MINUS} grid",
+    f"{_MINUS} k-means",
+    "explained variance, %",
+    "ARI with grid",
+]
+
+
+def _structure_rows(lines: Iterable[Line]) -> list[list[str]]:
+    """Returns a row for each way to form clusters, below `_STRUCTURE_HEADER`."""
     groups = {name: own for name in studies.STRUCTURES if (own := _select(lines, structure=name))}
 
     def row(name: str) -> list[str]:
@@ -375,21 +386,34 @@ def _clustering(lines: list[Line], figure: pathlib.Path) -> list[str]:
         similarity = _average((place["ari_with_grid"] for place in clusters), ".2f")
         return [name, _mean(accuracies), *differences, explained, similarity]
 
-    header = ["structure", "accuracy", f"{_MINUS} grid", f"{_MINUS} k-means", "explained variance, %", "ARI with grid"]
+    return [row(name) for name in groups]
+
+
+def _clustering(lines: list[Line], figure: pathlib.Path) -> list[str]:
     text = [
         "### Clustering\n",
         f"Accuracy on the {_num_images(lines):,} held-out images, at the rate chosen for DropCluster, "
         f"{lines[0]['config']['drop']['rate']:g}, and differences from the shared grid and from shared k-means. At the "
         "end of training: the variance explained by the clusters, and the adjusted Rand index (ARI) with the grid, "
         "which is 1 for equal clusters and 0 by chance; averaged over places.\n",
-        *_table(header, [row(name) for name in groups]),
+        *_table(_STRUCTURE_HEADER, _structure_rows(lines)),
     ]
-    for line in groups.get("k-means, shared", []):
+    for line in _select(lines, structure="k-means, shared"):
         for place, maps in list(line.get("snapshots", {}).items())[:1]:
             history = {place: [(entry["step"], decode_labels(entry["labels"])[..., None]) for entry in maps]}
             caption = f"Clusters of {place} over the course of training: k-means, shared by all channels."
             text += _save(cluster_history_figure(history), figure, caption)
     return text
+
+
+def _clustering_by_fraction(lines: list[Line], figure: pathlib.Path) -> list[str]:
+    rows = [[name, *row] for name, subset in _by_fraction(lines).items() for row in _structure_rows(subset)]
+    return [
+        "### Clustering and number of images\n",
+        f"Accuracy on the {_num_images(lines):,} held-out images, by fraction of the training images and by the way to "
+        "form clusters; otherwise as in *Clustering*.\n",
+        *_table(["fraction", *_STRUCTURE_HEADER], rows),
+    ]
 
 
 def _varied(title: str, description: str) -> Callable[[list[Line], pathlib.Path], list[str]]:
@@ -533,6 +557,7 @@ _CHAPTERS: dict[str, Callable[[list[Line], pathlib.Path], list[str]]] = {
     "limited_data": _limited_data,
     "corruption": _corruption,
     "clustering": _clustering,
+    "clustering_by_fraction": _clustering_by_fraction,
     "placement": _varied(
         "Placement", "by place of the drop layers, with blocks of at most 4x4 and clusters of at most 16 positions"
     ),

@@ -55,7 +55,7 @@ class Options:
     steps: int | None = None
     """Number of optimizer steps, instead of the scale's."""
     fractions: tuple[float, ...] | None = None
-    """Fractions of the training images, for limited_data, corruption and rate_by_fraction."""
+    """Fractions of the training images, for limited_data, corruption and studies by fraction."""
     shard: str = "1/1"
     """i/n: execute the i-th of n parts of the study, one per machine. Concatenate their result files to merge them."""
     workers: int = 1
@@ -100,7 +100,7 @@ class Runner:
         Raises:
             ValueError: If methods or runs that it depends on are missing, or existing results are on other images.
         """
-        if study in ("clustering", "cadence") and "cluster" not in self.scale.methods:
+        if study in ("clustering", "clustering_by_fraction", "cadence") and "cluster" not in self.scale.methods:
             raise ValueError(f"methods must include cluster for {study}, got {', '.join(self.scale.methods)}")
         if self.options.dry_run:
             return

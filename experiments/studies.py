@@ -31,6 +31,7 @@ StudyName = Literal[
     "rate_and_size",
     "rate_by_fraction",
     "clustering",
+    "clustering_by_fraction",
     "cadence",
     "warm_up",
     "duration",
@@ -322,6 +323,15 @@ def clustering(scale: Scale, chosen: Mapping[str, Options]) -> Iterator[Setting]
         yield "cluster", {"structure": name}, _config(scale, chosen, "cluster", **options)
 
 
+def clustering_by_fraction(scale: Scale, chosen: Mapping[str, Options]) -> Iterator[Setting]:
+    """The ways to form clusters that all channels share, on subsets of the training images."""
+    for fraction in scale.fractions:
+        for name, options in STRUCTURES.items():
+            if fraction < 1 and not options.get("per_channel"):
+                config = _config(scale, chosen, "cluster", fraction=fraction, **options)
+                yield "cluster", {"fraction": fraction, "structure": name}, config
+
+
 def cadence(scale: Scale, chosen: Mapping[str, Options]) -> Iterator[Setting]:
     """Steps between updates of the clusters."""
     default = scale.base.drop.update_every
@@ -375,6 +385,7 @@ STUDIES: dict[str, Callable[[Scale, Mapping[str, Options]], Iterator[Setting]]] 
         rate_and_size,
         rate_by_fraction,
         clustering,
+        clustering_by_fraction,
         cadence,
         warm_up,
         duration,
@@ -383,7 +394,16 @@ STUDIES: dict[str, Callable[[Scale, Mapping[str, Options]], Iterator[Setting]]] 
 }
 ON_TEST_SET = ("headline", "limited_data", "corruption")
 TUNING = ("baseline", "choices")
-ABLATIONS = ("placement", "rate_and_size", "rate_by_fraction", "cadence", "warm_up", "duration", "features")
+ABLATIONS = (
+    "placement",
+    "rate_and_size",
+    "rate_by_fraction",
+    "clustering_by_fraction",
+    "cadence",
+    "warm_up",
+    "duration",
+    "features",
+)
 
 
 def jobs(study: str, scale: Scale, chosen: Mapping[str, Options]) -> list[Job]:

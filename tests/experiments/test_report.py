@@ -15,6 +15,7 @@ STUDIES = (
     "limited_data",
     "corruption",
     "clustering",
+    "clustering_by_fraction",
     "placement",
     "headline",
     "rate_and_size",
@@ -107,6 +108,23 @@ def test_runs_of_another_size_have_their_own_section(tmp_path):
     text = write(tmp_path / "results", tmp_path / "docs")["results.md"].decode()
     assert text.count("\n## ResNet-8 on CIFAR-10") == 2 and "20 steps of 64" in text and "900 steps of 64" in text
     assert text.count("### Headline") == 2 and "### Limited data" not in text
+
+
+def test_ways_to_form_clusters_by_fraction(folder, files):
+    lines = sorted(results.read(folder / "clustering_by_fraction.jsonl"), key=lambda line: line["seed"])
+    accuracies = {}
+    for line in lines:
+        setting = line["setting"]
+        accuracies.setdefault((setting["fraction"], setting["structure"]), []).append(100 * line["accuracy"])
+    assert {fraction for fraction, _ in accuracies} == set(studies.FRACTIONS) - {1.0}
+    for (fraction, structure), values in accuracies.items():
+        row = rf"^\| {100 * fraction:g} % \| {structure} \| {np.mean(values):.1f} ± [\d.]+ \| (.*?) \| "
+        (difference,) = re.findall(row, files["results.md"].decode(), re.MULTILINE)
+        if structure == "grid, shared":
+            assert not difference
+        else:
+            mean = np.mean(values) - np.mean(accuracies[fraction, "grid, shared"])
+            assert f"{mean:+z.1f} (".replace("-", MINUS) in difference
 
 
 def test_explained_variance_by_place_and_step(files):
