@@ -457,19 +457,25 @@ def _baseline(lines: list[Line], figure: pathlib.Path) -> list[str]:
 
 
 def _choices(lines: list[Line], figure: pathlib.Path) -> list[str]:
-    rows = []
-    for method in _methods(lines):
-        means = {
-            _format_setting(group[0]["setting"]): _mean_accuracy(group)
-            for group in _by_setting(_select(lines, method=method))
-        }
-        candidates = ", ".join(f"{name}: {mean:.1f}" for name, mean in means.items())
-        rows.append([_LABELS[method], next(iter(means)), candidates])
+    """A table with a row per value of each method's own hyperparameter and a column per rate."""
+    rates = sorted({line["setting"].get("rate", 0.0) for line in lines})
+    best = {method: str(group[0]["setting"]) for method, group in _best_by_method(lines).items()}
+    rows: dict[tuple[str, str], dict[float, str]] = {}
+    for line in lines:
+        method, setting = line["method"], line["setting"]
+        own = _format_setting({name: value for name, value in setting.items() if name != "rate"})
+        accuracy = f"{_mean_accuracy(_select(lines, method=method, setting=setting)):.1f}"
+        cell = f"**{accuracy}**" if str(setting) == best[method] else accuracy
+        rows.setdefault((method, own), {})[setting.get("rate", 0.0)] = cell
     return [
         "### Chosen hyperparameters\n",
         f"Accuracy of each candidate on the {_num_images(lines):,} held-out images; "
-        f"{_format_seeds(lines)} that no study on the test set uses.\n",
-        *_table(["method", "chosen", "candidates"], rows),
+        f"{_format_seeds(lines)} that no study on the test set uses. The other studies use the best candidate of each "
+        "method, in bold.\n",
+        *_table(
+            ["method", "own hyperparameter", *(f"rate {rate:g}" for rate in rates)],
+            [[_LABELS[method], own, *(row.get(rate, "") for rate in rates)] for (method, own), row in rows.items()],
+        ),
     ]
 
 

@@ -110,6 +110,17 @@ def test_runs_of_another_size_have_their_own_section(tmp_path):
     assert text.count("### Headline") == 2 and "### Limited data" not in text
 
 
+def test_candidates_by_rate(folder, files):
+    lines = [line for line in results.read(folder / "choices.jsonl") if line["method"] == "block"]
+    best = max(line["accuracy"] for line in lines)
+    assert len(lines) == 6
+    for side in (4, 7):
+        own = [line for line in lines if line["setting"]["block_size"] == side]
+        values = {line["setting"]["rate"]: line["accuracy"] for line in own}
+        cells = (f"**{100 * x:.1f}**" if x == best else f"{100 * x:.1f}" for _, x in sorted(values.items()))
+        assert f"| DropBlock | block size {side} | {' | '.join(cells)} |" in files["results.md"].decode()
+
+
 def test_ways_to_form_clusters_by_fraction(folder, files):
     lines = sorted(results.read(folder / "clustering_by_fraction.jsonl"), key=lambda line: line["seed"])
     accuracies = {}
