@@ -9,7 +9,7 @@ from dropcluster_jax.runs.config import AugmentConfig, DropConfig, TrainConfig
 _CIFAR10 = TrainConfig(
     epochs=100,
     batch_size=128,
-    drop=DropConfig(places=("stage2", "stage3"), cluster_size=16.0, block_size=7, update_every=200),
+    drop=DropConfig(places=("stage2", "stage3"), cluster_size=16.0, block_size=4, update_every=200),
     data=DataConfig(name="cifar10"),
     augment=AugmentConfig(shift=4, flip=True),
 )
