@@ -383,7 +383,7 @@ def _structure_rows(lines: Iterable[Line]) -> list[list[str]]:
         ]
         clusters = [place for line in groups[name] if line["finite"] for place in line["clusters"].values()]
         explained = _average((100 * place["explained_variance"] for place in clusters), ".0f")
-        similarity = _average((place["ari_with_grid"] for place in clusters), ".2f")
+        similarity = _average((place["ari_with_grid"] for place in clusters), "z.2f").replace("-", _MINUS)
         return [name, _mean(accuracies), *differences, explained, similarity]
 
     return [row(name) for name in groups]
