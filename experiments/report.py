@@ -42,7 +42,8 @@ reflect the choice of the test images.
 Larger networks are more accurate with as few images: with 400 CIFAR-10 images per class, shifted and mirrored, a tuned
 WRN-28-2 (1.5 million parameters) reaches [79.7 %](https://arxiv.org/abs/1804.09170), and with stronger augmentation
 [85.7 %](https://github.com/sud0301/my_uda_pytorch/blob/58537f8/README.md); with 50 images per class, a tuned WRN-16-8
-(11 million) reaches [58.2 %](https://arxiv.org/abs/2108.13122). Differences between methods may not carry over to them.
+(11 million) reaches [58.2 %](https://arxiv.org/abs/2108.13122) on ciFAIR-10, which has the images of CIFAR-10 but no
+near-duplicates of them in the test set. Differences between methods may not carry over to them.
 
 **Protocol.** All methods have the same schedule, augmentation and seeds. First, the learning rate, weight decay and
 label smoothing of the network without drop layers were tuned; all methods share them. Each method then had the same
