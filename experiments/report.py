@@ -395,8 +395,9 @@ def _clustering(lines: list[Line], figure: pathlib.Path) -> list[str]:
         "### Clustering\n",
         f"Accuracy on the {_num_images(lines):,} held-out images, at the rate chosen for DropCluster, "
         f"{lines[0]['config']['drop']['rate']:g}, and differences from the shared grid and from shared k-means. At the "
-        "end of training: the variance explained by the clusters, and the adjusted Rand index (ARI) with the grid, "
-        "which is 1 for equal clusters and 0 by chance; averaged over places.\n",
+        "last update: the variance explained by the clusters, and the adjusted Rand index (ARI) with the grid, which "
+        "is 1 for equal clusters and 0 by chance; averaged over places. For clusters that are learned once, the last "
+        "update is early in training.\n",
         *_table(_STRUCTURE_HEADER, _structure_rows(lines)),
     ]
     for line in _select(lines, structure="k-means, shared"):

@@ -394,16 +394,7 @@ STUDIES: dict[str, Callable[[Scale, Mapping[str, Options]], Iterator[Setting]]] 
 }
 ON_TEST_SET = ("headline", "limited_data", "corruption")
 TUNING = ("baseline", "choices")
-ABLATIONS = (
-    "placement",
-    "rate_and_size",
-    "rate_by_fraction",
-    "clustering_by_fraction",
-    "cadence",
-    "warm_up",
-    "duration",
-    "features",
-)
+ABLATIONS = ("placement", "rate_and_size", "rate_by_fraction", "cadence", "warm_up", "duration", "features")
 
 
 def jobs(study: str, scale: Scale, chosen: Mapping[str, Options]) -> list[Job]:
