@@ -390,14 +390,19 @@ def _structure_rows(lines: Iterable[Line]) -> list[list[str]]:
     return [row(name) for name in groups]
 
 
+def _structure_description(lines: Sequence[Line]) -> str:
+    return (
+        f"at the rate chosen for DropCluster, {lines[0]['config']['drop']['rate']:g}, and differences from the shared "
+        "grid and from shared k-means. At the last update: the variance explained by the clusters, and the adjusted "
+        "Rand index (ARI) with the grid, which is 1 for equal clusters and 0 by chance; averaged over places. For "
+        "clusters that are learned once, the last update is early in training.\n"
+    )
+
+
 def _clustering(lines: list[Line], figure: pathlib.Path) -> list[str]:
     text = [
         "### Clustering\n",
-        f"Accuracy on the {_num_images(lines):,} held-out images, at the rate chosen for DropCluster, "
-        f"{lines[0]['config']['drop']['rate']:g}, and differences from the shared grid and from shared k-means. At the "
-        "last update: the variance explained by the clusters, and the adjusted Rand index (ARI) with the grid, which "
-        "is 1 for equal clusters and 0 by chance; averaged over places. For clusters that are learned once, the last "
-        "update is early in training.\n",
+        f"Accuracy on the {_num_images(lines):,} held-out images, {_structure_description(lines)}",
         *_table(_STRUCTURE_HEADER, _structure_rows(lines)),
     ]
     for line in _select(lines, structure="k-means, shared"):
@@ -412,8 +417,8 @@ def _clustering_by_fraction(lines: list[Line], figure: pathlib.Path) -> list[str
     rows = [[name, *row] for name, subset in _by_fraction(lines).items() for row in _structure_rows(subset)]
     return [
         "### Clustering and number of images\n",
-        f"Accuracy on the {_num_images(lines):,} held-out images, by fraction of the training images and by the way to "
-        "form clusters; otherwise as in *Clustering*.\n",
+        f"Accuracy on the {_num_images(lines):,} held-out images, by fraction of the training images, "
+        f"{_structure_description(lines)}",
         *_table(["fraction", *_STRUCTURE_HEADER], rows),
     ]
 
