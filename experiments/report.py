@@ -391,6 +391,7 @@ def _structure_rows(lines: Iterable[Line]) -> list[list[str]]:
 
 
 def _structure_description(lines: Sequence[Line]) -> str:
+    """Describes the columns below `_STRUCTURE_HEADER`."""
     return (
         f"at the rate chosen for DropCluster, {lines[0]['config']['drop']['rate']:g}, and differences from the shared "
         "grid and from shared k-means. At the last update: the variance explained by the clusters, and the adjusted "
