@@ -46,15 +46,16 @@ WRN-28-2 (1.5 million parameters) reaches [79.7 %](https://arxiv.org/abs/1804.09
 near-duplicates of them in the test set. Differences between methods may not carry over to them.
 
 **Protocol.** All methods have the same schedule, augmentation and seeds. First, the learning rate, weight decay and
-label smoothing of the network without drop layers were tuned; all methods share them. Each method then had the same
-number of candidate hyperparameters and uses the ones with the best accuracy on held-out images, a part of the training
-set that no run is trained on. Only *Headline*, *Limited data* and *Corruption* use the test set; the other studies
-report accuracy on the held-out images. The rate is the expected fraction of dropped units, except for FocusedDropout,
-for which it is the fraction of batches in which it drops. The fixed grid is DropCluster without learning: its clusters
-remain the tiles that they start as. A run whose loss is not finite counts with chance accuracy. Runs on GPUs use
-TensorFloat-32 in matrix products and convolutions. The scale `small` is an earlier study of a network that is too small
-and trained too briefly to benefit from a regularizer; in it, only the weight decay of the network without drop layers
-was tuned, and the other methods did not share it.
+label smoothing of the network without drop layers were tuned; all methods share them. Each method then uses the best of
+its six candidates by accuracy on held-out images, a part of the training set that no run is trained on. In
+`cpu-augmented`, methods with blocks or clusters have three candidates, because these keep the size chosen in `cpu`.
+Only *Headline*, *Limited data* and *Corruption* use the test set; the other studies report accuracy on the held-out
+images. The rate is the expected fraction of dropped units, except for FocusedDropout, for which it is the fraction of
+batches in which it drops. The fixed grid is DropCluster without learning: its clusters remain the tiles that they start
+as. A run whose loss is not finite counts with chance accuracy. Runs on GPUs use TensorFloat-32 in matrix products and
+convolutions. The scale `small` is an earlier study of a network that is too small and trained too briefly to benefit
+from a regularizer; in it, only the weight decay of the network without drop layers was tuned, and the other methods did
+not share it.
 """
 
 
@@ -172,7 +173,7 @@ def _describe(lines: Sequence[Line]) -> tuple[str, str, str]:
     data, drop, augment = config["data"], config["drop"], config["augment"]
     number = data["examples_per_class"]
     images = f"up to {number} training images per class" if number else "all training images"
-    augmented = "" if augment["shift"] or augment["flip"] else "without augmentation, "
+    augmented = "with" if augment["shift"] or augment["flip"] else "without"
     sizes = {(line["config"]["drop"]["block_size"], line["config"]["drop"]["cluster_size"]) for line in lines}
     chosen = "blocks and clusters of the chosen sizes"
     fixed = (
@@ -181,7 +182,7 @@ def _describe(lines: Sequence[Line]) -> tuple[str, str, str]:
     )
     return (
         f"{config['model'].replace('resnet', 'ResNet-')} on {data['name'].replace('cifar', 'CIFAR-')}",
-        f"{images}, {augmented}{config['steps']:,} steps of {config['batch_size']}",
+        f"{images}, {augmented} augmentation, {config['steps']:,} steps of {config['batch_size']}",
         fixed if len(sizes) == 1 else chosen,
     )
 

@@ -1,7 +1,7 @@
 """The studies: scales, methods, and the jobs of each study. Nothing is trained here.
 
 First the network without drop layers is tuned (`baseline`); all methods share its learning rate, weight decay and label
-smoothing. Then each method uses its best candidate of the same number of hyperparameters (`choices`). Only `headline`,
+smoothing. Then each method uses the best of its candidate hyperparameters (`choices`). Only `headline`,
 `limited_data` and `corruption` use the test set; all other studies are evaluated on images held out from the training
 set, so that defaults can be chosen from them.
 """
@@ -98,7 +98,7 @@ class Scale:
         corruption_images: Number of test images to corrupt; None for all.
         fractions: Fractions of the training images in `limited_data`.
         sides: Sides of blocks and clusters in `rate_and_size`, at most the side of the smallest map.
-        candidate_sides: Two sides of blocks and clusters to choose from.
+        candidate_sides: Sides of blocks and clusters to choose from.
     """
 
     name: ScaleName
@@ -112,7 +112,7 @@ class Scale:
     corruption_images: int | None = None
     fractions: tuple[float, ...] = FRACTIONS
     sides: tuple[int, ...] = (3, 5, 7)
-    candidate_sides: tuple[int, int] = (4, 7)
+    candidate_sides: tuple[int, ...] = (4, 7)
 
     @property
     def table(self) -> str:
@@ -227,7 +227,7 @@ def baseline(scale: Scale, chosen: Mapping[str, Options]) -> Iterator[Setting]:
 
 
 def candidates(scale: Scale, method: str) -> tuple[Options, ...]:
-    """Returns the six candidates of a method: three rates, with two values of its own hyperparameter each."""
+    """Returns the candidates of a method: three rates with each value of its own hyperparameter."""
     values = {
         "places": (("stage1", "stage2"), ("stage2", "stage3")),
         "block_size": scale.candidate_sides,
@@ -515,7 +515,11 @@ _cpu = functools.partial(
 )
 SCALES: dict[str, Scale] = {
     "cpu": _cpu("cpu", _CPU),
-    "cpu-augmented": _cpu("cpu-augmented", override(_CPU, steps=2 * 930, augment=_AUGMENT)),
+    "cpu-augmented": _cpu(
+        "cpu-augmented",
+        override(_CPU, steps=2 * 930, augment=_AUGMENT),
+        candidate_sides=(4,),  # chosen over 7 by all methods without augmentation
+    ),
     "gpu": Scale("gpu", _GPU, tuple(METHODS), (0, 1, 2), (100,), _WEIGHT_DECAYS),
     "paper": Scale(
         "paper", override(_GPU, steps=52_800), tuple(METHODS), (0, 1, 2, 3, 4), (100, 101, 102), _WEIGHT_DECAYS
