@@ -142,7 +142,7 @@ class Measure:
     def _dropped(self, job: Job, folder: pathlib.Path) -> Line:
         """Returns the fraction of units that masks drop in the outputs of stages, if they depend on the activations.
 
-        The activations are those of the trained network, in evaluation mode, for the first training images.
+        The activations are those of the trained network, in evaluation mode, for the first images of the dataset.
         """
         examples, drop = self._dataset.train, job.config.drop
         if drop.method not in ("corr", "focused") or not isinstance(examples, ArrayExamples):
@@ -158,8 +158,9 @@ class Measure:
     def _probed(self, job: Job, folder: pathlib.Path) -> Line:
         """Returns the variance that clusters explain in the features of each place, for each checkpoint.
 
-        The clusters are learned by k-means from the first training images, shared by all channels; for comparison, the
-        variance that a grid with the same number of clusters explains.
+        The clusters are learned by k-means from the first images of the dataset, whether the network was trained on
+        them or not, shared by all channels; for comparison, the variance that a grid with the same number of clusters
+        explains.
         """
         examples = self._dataset.train
         if not job.probed:

@@ -41,9 +41,9 @@ from experiments.studies import Job, MethodName, Scale, StudyName
 class Options:
     """Selection of runs, and paths."""
 
-    scale: studies.ScaleName = "small"
-    """Size of the study: small for tests, cpu or cpu-augmented for two CPU cores, gpu for one GPU, paper for full
-    schedules."""
+    scale: studies.ScaleName = "cpu"
+    """Size of the study: cpu or cpu-augmented for two CPU cores, gpu for one GPU, paper for full schedules, small for
+    tests."""
     dataset: str | None = None
     """Dataset, instead of the scale's: digits, or one that TFDS has prepared."""
     model: ModelName | None = None
@@ -197,10 +197,11 @@ class Runner:
             self.options.workers,
             context,
             initializer=_initialize_worker,
-            initargs=(self.measure.data, self.measure.root, cores),
+            initargs=(self.measure.data, self.measure.root, cores, results.commit()),
         )
 
     def _in_time(self, *jobs: Job) -> bool:
+        """Whether jobs, executed one after the other, would end within the time limit."""
         limit = self.options.max_minutes
         return limit is None or time.perf_counter() - self.start + (self._seconds(jobs) or 0) <= 60 * limit
 
@@ -251,6 +252,7 @@ class Runner:
         seconds = self._seconds(jobs)
         if seconds is None:
             return "duration unknown"
+        seconds /= self.options.workers
         return f"about {seconds / 60:.0f} minutes left" if seconds > 90 else f"about {seconds:.0f} seconds left"
 
 
@@ -270,7 +272,9 @@ def execute(measure: Measure, job: Job) -> Line:
     }
 
 
-_measure: Measure  # of a worker process
+# Of a worker process:
+_measure: Measure
+_commit: str | None  # when the study started; the files may have changed since
 
 
 def _core_shares(workers: int) -> list[Sequence[int]]:
@@ -286,12 +290,13 @@ def _core_shares(workers: int) -> list[Sequence[int]]:
     return [cores[index::workers] for index in range(workers)]
 
 
-def _initialize_worker(data: DataConfig, folder: pathlib.Path, cores: SimpleQueue[Sequence[int]]) -> None:
-    global _measure
+def _initialize_worker(
+    data: DataConfig, folder: pathlib.Path, cores: SimpleQueue[Sequence[int]], commit: str | None
+) -> None:
+    global _measure, _commit
     if own := cores.get():
         os.sched_setaffinity(0, own)  # before JAX creates its threads
-    _measure = Measure(data, folder, Console(quiet=True))
-    contextlib.ExitStack().enter_context(compilation_cache())
+    _measure, _commit = Measure(data, folder, Console(quiet=True)), commit
     threading.Thread(target=_stop_with_parent, daemon=True).start()
 
 
@@ -308,12 +313,15 @@ def _parent() -> BaseProcess:
 
 
 def _execute_in_worker(jobs: Sequence[Job]) -> list[Line]:
+    # The speed is not a result, because other runs use the device at the same time.
+    own = {"images_per_second": None, "commit": _commit}
     try:
-        # The speed is not a result, because other runs use the device at the same time.
-        return [{**execute(_measure, job), "images_per_second": None} for job in jobs]
+        with compilation_cache():
+            return [execute(_measure, job) | own for job in jobs]
     except Stopped as error:
         if not _parent().is_alive():
-            os._exit(error.status)  # without starting the jobs that wait
+            # The executor's worker catches SystemExit and would start the jobs that wait.
+            os._exit(error.status)
         raise
 
 

@@ -435,10 +435,10 @@ def choose(
         candidate = job.method, str(job.setting)
         settings[candidate] = job.setting
         totals[candidate] = totals.get(candidate, 0.0) + accuracies.get(job.id, 0.0)
-    best = dict(chosen)
-    for candidate in sorted(reversed(totals), key=totals.__getitem__):  # the best one last, the first one on ties
-        best[candidate[0]] = settings[candidate]
-    return best
+    best: dict[str, tuple[str, str]] = {}
+    for candidate in totals:
+        best[candidate[0]] = max(best.get(candidate[0], candidate), candidate, key=totals.__getitem__)
+    return {**chosen, **{method: settings[candidate] for method, candidate in best.items()}}
 
 
 def _dropping(scale: Scale, among: Sequence[str] = tuple(METHODS)) -> list[str]:

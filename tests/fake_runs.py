@@ -71,8 +71,8 @@ class FakeMeasure:
 
 
 def work(study, folder, measure=None, **options):
-    """Executes a study and returns the printed text."""
+    """Executes a study, at the scale `small` unless given, and returns the printed text."""
     out = io.StringIO()
-    options = Options(results=folder, **options)
+    options = Options(**{"scale": "small", "results": folder, **options})
     Runner(options, Console(file=out, width=200), measure or FakeMeasure()).run(study)
     return out.getvalue()

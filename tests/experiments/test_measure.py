@@ -20,7 +20,7 @@ from dropcluster_jax.runs.trainer import Stopped
 from experiments import measure as measure_module
 from experiments import studies
 from experiments.measure import Measure
-from experiments.results import decode_counts, decode_labels, read
+from experiments.results import decode_bits, decode_counts, decode_labels, read
 from experiments.run import Options, Runner
 from experiments.studies import METHODS, SCALES, Job, override
 
@@ -191,6 +191,7 @@ def test_gpu_scale_runs_at_tiny_size(tmp_path):
     assert [len(runner.lines[study]) for study in ("baseline", "choices", "headline")] == [3, 6, 1]
     (line,) = runner.lines["headline"].values()
     assert line["count"] == len(load("digits").test) and line["config"]["dtype"] == "bfloat16"
+    assert np.mean(decode_bits(line["correct"], line["count"])) == pytest.approx(line["accuracy"])
     assert [path.name for path in options.networks.iterdir()] == [line["id"]]
 
 
@@ -198,6 +199,7 @@ def test_worker_processes_give_the_same_lines(tmp_path):
     lines = []
     for workers in (1, 2):
         options = Options(
+            scale="small",
             dataset="digits",
             steps=4,
             workers=workers,

@@ -199,9 +199,30 @@ def test_workers_divide_the_cores(monkeypatch):
     assert run._core_shares(2) == [[0, 1, 4, 5, 6]] * 2
 
 
+def test_workers_use_the_compilation_cache_and_the_commit_of_their_parent(tmp_path, monkeypatch):
+    class Recording(FakeMeasure):
+        def __call__(self, job):
+            directories.append(jax.config.values["jax_compilation_cache_dir"])
+            return super().__call__(job)
+
+    directories = []
+    monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path))
+    monkeypatch.setattr(run, "_measure", Recording(), raising=False)
+    monkeypatch.setattr(run, "_commit", "of the parent", raising=False)
+    job = studies.jobs("baseline", studies.SCALES["small"], {})[0]
+    previous = jax.config.values["jax_compilation_cache_dir"]
+    jax.config.update("jax_compilation_cache_dir", None)
+    try:
+        (line,) = run._execute_in_worker([job])
+    finally:
+        jax.config.update("jax_compilation_cache_dir", previous)
+    assert directories == [str(tmp_path / "dropcluster-jax" / "compiled")]
+    assert line["commit"] == "of the parent" and line["images_per_second"] is None
+
+
 @pytest.mark.slow
 def test_workers_stop_with_the_process_that_started_them(tmp_path):
-    options = {"--dataset": "digits", "--steps": "1000000", "--workers": "2"}
+    options = {"--scale": "small", "--dataset": "digits", "--steps": "1000000", "--workers": "2"}
     options |= {"--networks": str(tmp_path / "networks"), "--results": str(tmp_path / "results")}
     command = [sys.executable, "-m", "experiments.run", "baseline", *itertools.chain(*options.items())]
     process = subprocess.Popen(command, stdout=subprocess.PIPE, start_new_session=True)

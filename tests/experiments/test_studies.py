@@ -24,14 +24,19 @@ def test_the_command_offers_all_studies_methods_and_scales():
     assert get_args(studies.ScaleName) == tuple(SCALES)
 
 
-def test_every_method_has_the_same_number_of_candidates():
+def test_every_method_has_six_candidates():
+    """Three for methods with blocks or clusters if these have a fixed size."""
     for name, scale in SCALES.items():
-        jobs = jobs_of("choices", name)
-        dropping = set(scale.methods) - {"none"}
-        assert len({sum(job.method == method for job in jobs) for method in dropping}) == 1
-        assert {job.method for job in jobs} == dropping and {job.method for job in jobs_of("baseline", name)} == {
-            "none"
-        }
+        numbers = {}
+        for job in jobs_of("choices", name):
+            numbers.setdefault(job.method, set()).add(job.id)
+        expected = {method: 6 * len(scale.choice_seeds) for method in set(scale.methods) - {"none"}}
+        if len(scale.candidate_sides) == 1:
+            assert name == "cpu-augmented"
+            sized = {"block", "corr", "grid", "cluster", "rena", "per-channel"}
+            expected |= {method: 3 * len(scale.choice_seeds) for method in sized}
+        assert {method: len(ids) for method, ids in numbers.items()} == expected
+        assert {job.method for job in jobs_of("baseline", name)} == {"none"}
 
 
 def test_choices_use_other_seeds_and_never_the_test_set():
