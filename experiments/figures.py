@@ -1,7 +1,8 @@
 """Figures of the report. Equal numbers give equal files."""
 
+import math
 import pathlib
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from typing import Any
 
 import matplotlib
@@ -38,9 +39,13 @@ def _draw(ax: Any, series: Series, styles: Mapping[str, dict[str, Any]], x: Sequ
     for (name, intervals), offset in zip(series.items(), offsets, strict=True):
         points = [(position, value) for position, value in zip(x, intervals, strict=True) if value is not None]
         positions = [position * (1 + 0.03 * offset) if log else position + 0.08 * offset for position, _ in points]
-        half_widths = [value.high - value.mean if value.num_values > 1 else 0.0 for _, value in points]
         ax.errorbar(
-            positions, [value.mean for _, value in points], yerr=half_widths, label=name, capsize=3, **styles[name]
+            positions,
+            [value.mean for _, value in points],
+            yerr=_half_widths(value for _, value in points),
+            label=name,
+            capsize=3,
+            **styles[name],
         )
     if log:
         ax.set_xscale("log")
@@ -55,11 +60,10 @@ def course_figure(series: Mapping[str, Series], steps: Sequence[int], label: str
     for ax, (place, intervals) in zip(figure.subplots(1, len(series), squeeze=False)[0], series.items(), strict=True):
         for index, (name, values) in enumerate(intervals.items()):
             points = [(step, value) for step, value in zip(steps, values, strict=True) if value is not None]
-            half_widths = [value.high - value.mean if value.num_values > 1 else 0.0 for _, value in points]
             ax.errorbar(
                 [step for step, _ in points],
                 [value.mean for _, value in points],
-                yerr=half_widths,
+                yerr=_half_widths(value for _, value in points),
                 label=name,
                 capsize=2,
                 **line_style(index),
@@ -88,11 +92,10 @@ def forest_figure(intervals: Mapping[str, Mapping[str, Interval]], label: str) -
             if condition in values
         ]
         style = {**line_style(index), "linestyle": "none"}
-        half_widths = [value.high - value.mean if value.num_values > 1 else 0.0 for _, value in rows]
         ax.errorbar(
             [value.mean for _, value in rows],
             [y for y, _ in rows],
-            xerr=half_widths,
+            xerr=_half_widths(value for _, value in rows),
             label=condition,
             capsize=2,
             **style,
@@ -105,6 +108,11 @@ def forest_figure(intervals: Mapping[str, Mapping[str, Interval]], label: str) -
     if len(conditions) > 1:
         ax.legend(frameon=False, fontsize="small")
     return figure
+
+
+def _half_widths(intervals: Iterable[Interval]) -> list[float]:
+    """Returns the lengths of error bars; those of single values are not drawn."""
+    return [value.half_width if value.num_values > 1 else math.nan for value in intervals]
 
 
 def save(figure: Figure, path: pathlib.Path) -> None:

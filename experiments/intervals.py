@@ -25,6 +25,11 @@ class Interval(NamedTuple):
     num_values: int
 
     @property
+    def half_width(self) -> float:
+        """Distance from the mean to the bounds, infinity for a single value."""
+        return self.high - self.mean
+
+    @property
     def excludes_zero(self) -> bool:
         """Whether all values in the interval have the same sign."""
         return self.low > 0 or self.high < 0
@@ -69,7 +74,8 @@ def crossed_interval(values: np.ndarray) -> Interval:
 
     The seeds could have been others, and so could the test images; the interval of the means by seed considers only the
     former. The variance of the mean is estimated in the model value = mean + seed effect + example effect + residual
-    with independent effects, and is never below that of the seeds alone or of the examples alone.
+    with independent effects. The result contains the intervals over the seeds alone and over the examples alone:
+    with few seeds, the approximate degrees of freedom alone would make it too narrow.
 
     Args:
         values: Results of at least two seeds on the same examples, `(seeds, examples)`.
@@ -97,5 +103,8 @@ def crossed_interval(values: np.ndarray) -> Interval:
     dof = variance**2 / (
         by_seeds**2 / dof_seeds + by_examples**2 / dof_examples + by_residuals**2 / (dof_seeds * dof_examples)
     )
-    half_width = float(stats.t.ppf((1 + LEVEL) / 2, max(dof, 1)) * variance**0.5)
+    half_width = max(
+        float(stats.t.ppf((1 + LEVEL) / 2, max(own_dof, 1)) * own_variance**0.5)
+        for own_variance, own_dof in ((variance, dof), (by_seeds, dof_seeds), (by_examples, dof_examples))
+    )
     return Interval(mean, mean - half_width, mean + half_width, num_seeds)

@@ -160,6 +160,39 @@ def test_two_results_for_the_same_run(tmp_path):
         write(tmp_path, tmp_path / "docs")
 
 
+def test_hyperparameters_of_a_mean_do_not_differ_between_seeds(tmp_path):
+    work("headline", tmp_path)
+    path = tmp_path / "headline.jsonl"
+    lines = [json.loads(line) for line in path.read_text().splitlines()]
+    lines[1]["config"]["drop"]["rate"] = 0.4
+    path.write_text("".join(json.dumps(line) + "\n" for line in lines))
+    with pytest.raises(ValueError, match="different hyperparameters"):
+        write(tmp_path, tmp_path / "docs")
+
+
+def test_fewer_seeds_are_shown(tmp_path):
+    """A difference is over the common seeds, unlike the means next to it."""
+    folder = tmp_path / "results"
+    work("limited_data", folder, fractions=(0.1, 1.0), methods=("none", "cluster"))
+    path = folder / "limited_data.jsonl"
+    lines = [json.loads(line) for line in path.read_text().splitlines()]
+    lines = [line for line in lines if (line["method"], line["setting"]["fraction"], line["seed"]) != ("none", 0.1, 2)]
+    path.write_text("".join(json.dumps(line) + "\n" for line in lines))
+    text = write(folder, tmp_path / "docs")["results.md"].decode()
+    own = [line for line in lines if line["setting"]["fraction"] == 0.1]
+    none, cluster = (
+        [100 * line["accuracy"] for line in own if line["method"] == method] for method in ("none", "cluster")
+    )
+    difference = np.mean(np.subtract(cluster[:2], none))
+    assert abs(difference - (np.mean(cluster) - np.mean(none))) > 0.4
+    for row in (
+        rf"no drop layer \| {np.mean(none):.1f} ± [\d.]+ \[2\] \| [^[|]* \| [^[|]* \[2\]",
+        rf"DropCluster \| {np.mean(cluster):.1f} ± [\d.]+ \| [^[|]* \| [^[|]*",
+        rf"DropCluster {MINUS} no drop layer \| \*\*\+{difference:.1f} \(.*\)\*\* \[2\] \| [^[|]* \| [^[|]* \[2\]",
+    ):
+        assert re.search(rf"^\| {row} \|$", text, re.MULTILINE), row
+
+
 @pytest.mark.parametrize(
     ("study", "name", "frequencies"),
     [
@@ -186,9 +219,9 @@ def test_the_readme_is_changed_only_between_the_marks(tmp_path):
     assert (
         text.startswith("# A title\n<!-- made by") and text.endswith("<!-- end -->\nafter\n") and "previous" not in text
     )
-    row = r"^\| %s \| \d\d\.\d \| \*{0,2}[+\u2212]\d+\.\d \(.* to .*\)\*{0,2} \|$"
+    row = r"^\| %s \| \d\d\.\d ± \d\.\d \| \*{0,2}[+\u2212]\d+\.\d \(.* to .*\)\*{0,2} \|$"
     assert re.search(row % "no drop layer", text, re.MULTILINE) and re.search(row % "DropBlock", text, re.MULTILINE)
-    assert re.search(r"^\| DropCluster \| \d\d\.\d \|  \|$", text, re.MULTILINE)
+    assert re.search(r"^\| DropCluster \| \d\d\.\d ± \d\.\d \|  \|$", text, re.MULTILINE)
     write(folder, tmp_path / "docs", readme)
     assert readme.read_text() == text
     readme.write_text("# A title\n")
@@ -219,6 +252,7 @@ def test_failed_runs_are_counted(tmp_path):
 
     work("headline", tmp_path / "results", Failing())
     text = write(tmp_path / "results", tmp_path / "docs")["results.md"].decode()
+    assert re.search(rf"^\| all images \| DropCluster {MINUS} DropBlock \| 3 \|", text, re.MULTILINE)
     assert re.search(r"^\| headline \| 12 \| 4 \|", text, re.MULTILINE)
 
 
