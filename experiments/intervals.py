@@ -1,4 +1,4 @@
-"""Means with 95 % confidence intervals, and differences paired by seed."""
+"""Means with 95% confidence intervals, and differences paired by seed."""
 
 from collections.abc import Mapping, Sequence
 from typing import Any, NamedTuple

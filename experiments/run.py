@@ -159,7 +159,7 @@ class Runner:
                 self._write(study, {"id": job.id, **self._names(study, job), **line})
                 if job.target == "validation":  # `corruption` needs the others
                     shutil.rmtree(self.measure.folder(job), ignore_errors=True)
-                progress = f"{study} {index}/{len(missing)}  {job}: {100 * line['accuracy']:.2f} %"
+                progress = f"{study} {index}/{len(missing)}  {job}: {100 * line['accuracy']:.2f}%"
                 self.console.print(f"{progress}  {self._remaining_time(self._missing(study, missing))}")
         if left := self._missing(study, missing):
             self.console.print(f"{study}: stopped before {self.options.max_minutes:g} minutes; {len(left)} runs left")

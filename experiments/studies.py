@@ -270,7 +270,7 @@ def corruption(scale: Scale, chosen: Mapping[str, Options]) -> Iterator[Setting]
 
 
 PLACES = (("stem",), ("stage1",), ("stage2",), ("stage3",), ("stage1", "stage2"), ("stage2", "stage3"))
-STEM_LATE = "stem, rate rises from 40 to 100 %"  # the recipe of the paper
+STEM_LATE = "stem, rate rises from 40 to 100%"  # the recipe of the paper
 
 
 def placement(scale: Scale, chosen: Mapping[str, Options]) -> Iterator[Setting]:
@@ -340,7 +340,7 @@ def cadence(scale: Scale, chosen: Mapping[str, Options]) -> Iterator[Setting]:
         yield "cluster", options, _config(scale, chosen, "cluster", **options)
 
 
-RAMPS = {"at once": (0.0, 0.0), "from 10 to 70 %": (0.1, 0.7), "from 50 to 100 %": (0.5, 1.0)}
+RAMPS = {"at once": (0.0, 0.0), "from 10 to 70%": (0.1, 0.7), "from 50 to 100%": (0.5, 1.0)}
 
 
 def warm_up(scale: Scale, chosen: Mapping[str, Options]) -> Iterator[Setting]:

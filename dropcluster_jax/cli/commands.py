@@ -41,7 +41,7 @@ def evaluate(
             label = f"{name} {severity}" if name else "test images"
             start(f"evaluated {label}")
             if not as_json:
-                print(f"{label:22} accuracy {100 * result['accuracy']:6.2f} %  loss {result['loss']:.3f}")
+                print(f"{label:22} accuracy {100 * result['accuracy']:6.2f}%  loss {result['loss']:.3f}")
 
         try:
             previous = run_folder.read_evaluation(folder)
@@ -60,7 +60,7 @@ def evaluate(
     if as_json:
         print(run_folder.to_json(results))
     elif corruptions:
-        print(f"mean over corrupted images: {100 * results['mean_corrupted_accuracy']:.2f} %")
+        print(f"mean over corrupted images: {100 * results['mean_corrupted_accuracy']:.2f}%")
     try:
         run_folder.write_json(folder / run_folder.EVALUATION, results)
     except OSError as error:
@@ -201,7 +201,7 @@ def _format_run(entry: dict[str, Any]) -> list[str]:
         entry["model"],
         str(entry["seed"]),
         f"{entry['step']:,}",
-        "" if accuracy is None else f"{100 * accuracy:.2f} %",
+        "" if accuracy is None else f"{100 * accuracy:.2f}%",
         f"{seconds:,.0f} s" if entry["finished"] else "unfinished",
     ]
 

@@ -49,7 +49,7 @@ def focused_dropout(
 
     References:
         Xie et al., "FocusedDropout for Convolutional Neural Network", arXiv:2103.15425, which applies the method to
-        10 % of the batches (`rate=0.1`). Like public implementations, the default does not rescale. Choices where these
+        10% of the batches (`rate=0.1`). Like public implementations, the default does not rescale. Choices where these
         implementations differ: The fraction of the maximum is drawn once per example, not for each position, and
         batches are selected whole, by each layer separately. A position at exactly the threshold is kept, so that
         constant maps are.

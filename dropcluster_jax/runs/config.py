@@ -25,7 +25,7 @@ class AugmentConfig:
     flip: bool = False
     """Mirror half of the images left to right. Not available for digits."""
     resized_crop: bool = False
-    """Crop a random region of at least 8 % of the area and resize it, instead of shifting."""
+    """Crop a random region of at least 8% of the area and resize it, instead of shifting."""
     cutout: int = 0
     """Fill a random square of this side in pixels with the mean color."""
     mixup: float = 0.0
@@ -103,7 +103,7 @@ class TrainConfig:
     base_batch_size: int | None = None
     """If given, the learning rate is scaled by batch_size / base_batch_size."""
     warmup_epochs: float | None = None
-    """Epochs of learning rate warm-up. Default: the first 5 % of training."""
+    """Epochs of learning rate warm-up. Default: the first 5% of training."""
     weight_decay: float = 5e-4
     """Weight decay on kernels; biases and BatchNorm parameters are not decayed."""
     label_smoothing: float = 0.0

@@ -229,7 +229,7 @@ def describe_analysis(analysis: RunAnalysis) -> str:
         "",
     ]
     if train.flops is not None and any(program.has_loops for program in programs.values()):
-        lines.append("FLOPs and bytes count the body of a loop once, cycles only if its length is unknown.")
+        lines.append("FLOPs and bytes count each loop body once; cycles do so only if the trip count is unknown.")
     if train.chip is None:
         lines.append(f"peak memory: {memory / 2**30:.1f} GiB; the memory of a {train.device_kind} is unknown")
     else:
@@ -237,7 +237,7 @@ def describe_analysis(analysis: RunAnalysis) -> str:
         lines.append(f"fits: {memory / 2**30:.1f} of {train.chip.memory_bytes / 2**30:.0f} GiB{workspaces}")
     if speed is not None:
         utilization = analysis.model_flops_utilization()
-        mfu = "" if utilization is None else f", {100 * utilization:.0f} % of the peak in bfloat16 (MFU)"
+        mfu = "" if utilization is None else f", {100 * utilization:.0f}% of the peak in bfloat16 (MFU)"
         lines.append(
             f"compiler's estimate: {speed:,.0f} images/s over all devices{mfu}, without waiting for collectives"
         )

@@ -212,7 +212,7 @@ class ProgressBar:
     Example:
         >>> with ProgressBar(10) as progress:
         ...     progress({"event": "test", "step": 10, "loss": 0.5, "accuracy": 0.75, "count": 4.0})
-        step 10/10  test loss 0.500  test accuracy 75.00 %
+        step 10/10  test loss 0.500  test accuracy 75.00%
     """
 
     def __init__(self, num_steps: int, flops: float | None = None) -> None:
@@ -252,9 +252,9 @@ class ProgressBar:
         elif entry["event"] == "nonfinite":
             text = f"non-finite loss or gradients; {entry['nonfinite_steps']} non-finite steps so far"
         else:
-            text = f"test loss {entry['loss']:.3f}  test accuracy {100 * entry['accuracy']:.2f} %"
+            text = f"test loss {entry['loss']:.3f}  test accuracy {100 * entry['accuracy']:.2f}%"
             if "accuracy_top5" in entry:
-                text += f"  top-5 {100 * entry['accuracy_top5']:.2f} %"
+                text += f"  top-5 {100 * entry['accuracy_top5']:.2f}%"
         self.console.print(f"step {entry['step']}/{self.num_steps}  {text}")
 
     def notify(self, message: str) -> None:
@@ -302,9 +302,9 @@ def format_si(value: float) -> str:
 
 def format_summary(summary: Mapping[str, Any], folder: AnyPath) -> str:
     """Formats the summary of a run: accuracy, duration, clusters, and the files in its folder."""
-    top5 = f", top-5 {100 * summary['test_accuracy_top5']:.2f} %" if "test_accuracy_top5" in summary else ""
+    top5 = f", top-5 {100 * summary['test_accuracy_top5']:.2f}%" if "test_accuracy_top5" in summary else ""
     lines = [
-        f"test accuracy {100 * summary['test_accuracy']:.2f} %{top5} after {summary['steps']} steps "
+        f"test accuracy {100 * summary['test_accuracy']:.2f}%{top5} after {summary['steps']} steps "
         f"in {summary['seconds']:.0f} s ({summary['parameters']:,} parameters)"
     ]
     for place, clusters in summary["clusters"].items():

@@ -320,7 +320,7 @@ def test_runs_lists_configuration_and_results(finished, tmp_path, capsys):
     assert output.err.startswith(f"{tmp_path / 'c'} cannot be read: ")
     lines = output.out.splitlines()
     assert lines[0].split() == ["run", "method", "rate", "data", "model", "seed", "step", "accuracy", "time"]
-    assert f"{100 * summary['test_accuracy']:.2f} %" in lines[1] and "unfinished" in lines[2]
+    assert f"{100 * summary['test_accuracy']:.2f}%" in lines[1] and "unfinished" in lines[2]
 
 
 @pytest.mark.slow

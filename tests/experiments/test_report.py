@@ -129,7 +129,7 @@ def test_ways_to_form_clusters_by_fraction(folder, files):
         accuracies.setdefault((setting["fraction"], setting["structure"]), []).append(100 * line["accuracy"])
     assert {fraction for fraction, _ in accuracies} == set(studies.FRACTIONS) - {1.0}
     for (fraction, structure), values in accuracies.items():
-        row = rf"^\| {100 * fraction:g} % \| {structure} \| {np.mean(values):.1f} ± [\d.]+ \| (.*?) \| "
+        row = rf"^\| {100 * fraction:g}% \| {structure} \| {np.mean(values):.1f} ± [\d.]+ \| (.*?) \| "
         (difference,) = re.findall(row, files["results.md"].decode(), re.MULTILINE)
         if structure == "grid, shared":
             assert not difference
@@ -140,7 +140,7 @@ def test_ways_to_form_clusters_by_fraction(folder, files):
 
 def test_explained_variance_by_place_and_step(files):
     text = files["results.md"].decode()
-    cells = {"31.0 ± 2.5 (20)"}  # 30, 31 and 32 % with k-means
+    cells = {"31.0 ± 2.5 (20)"}  # 30, 31 and 32% with k-means
     rows = re.findall(r"^\| stage1 \| (\d+) \| (.*) \| (.*) \| (.*) \|$", text, re.MULTILINE)
     assert [row[0] for row in rows] == ["90", "180", "270"] and all(set(row[1:]) == cells for row in rows)
 
@@ -148,7 +148,7 @@ def test_explained_variance_by_place_and_step(files):
 def test_fractions_of_dropped_units(tmp_path):
     work("headline", tmp_path / "results", methods=("none", "corr", "cluster"))
     text = write(tmp_path / "results", tmp_path / "docs")["results.md"].decode()
-    assert re.search(r"^\| CorrDrop \| 0.2 \| 21 \| 30 \|$", text, re.MULTILINE)  # 20, 21 and 22 % at stage 1
+    assert re.search(r"^\| CorrDrop \| 0.2 \| 21 \| 30 \|$", text, re.MULTILINE)  # 20, 21 and 22% at stage 1
 
 
 def test_two_results_for_the_same_run(tmp_path):

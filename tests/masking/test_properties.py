@@ -354,7 +354,7 @@ def test_dtype_is_preserved(name):
 
 @few_drops()
 def test_rescaling_in_bfloat16_preserves_the_mean(name):
-    """A factor of 1 / (1 - 0.1) rounded to bfloat16 would be 0.16 % too small."""
+    """A factor of 1 / (1 - 0.1) rounded to bfloat16 would be 0.16% too small."""
     x = jnp.exp(X).astype(jnp.bfloat16)
     (_, rounded, _), (_, exact, _) = (compiled(name)(0, x.astype(dtype), 0.1) for dtype in (jnp.bfloat16, jnp.float32))
     for rescale in RESCALINGS:

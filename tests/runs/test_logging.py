@@ -61,7 +61,7 @@ def test_lines_of_events(capsys):
     assert capsys.readouterr().out.splitlines() == [
         "step 2/10  clusters: stage1 explained variance 45%, ARI 0.26; stage2 explained variance 45%, ARI 0.26",
         "step 3/10  non-finite loss or gradients; 2 non-finite steps so far",
-        "step 2/10  test loss 0.500  test accuracy 75.00 %  top-5 90.00 %",
+        "step 2/10  test loss 0.500  test accuracy 75.00%  top-5 90.00%",
         "[red]note[/red]",
     ]
 
@@ -79,7 +79,7 @@ def test_summary_lists_what_happened(tmp_path):
     summary = {"test_accuracy": 0.5, "test_accuracy_top5": 0.875, "steps": 24, "seconds": 3.4, "parameters": 75_002}
     summary |= {"clusters": {"stage1": layer}, "nonfinite_steps": 2, "skipped": ["a.png", "b.png"]}
     assert format_summary(summary, tmp_path).splitlines() == [
-        "test accuracy 50.00 %, top-5 87.50 % after 24 steps in 3 s (75,002 parameters)",
+        "test accuracy 50.00%, top-5 87.50% after 24 steps in 3 s (75,002 parameters)",
         "stage1: 6 cluster updates (1 skipped); clusters explain 44% of the variance",
         "2 non-finite steps were skipped",
         "2 images were skipped, the first: a.png",
