@@ -288,8 +288,11 @@ def _dropped_fractions(lines: Sequence[Line]) -> list[str]:
 
 def _dropped_by_place(lines: Iterable[Line], method: str) -> dict[str, list[float]]:
     """Returns the fractions of dropped units by place, one for each run that recorded it."""
-    recorded = [line["dropped"] for line in _select(lines, method=method) if "dropped" in line]
-    return {place: [dropped[place] for dropped in recorded] for dropped in recorded[:1] for place in dropped}
+    fractions: dict[str, list[float]] = {}
+    for line in _select(lines, method=method):
+        for place, fraction in line.get("dropped", {}).items():
+            fractions.setdefault(place, []).append(fraction)
+    return fractions
 
 
 def _limited_data(lines: list[Line], figure: pathlib.Path) -> list[str]:
