@@ -9,7 +9,6 @@ import re
 import statistics
 import sys
 from collections.abc import Callable, Iterable, Mapping, Sequence
-from typing import Any
 
 import numpy as np
 import tyro
@@ -18,15 +17,38 @@ from matplotlib.figure import Figure
 from dropcluster_jax.runs import TrainConfig
 from dropcluster_jax.viz import cluster_history_figure
 from experiments import figures, results, studies
-from experiments.intervals import Interval, crossed_interval, interval, paired_difference
+from experiments.intervals import Interval, crossed_interval, paired_difference
 from experiments.results import Line, decode_bits, decode_counts, decode_labels
+from experiments.tables import (
+    LABELS,
+    MINUS,
+    Groups,
+    accuracy_by_seed,
+    by_fraction,
+    corrupted_by_seed,
+    format_average,
+    format_difference,
+    format_mean,
+    format_pair,
+    format_seeds,
+    format_setting,
+    format_value,
+    interval_over_seeds,
+    markdown_table,
+    mean_accuracy,
+    mean_by_seed,
+    method_difference,
+    methods_of,
+    num_images,
+    num_seeds,
+    rank,
+    select,
+    values_of,
+)
 
 _ROOT = pathlib.Path(__file__).parents[1]
 _BEGIN, _END = "<!-- made by python -m experiments.report -->", "<!-- end -->"
-_MINUS = "\N{MINUS SIGN}"
-_LABELS = {name: method.label for name, method in studies.METHODS.items()}
 
-Groups = Sequence[Sequence[Line]]  # averaged for each seed
 Columns = Mapping[str, Groups]  # by header
 
 PREFACE = """# Results
@@ -74,7 +96,7 @@ def write(folder: pathlib.Path, docs: pathlib.Path, readme: pathlib.Path | None)
     if not lines:
         raise ValueError(f"{folder} contains no results; python -m experiments.run creates some")
     # Independent of the order in which runs finished and files were merged.
-    lines.sort(key=lambda line: (line["study"], _rank(line["method"]), str(line["setting"]), line["seed"], line["id"]))
+    lines.sort(key=lambda line: (line["study"], rank(line["method"]), str(line["setting"]), line["seed"], line["id"]))
     _check_unique(lines)
     tables: dict[str, list[Line]] = {}
     for line in lines:
@@ -92,7 +114,7 @@ def write(folder: pathlib.Path, docs: pathlib.Path, readme: pathlib.Path | None)
         main_results = [
             tables[scale.table]
             for scale in studies.SCALES.values()
-            if scale.name != "small" and "cluster" in _methods(tables.get(scale.table, []))
+            if scale.name != "small" and "cluster" in methods_of(tables.get(scale.table, []))
         ]
         _insert(readme, "\n".join(part for group in main_results for part in _readme_section(group)))
 
@@ -135,7 +157,7 @@ def _section(lines: list[Line], folder: pathlib.Path, slug: str) -> list[str]:
     if best := _best_candidates(lines):
         text += ["### Best candidates\n", *best]
     for study, chapter in _CHAPTERS.items():
-        if own := _select(lines, study=study):
+        if own := select(lines, study=study):
             text += chapter(own, folder / f"{study.replace('_', '-')}-{slug}")
     return text
 
@@ -153,17 +175,17 @@ def _readme_section(lines: list[Line]) -> list[str]:
     usual = max(found.num_values for own in differences.values() for found in own.values() if found is not None)
     rows = [
         [
-            _LABELS[method],
-            _mean(_by_seed(whole, method), usual),
-            *(_format_difference(own.get(method), usual) for own in differences.values()),
+            LABELS[method],
+            format_mean(accuracy_by_seed(whole, method), usual),
+            *(format_difference(own.get(method), usual) for own in differences.values()),
         ]
-        for method in _methods(line for group in columns.values() for line in group)
+        for method in methods_of(line for group in columns.values() for line in group)
     ]
     return [
         f"{network}, {schedule}. Test accuracy, and DropCluster minus the method in points of test accuracy, with 95% "
         f"intervals over {usual} seeds ([3]: 3 seeds); those of differences are also over the test images. **Bold** "
         "if the interval excludes 0. Empty if not tested yet.\n",
-        *_table(["method", f"accuracy, {first}", *(f"difference, {name}" for name in columns)], rows),
+        *markdown_table(["method", f"accuracy, {first}", *(f"difference, {name}" for name in columns)], rows),
     ]
 
 
@@ -183,20 +205,20 @@ def _describe(lines: Sequence[Line]) -> tuple[str, str]:
 
 def _main_columns(lines: list[Line]) -> dict[str, list[Line]]:
     """Returns the results on the test set that answer whether DropCluster helps, by header."""
-    fractions = _by_fraction(_select(lines, study="limited_data"))
+    fractions = by_fraction(select(lines, study="limited_data"))
     whole = {
-        (line["method"], line["seed"]): line for line in (*fractions.pop("100%", []), *_select(lines, study="headline"))
+        (line["method"], line["seed"]): line for line in (*fractions.pop("100%", []), *select(lines, study="headline"))
     }
     columns = {
         "all images": list(whole.values()),
         **{f"{name} of the images": group for name, group in reversed(fractions.items())},
-        "corrupted test images": _select(lines, study="corruption", fraction=1.0),
+        "corrupted test images": select(lines, study="corruption", fraction=1.0),
     }
-    return {name: group for name, group in columns.items() if "cluster" in _methods(group)}
+    return {name: group for name, group in columns.items() if "cluster" in methods_of(group)}
 
 
 def _others(lines: Iterable[Line]) -> list[str]:
-    return [method for method in _methods(lines) if method != "cluster"]
+    return [method for method in methods_of(lines) if method != "cluster"]
 
 
 def _answer(lines: list[Line], figure: pathlib.Path) -> list[str]:
@@ -207,20 +229,20 @@ def _answer(lines: list[Line], figure: pathlib.Path) -> list[str]:
     rows, intervals = [], {}
     for name, group in columns.items():
         for other in _others(group):
-            by_seeds, crossed = _difference([group], "cluster", other), _crossed_difference(group, other)
+            by_seeds, crossed = method_difference([group], "cluster", other), _crossed_difference(group, other)
             seeds = str(by_seeds.num_values) if by_seeds is not None else ""
             rows.append(
-                [name, _pair("cluster", other), seeds, _format_difference(by_seeds), _format_difference(crossed)]
+                [name, format_pair("cluster", other), seeds, format_difference(by_seeds), format_difference(crossed)]
             )
             if (widest := _test_difference(group, other)) is not None:
-                intervals.setdefault(f"{_MINUS} {_LABELS[other]}", {})[name] = widest
+                intervals.setdefault(f"{MINUS} {LABELS[other]}", {})[name] = widest
     header = ["test accuracy", "difference", "seeds", "interval over seeds", "interval over seeds and test images"]
     caption = "DropCluster minus each other method on the test images, with 95% intervals, the wider of the two."
     return [
         "### Does DropCluster help?\n",
-        *_table(header, rows),
+        *markdown_table(header, rows),
         *_save(
-            figures.forest_figure(intervals, f"DropCluster {_MINUS} other method, points of test accuracy"),
+            figures.forest_figure(intervals, f"DropCluster {MINUS} other method, points of test accuracy"),
             figure,
             caption,
         ),
@@ -229,12 +251,12 @@ def _answer(lines: list[Line], figure: pathlib.Path) -> list[str]:
 
 def _test_difference(lines: list[Line], other: str) -> Interval | None:
     """Returns DropCluster minus another method over seeds and, if results by image are available, test images."""
-    return _crossed_difference(lines, other) or _difference([lines], "cluster", other)
+    return _crossed_difference(lines, other) or method_difference([lines], "cluster", other)
 
 
 def _crossed_difference(lines: Iterable[Line], other: str) -> Interval | None:
     """Returns DropCluster minus another method over seeds and test images, if results by image are available."""
-    pairs = _paired([_select(lines, method=method) for method in ("cluster", other)])
+    pairs = _paired([select(lines, method=method) for method in ("cluster", other)])
     correct = [[_correct(line) for line in pair] for pair in pairs]
     if len(pairs) < 2 or any(values is None for pair in correct for values in pair):
         return None
@@ -259,7 +281,7 @@ def _headline(lines: list[Line], figure: pathlib.Path) -> list[str]:
     columns: Columns = {"all images": [lines]}
     return [
         "### Headline\n",
-        f"Accuracy on the {_num_images(lines):,} test images; {_format_seeds(lines)}.\n",
+        f"Accuracy on the {num_images(lines):,} test images; {format_seeds(lines)}.\n",
         *_comparison(lines, columns),
         *_dropped_fractions(lines),
     ]
@@ -267,55 +289,58 @@ def _headline(lines: list[Line], figure: pathlib.Path) -> list[str]:
 
 def _dropped_fractions(lines: Sequence[Line]) -> list[str]:
     """A table of the fraction of dropped units, for methods whose masks depend on the activations."""
-    own = {method: dropped for method in _methods(lines) if (dropped := _dropped_by_place(lines, method))}
+    own = {method: dropped for method in methods_of(lines) if (dropped := _dropped_by_place(lines, method))}
     if not own:
         return []
     places = sorted({place for dropped in own.values() for place in dropped})
     rows = [
         [
-            _LABELS[method],
-            _format_value(_select(lines, method=method)[0]["config"]["drop"]["rate"]),
-            *(_average((100 * value for value in dropped.get(place, [])), ".0f") for place in places),
+            LABELS[method],
+            format_value(select(lines, method=method)[0]["config"]["drop"]["rate"]),
+            *(format_average((100 * value for value in dropped.get(place, [])), ".0f") for place in places),
         ]
         for method, dropped in own.items()
     ]
     return [
         "Units that a mask drops in the trained network, in %, for methods that compute masks from the activations. "
         "FocusedDropout masks only a fraction of the batches, its rate; the columns are for a masked batch.\n",
-        *_table(["method", "rate", *places], rows),
+        *markdown_table(["method", "rate", *places], rows),
     ]
 
 
 def _dropped_by_place(lines: Iterable[Line], method: str) -> dict[str, list[float]]:
     """Returns the fractions of dropped units by place, one for each run that recorded it."""
     fractions: dict[str, list[float]] = {}
-    for line in _select(lines, method=method):
+    for line in select(lines, method=method):
         for place, fraction in line.get("dropped", {}).items():
             fractions.setdefault(place, []).append(fraction)
     return fractions
 
 
 def _limited_data(lines: list[Line], figure: pathlib.Path) -> list[str]:
-    subsets = _by_fraction(lines)
+    subsets = by_fraction(lines)
     drawn = _curves(
-        {method: [_by_seed(subset, method) for subset in subsets.values()] for method in _methods(lines)},
+        {method: [accuracy_by_seed(subset, method) for subset in subsets.values()] for method in methods_of(lines)},
         [float(name.removesuffix("%")) for name in subsets],
         ("training images, %", "test accuracy, %"),
         log=True,
     )
     losses = [
-        [_LABELS[method], *(_average(_values(subset, method, "train_loss"), ".2f") for subset in subsets.values())]
-        for method in _methods(lines)
+        [
+            LABELS[method],
+            *(format_average(values_of(subset, method, "train_loss"), ".2f") for subset in subsets.values()),
+        ]
+        for method in methods_of(lines)
     ]
     return [
         "### Limited data\n",
-        f"Accuracy on the {_num_images(lines):,} test images, by fraction of the training images; "
-        f"{_format_seeds(lines)}.\n",
+        f"Accuracy on the {num_images(lines):,} test images, by fraction of the training images; "
+        f"{format_seeds(lines)}.\n",
         *_comparison(lines, {**{name: [subset] for name, subset in subsets.items()}, "mean": list(subsets.values())}),
         *_save(drawn, figure, "Accuracy by fraction of the training images, with 95% intervals."),
         "Training loss at the end, with dropping. Near 0, which label smoothing would prevent, the network has "
         "memorized the images, so that regularization can help.\n",
-        *_table(["method", *subsets], losses),
+        *markdown_table(["method", *subsets], losses),
         *_throughput(lines),
     ]
 
@@ -324,19 +349,19 @@ def _throughput(lines: Sequence[Line]) -> list[str]:
     """Training speed relative to no drop layer, on the device with the most runs."""
     timed = [line for line in lines if line["images_per_second"] is not None]
     devices = [line["device"] for line in timed]
-    timed = _select(timed, device=max(sorted(set(devices)), key=devices.count, default=None))
-    speeds = {method: statistics.median(_values(timed, method, "images_per_second")) for method in _methods(timed)}
+    timed = select(timed, device=max(sorted(set(devices)), key=devices.count, default=None))
+    speeds = {method: statistics.median(values_of(timed, method, "images_per_second")) for method in methods_of(timed)}
     if "none" not in speeds:
         return []
-    rows = [[_LABELS[method], f"{speed:,.0f}", f"{speed / speeds['none']:.2f}"] for method, speed in speeds.items()]
+    rows = [[LABELS[method], f"{speed:,.0f}", f"{speed / speeds['none']:.2f}"] for method, speed in speeds.items()]
     return [
         "Training throughput, the median over these runs, including cluster updates.\n",
-        *_table(["method", "images/s", "relative to no drop layer"], rows),
+        *markdown_table(["method", "images/s", "relative to no drop layer"], rows),
     ]
 
 
 def _corruption(lines: list[Line], figure: pathlib.Path) -> list[str]:
-    subsets, methods = _by_fraction(lines), _methods(lines)
+    subsets, methods = by_fraction(lines), methods_of(lines)
     fraction, largest = list(subsets.items())[-1]
     finished = next((line for line in largest if line["finite"]), largest[0])
     origins = {name: corruption["origin"] for name, corruption in finished["corruptions"].items()}
@@ -344,13 +369,13 @@ def _corruption(lines: list[Line], figure: pathlib.Path) -> list[str]:
     rows = [
         [
             name.replace("_", " "),
-            *(_mean(_corrupted_by_seed(largest, method, [name]), _num_seeds(largest)) for method in methods),
+            *(format_mean(corrupted_by_seed(largest, method, [name]), num_seeds(largest)) for method in methods),
         ]
         for name in origins
     ]
     drawn = _curves(
         {
-            method: [_corrupted_by_seed(largest, method, origins, [severity]) for severity in range(5)]
+            method: [corrupted_by_seed(largest, method, origins, [severity]) for severity in range(5)]
             for method in methods
         },
         range(1, 6),
@@ -359,13 +384,13 @@ def _corruption(lines: list[Line], figure: pathlib.Path) -> list[str]:
     )
     return [
         "### Corruption\n",
-        f"Accuracy of the networks of *Limited data* on {_num_images(lines):,} test images, averaged over "
-        f"{len(origins)} corruptions at 5 severities, by fraction of the training images; {_format_seeds(lines)}.\n",
+        f"Accuracy of the networks of *Limited data* on {num_images(lines):,} test images, averaged over "
+        f"{len(origins)} corruptions at 5 severities, by fraction of the training images; {format_seeds(lines)}.\n",
         *_comparison(lines, {name: [subset] for name, subset in subsets.items()}),
         f"Accuracy under each corruption, averaged over severities, of the networks trained on {fraction} of the "
         f"images. {'Corruptions were generated here' if generated else 'Published images'}"
         f"{', frost with a stand-in for the original pictures' if 'frost' in generated else ''}.\n",
-        *_table(["corruption", *(_LABELS[method] for method in methods)], rows),
+        *markdown_table(["corruption", *(LABELS[method] for method in methods)], rows),
         *_save(drawn, figure, f"Accuracy by severity, {fraction} of the training images, with 95% intervals."),
     ]
 
@@ -373,8 +398,8 @@ def _corruption(lines: list[Line], figure: pathlib.Path) -> list[str]:
 _STRUCTURE_HEADER = [
     "structure",
     "accuracy",
-    f"{_MINUS} grid",
-    f"{_MINUS} k-means",
+    f"{MINUS} grid",
+    f"{MINUS} k-means",
     "explained variance, %",
     "ARI with grid",
 ]
@@ -382,21 +407,21 @@ _STRUCTURE_HEADER = [
 
 def _structure_rows(lines: Sequence[Line]) -> list[list[str]]:
     """Returns a row for each way to form clusters, below `_STRUCTURE_HEADER`."""
-    usual = _num_seeds(lines)
-    groups = {name: own for name in studies.STRUCTURES if (own := _select(lines, structure=name))}
+    usual = num_seeds(lines)
+    groups = {name: own for name in studies.STRUCTURES if (own := select(lines, structure=name))}
 
     def row(name: str) -> list[str]:
-        accuracies = _by_seed(groups[name], "cluster")
+        accuracies = accuracy_by_seed(groups[name], "cluster")
         differences = [
-            _format_difference(paired_difference(accuracies, _by_seed(groups[other], "cluster")), usual)
+            format_difference(paired_difference(accuracies, accuracy_by_seed(groups[other], "cluster")), usual)
             if other in groups and other != name
             else ""
             for other in ("grid, shared", "k-means, shared")
         ]
         clusters = [place for line in groups[name] if line["finite"] for place in line["clusters"].values()]
-        explained = _average((100 * place["explained_variance"] for place in clusters), ".0f")
-        similarity = _average((place["ari_with_grid"] for place in clusters), "z.2f").replace("-", _MINUS)
-        return [name, _mean(accuracies, usual), *differences, explained, similarity]
+        explained = format_average((100 * place["explained_variance"] for place in clusters), ".0f")
+        similarity = format_average((place["ari_with_grid"] for place in clusters), "z.2f").replace("-", MINUS)
+        return [name, format_mean(accuracies, usual), *differences, explained, similarity]
 
     return [row(name) for name in groups]
 
@@ -405,7 +430,7 @@ def _structure_description(lines: Sequence[Line]) -> str:
     """Describes the columns below `_STRUCTURE_HEADER`."""
     return (
         f"at the rate chosen for DropCluster, {lines[0]['config']['drop']['rate']:g}, and differences from the shared "
-        f"grid and from shared k-means; {_format_seeds(lines)}. At the last update: the variance explained by the "
+        f"grid and from shared k-means; {format_seeds(lines)}. At the last update: the variance explained by the "
         "clusters, and the adjusted Rand index (ARI) with the grid, which is 1 for equal clusters and 0 by chance; "
         "averaged over places. For clusters that are learned once, the last update is early in training.\n"
     )
@@ -414,10 +439,10 @@ def _structure_description(lines: Sequence[Line]) -> str:
 def _clustering(lines: list[Line], figure: pathlib.Path) -> list[str]:
     text = [
         "### Clustering\n",
-        f"Accuracy on the {_num_images(lines):,} held-out images, {_structure_description(lines)}",
-        *_table(_STRUCTURE_HEADER, _structure_rows(lines)),
+        f"Accuracy on the {num_images(lines):,} held-out images, {_structure_description(lines)}",
+        *markdown_table(_STRUCTURE_HEADER, _structure_rows(lines)),
     ]
-    for line in _select(lines, structure="k-means, shared"):
+    for line in select(lines, structure="k-means, shared"):
         for place, maps in list(line.get("snapshots", {}).items())[:1]:
             history = {place: [(entry["step"], decode_labels(entry["labels"])[..., None]) for entry in maps]}
             caption = f"Clusters of {place} over the course of training: k-means, shared by all channels."
@@ -426,12 +451,12 @@ def _clustering(lines: list[Line], figure: pathlib.Path) -> list[str]:
 
 
 def _clustering_by_fraction(lines: list[Line], figure: pathlib.Path) -> list[str]:
-    rows = [[name, *row] for name, subset in _by_fraction(lines).items() for row in _structure_rows(subset)]
+    rows = [[name, *row] for name, subset in by_fraction(lines).items() for row in _structure_rows(subset)]
     return [
         "### Clustering and number of images\n",
-        f"Accuracy on the {_num_images(lines):,} held-out images, by fraction of the training images, "
+        f"Accuracy on the {num_images(lines):,} held-out images, by fraction of the training images, "
         f"{_structure_description(lines)}",
-        *_table(["fraction", *_STRUCTURE_HEADER], rows),
+        *markdown_table(["fraction", *_STRUCTURE_HEADER], rows),
     ]
 
 
@@ -440,26 +465,24 @@ def _varied(title: str, description: str) -> Callable[[list[Line], pathlib.Path]
 
     def chapter(lines: list[Line], figure: pathlib.Path) -> list[str]:
         settings = {tuple(line["setting"].values()): line["setting"] for line in lines}
-        methods = _methods(lines)
+        methods = methods_of(lines)
         others = [method for method in ("block", "grid") if {method, "cluster"} <= set(methods)]
 
-        usual = _num_seeds(lines)
+        usual = num_seeds(lines)
 
         def row(values: Iterable[str], groups: Groups) -> list[str]:
-            means = [_mean(_mean_by_seed(groups, method), usual) for method in methods]
-            differences = [_format_difference(_difference(groups, "cluster", other), usual) for other in others]
+            means = [format_mean(mean_by_seed(groups, method), usual) for method in methods]
+            differences = [format_difference(method_difference(groups, "cluster", other), usual) for other in others]
             return [*values, *means, *differences]
 
-        groups = [_select(lines, **setting) for _, setting in sorted(settings.items())]
-        rows = [
-            row(map(_format_value, values), [group]) for values, group in zip(sorted(settings), groups, strict=True)
-        ]
+        groups = [select(lines, **setting) for _, setting in sorted(settings.items())]
+        rows = [row(map(format_value, values), [group]) for values, group in zip(sorted(settings), groups, strict=True)]
         names = [name.replace("_", " ") for name in lines[0]["setting"]]
         if others:
             rows.append(row(["mean", *[""] * (len(names) - 1)], groups))
-        header = [*names, *(_LABELS[method] for method in methods), *(_pair("cluster", other) for other in others)]
-        caption = f"Accuracy on the held-out images, {description}; {_format_seeds(lines)}.\n"
-        return [f"### {title}\n", caption, *_table(header, rows)]
+        header = [*names, *(LABELS[method] for method in methods), *(format_pair("cluster", other) for other in others)]
+        caption = f"Accuracy on the held-out images, {description}; {format_seeds(lines)}.\n"
+        return [f"### {title}\n", caption, *markdown_table(header, rows)]
 
     return chapter
 
@@ -467,12 +490,12 @@ def _varied(title: str, description: str) -> Callable[[list[Line], pathlib.Path]
 def _baseline(lines: list[Line], figure: pathlib.Path) -> list[str]:
     return [
         "### Baseline\n",
-        f"The network without drop layers, tuned on the {_num_images(lines):,} held-out images; "
-        f"{_format_seeds(lines)} that no study on the test set uses.\n",
-        *_table(
+        f"The network without drop layers, tuned on the {num_images(lines):,} held-out images; "
+        f"{format_seeds(lines)} that no study on the test set uses.\n",
+        *markdown_table(
             [*(name.replace("_", " ") for name in lines[0]["setting"]), "accuracy"],
             [
-                [*map(_format_value, group[0]["setting"].values()), f"{_mean_accuracy(group):.1f}"]
+                [*map(format_value, group[0]["setting"].values()), f"{mean_accuracy(group):.1f}"]
                 for group in _by_setting(lines)
             ],
         ),
@@ -486,18 +509,18 @@ def _choices(lines: list[Line], figure: pathlib.Path) -> list[str]:
     rows: dict[tuple[str, str], dict[float, str]] = {}
     for line in lines:
         method, setting = line["method"], line["setting"]
-        own = _format_setting({name: value for name, value in setting.items() if name != "rate"})
-        accuracy = f"{_mean_accuracy(_select(lines, method=method, setting=setting)):.1f}"
+        own = format_setting({name: value for name, value in setting.items() if name != "rate"})
+        accuracy = f"{mean_accuracy(select(lines, method=method, setting=setting)):.1f}"
         cell = f"**{accuracy}**" if str(setting) == best[method] else accuracy
         rows.setdefault((method, own), {})[setting.get("rate", 0.0)] = cell
     return [
         "### Chosen hyperparameters\n",
-        f"Accuracy of each candidate on the {_num_images(lines):,} held-out images; "
-        f"{_format_seeds(lines)} that no study on the test set uses. The other studies use the best candidate of each "
+        f"Accuracy of each candidate on the {num_images(lines):,} held-out images; "
+        f"{format_seeds(lines)} that no study on the test set uses. The other studies use the best candidate of each "
         "method, in bold.\n",
-        *_table(
+        *markdown_table(
             ["method", "own hyperparameter", *(f"rate {rate:g}" for rate in rates)],
-            [[_LABELS[method], own, *(row.get(rate, "") for rate in rates)] for (method, own), row in rows.items()],
+            [[LABELS[method], own, *(row.get(rate, "") for rate in rates)] for (method, own), row in rows.items()],
         ),
     ]
 
@@ -509,27 +532,27 @@ def _best_candidates(lines: list[Line]) -> list[str]:
     if "none" not in best:
         return []
     untested = "" if _main_columns(lines) else " The test set has not been used yet."
-    baseline = _mean_accuracy(best["none"])
+    baseline = mean_accuracy(best["none"])
     rows = [
         [
-            _LABELS[method],
-            _format_setting(group[0]["setting"]),
-            f"{_mean_accuracy(group):.1f}",
-            "" if method == "none" else f"{_mean_accuracy(group) - baseline:+z.1f}".replace("-", _MINUS),
+            LABELS[method],
+            format_setting(group[0]["setting"]),
+            f"{mean_accuracy(group):.1f}",
+            "" if method == "none" else f"{mean_accuracy(group) - baseline:+z.1f}".replace("-", MINUS),
         ]
         for method, group in best.items()
     ]
     return [
-        f"Accuracy on {_num_images(tuning):,} held-out images with the best of each method's candidate "
-        f"hyperparameters; {_format_seeds(tuning)}. As the maximum over candidates, it is slightly optimistic."
+        f"Accuracy on {num_images(tuning):,} held-out images with the best of each method's candidate "
+        f"hyperparameters; {format_seeds(tuning)}. As the maximum over candidates, it is slightly optimistic."
         f"{untested}\n",
-        *_table(["method", "chosen", "held-out accuracy, %", f"{_MINUS} no drop layer, points"], rows),
+        *markdown_table(["method", "chosen", "held-out accuracy, %", f"{MINUS} no drop layer, points"], rows),
     ]
 
 
 def _best_by_method(tuning: Sequence[Line]) -> dict[str, list[Line]]:
     """Returns the runs of each method's best candidate on the held-out images."""
-    return {method: _by_setting(_select(tuning, method=method))[0] for method in _methods(tuning)}
+    return {method: _by_setting(select(tuning, method=method))[0] for method in methods_of(tuning)}
 
 
 def _by_setting(lines: Iterable[Line]) -> list[list[Line]]:
@@ -537,7 +560,7 @@ def _by_setting(lines: Iterable[Line]) -> list[list[Line]]:
     groups: dict[str, list[Line]] = {}
     for line in lines:
         groups.setdefault(str(line["setting"]), []).append(line)
-    return sorted(groups.values(), key=_mean_accuracy, reverse=True)
+    return sorted(groups.values(), key=mean_accuracy, reverse=True)
 
 
 def _features(lines: list[Line], figure: pathlib.Path) -> list[str]:
@@ -550,22 +573,22 @@ def _features(lines: list[Line], figure: pathlib.Path) -> list[str]:
     chosen = sorted({steps[0], steps[len(steps) // 2], steps[-1]})
 
     def explained(method: str, place: str, step: int, clusterer: str) -> dict[int, float]:
-        entries = {line["seed"]: line["features"][place] for line in _select(lines, method=method)}
+        entries = {line["seed"]: line["features"][place] for line in select(lines, method=method)}
         return {seed: 100 * entry[clusterer] for seed, own in entries.items() for entry in own if entry["step"] == step}
 
     def cell(method: str, place: str, step: int) -> str:
         k_means, grid = (explained(method, place, step, clusterer) for clusterer in ("k-means", "grid"))
-        return f"{_mean(k_means, _num_seeds(lines))} ({statistics.mean(grid.values()):.0f})"
+        return f"{format_mean(k_means, num_seeds(lines))} ({statistics.mean(grid.values()):.0f})"
 
     rows = [
-        [place, f"{step:,}", *(cell(method, place, step) for method in _methods(lines))]
+        [place, f"{step:,}", *(cell(method, place, step) for method in methods_of(lines))]
         for place in places
         for step in chosen
     ]
     series = {
         place: {
-            _LABELS[method]: [_interval(explained(method, place, step, "k-means")) for step in steps]
-            for method in _methods(lines)
+            LABELS[method]: [interval_over_seeds(explained(method, place, step, "k-means")) for step in steps]
+            for method in methods_of(lines)
         }
         for place in places
     }
@@ -577,7 +600,7 @@ def _features(lines: list[Line], figure: pathlib.Path) -> list[str]:
         "course of training. Clusters are learned from the saved networks by k-means, whatever the method drops, with "
         "16 positions on average, and shared by all channels. In parentheses, a grid with the same number of "
         "clusters.\n",
-        *_table(["place", "step", *(_LABELS[method] for method in _methods(lines))], rows),
+        *markdown_table(["place", "step", *(LABELS[method] for method in methods_of(lines))], rows),
         *_save(drawn, figure, caption),
     ]
 
@@ -619,109 +642,35 @@ def _provenance(lines: list[Line]) -> list[str]:
 
     versions = {", ".join(f"{name} {version}" for name, version in line["versions"].items()) for line in lines}
     digests = {f"{line['dataset']} {line['digest']}" for line in lines}
-    rows = [row(study, own) for study in studies.STUDIES if (own := _select(first.values(), study=study))]
+    rows = [row(study, own) for study in studies.STUDIES if (own := select(first.values(), study=study))]
     return [
         "## Provenance\n",
         "A run that several studies share counts once, in the first of them.\n",
-        *_table(["study", "runs", "failed", "device", "commit", "minutes"], rows),
+        *markdown_table(["study", "runs", "failed", "device", "commit", "minutes"], rows),
         f"Versions: {'; '.join(sorted(versions))}. Start of the SHA-256 of all pixels and labels: "
         f"{', '.join(sorted(digests))}.\n",
     ]
 
 
-# ---- Accuracies by seed
-
-
-def _select(lines: Iterable[Line], **values: object) -> list[Line]:
-    """Returns the lines with these values, of the line or of its setting."""
-    return [line for line in lines if all({**line, **line["setting"]}.get(name) == values[name] for name in values)]
-
-
-def _by_fraction(lines: Iterable[Line]) -> dict[str, list[Line]]:
-    """Returns lines by the percentage of the training images, in ascending order."""
-    fractions = sorted({line["setting"]["fraction"] for line in lines})
-    return {f"{100 * fraction:g}%": _select(lines, fraction=fraction) for fraction in fractions}
-
-
-def _by_seed(lines: Iterable[Line], method: str) -> dict[int, float]:
-    """Returns accuracies in %."""
-    return {line["seed"]: 100 * line["accuracy"] for line in _select(lines, method=method)}
-
-
-def _mean_by_seed(groups: Groups, method: str) -> dict[int, float]:
-    """Returns the mean accuracies over groups, in %, of the seeds that are in all groups."""
-    accuracies = [_by_seed(lines, method) for lines in groups]
-    seeds = [seed for seed in accuracies[0] if all(seed in group for group in accuracies)]
-    return {seed: statistics.mean(group[seed] for group in accuracies) for seed in seeds}
-
-
-def _corrupted_by_seed(
-    lines: Iterable[Line], method: str, corruptions: Iterable[str], severities: Iterable[int] = range(5)
-) -> dict[int, float]:
-    """Returns the mean accuracies over corruptions and severities, in %; severities are counted from 0."""
-    chosen = [(corruption, severity) for corruption in corruptions for severity in severities]
-    return {
-        line["seed"]: 100
-        * statistics.mean(line["corruptions"][name]["accuracy"][severity] for name, severity in chosen)
-        for line in _select(lines, method=method)
-    }
-
-
-def _difference(groups: Groups, method: str, other: str) -> Interval | None:
-    """Returns the difference between two methods, paired by seed, of the means over groups."""
-    return paired_difference(_mean_by_seed(groups, method), _mean_by_seed(groups, other))
-
-
-def _values(lines: Iterable[Line], method: str, name: str) -> list[Any]:
-    return [line[name] for line in _select(lines, method=method)]
-
-
-def _mean_accuracy(lines: Iterable[Line]) -> float:
-    """Returns the mean accuracy in %."""
-    return 100 * statistics.mean(line["accuracy"] for line in lines)
-
-
-def _num_seeds(lines: Iterable[Line]) -> int:
-    return len({line["seed"] for line in lines})
-
-
-def _format_seeds(lines: Iterable[Line]) -> str:
-    number = _num_seeds(lines)
-    return "1 seed" if number == 1 else f"{number} seeds"
-
-
-def _num_images(lines: Iterable[Line]) -> int:
-    """Returns the number of images on which runs were evaluated; it is 0 for failed runs."""
-    return max(line["count"] for line in lines)
-
-
-def _methods(lines: Iterable[Line]) -> list[str]:
-    return sorted({line["method"] for line in lines}, key=_rank)
-
-
-def _rank(method: str) -> int:
-    return list(_LABELS).index(method)
-
-
-# ---- Tables and figures
+# ---- Parts of chapters
 
 
 def _comparison(lines: Iterable[Line], columns: Columns) -> list[str]:
     """Returns a table of accuracies and a table of differences between methods."""
-    methods, usual = _methods(lines), _num_seeds(lines)
+    methods, usual = methods_of(lines), num_seeds(lines)
     accuracies = [
-        [_LABELS[method], *(_mean(_mean_by_seed(groups, method), usual) for groups in columns.values())]
+        [LABELS[method], *(format_mean(mean_by_seed(groups, method), usual) for groups in columns.values())]
         for method in methods
     ]
     pairs = [(method, other) for other in ("none", "block") for method in methods if method not in ("none", other)]
     differences = []
     for method, other in [*pairs, ("cluster", "grid")]:
-        cells = [_format_difference(_difference(groups, method, other), usual) for groups in columns.values()]
+        cells = [format_difference(method_difference(groups, method, other), usual) for groups in columns.values()]
         if any(cells):
-            differences.append([_pair(method, other), *cells])
+            differences.append([format_pair(method, other), *cells])
     return [
-        *_table(["method", *columns], accuracies),
-        *(_table(["difference, points", *columns], differences) if differences else []),
+        *markdown_table(["method", *columns], accuracies),
+        *(markdown_table(["difference, points", *columns], differences) if differences else []),
     ]
 
 
@@ -729,10 +678,12 @@ def _curves(
     accuracies: Mapping[str, Sequence[Mapping[int, float]]], x: Sequence[float], labels: tuple[str, str], log: bool
 ) -> Figure:
     """Draws the accuracies by seed at each x, by method, and the differences from no drop layer."""
-    means = {_LABELS[method]: [_interval(values) for values in series] for method, series in accuracies.items()}
+    means = {
+        LABELS[method]: [interval_over_seeds(values) for values in series] for method, series in accuracies.items()
+    }
     baseline = accuracies.get("none")
     differences = {
-        _LABELS[method]: [paired_difference(*values) for values in zip(series, baseline, strict=True)]
+        LABELS[method]: [paired_difference(*values) for values in zip(series, baseline, strict=True)]
         for method, series in accuracies.items()
         if baseline is not None and method != "none"
     }
@@ -742,58 +693,6 @@ def _curves(
 def _save(figure: Figure, path: pathlib.Path, caption: str) -> list[str]:
     figures.save(figure, path)
     return [f"![{caption}](figures/{path.name}.png)\n", f"*{caption}* [SVG](figures/{path.name}.svg)\n"]
-
-
-def _table(header: Sequence[str], rows: Sequence[Sequence[str]]) -> list[str]:
-    return ["\n".join("| " + " | ".join(row) + " |" for row in (header, ["---"] * len(header), *rows)) + "\n"]
-
-
-def _interval(values: Mapping[int, float]) -> Interval | None:
-    return interval(list(values.values())) if values else None
-
-
-def _average(values: Iterable[float | None], spec: str) -> str:
-    """Formats the mean of the values that are not None."""
-    known = [value for value in values if value is not None]
-    return format(statistics.mean(known), spec) if known else ""
-
-
-def _mean(values: Mapping[int, float], usual: int) -> str:
-    """Formats the mean over seeds with its interval, and the number of seeds if it is smaller than usual."""
-    mean = _interval(values)
-    if mean is None:
-        return ""
-    half_width = f" ± {mean.half_width:.1f}" if mean.num_values > 1 else ""
-    return f"{mean.mean:.1f}{half_width}{_fewer(mean, usual)}"
-
-
-def _format_difference(difference: Interval | None, usual: int = 0) -> str:
-    """Formats a difference like a mean, in bold if the interval excludes 0."""
-    if difference is None:
-        return ""
-    bounds = f" ({difference.low:+.1f} to {difference.high:+.1f})" if difference.num_values > 1 else ""
-    text = f"{difference.mean:+z.1f}{bounds}".replace("-", _MINUS)
-    return (f"**{text}**" if difference.excludes_zero else text) + _fewer(difference, usual)
-
-
-def _fewer(mean: Interval, usual: int) -> str:
-    return f" [{mean.num_values}]" if mean.num_values < usual else ""
-
-
-def _pair(method: str, other: str) -> str:
-    return f"{_LABELS[method]} {_MINUS} {_LABELS[other]}"
-
-
-def _format_value(value: object) -> str:
-    if isinstance(value, list):
-        return " to ".join(map(str, value)) if isinstance(value[0], float) else " and ".join(map(str, value))
-    if isinstance(value, float):
-        return f"{value:g}"
-    return "once" if value == studies.NEVER_AGAIN else str(value)
-
-
-def _format_setting(setting: Mapping[str, Any]) -> str:
-    return ", ".join(f"{name.replace('_', ' ')} {_format_value(value)}" for name, value in setting.items())
 
 
 def main(
