@@ -19,7 +19,7 @@ from jaxtyping import Array, Float, PyTree
 from dropcluster_jax import masking
 from dropcluster_jax.clustering import Clusterer, ClusterState
 from dropcluster_jax.clustering import resize_clusters as resize_state
-from dropcluster_jax.masking.common import Rate, Rescale, check_input
+from dropcluster_jax.masking.common import Rate, Rescale, check_input, check_rate
 from dropcluster_jax.masking.corr_drop import CorrVariant
 from dropcluster_jax.masking.drop_block import Seeding
 from dropcluster_jax.masking.focused_dropout import FocusedRescale
@@ -338,6 +338,7 @@ def _drop(
     if nn.merge_param("deterministic", layer.deterministic, deterministic):
         return x
     rate = nn.merge_param("rate", layer.rate, rate)
+    check_rate(rate)
     if isinstance(rate, (int, float)) and rate == 0:
         return x
     return function(layer.make_rng(layer.rng_collection) if key is None else key, x, rate, **options)
@@ -389,7 +390,8 @@ def cluster_inputs(
     The model must run in evaluation mode, by default or by the arguments passed here. See `init_clusters`.
 
     Returns:
-        Activations `(batch, *spatial, channels)` by the path of the layer, as in `cluster_states`.
+        Activations `(batch, *spatial, channels)` by the path of the layer, as in `cluster_states`; those of the last
+        call if a layer is called several times.
 
     Example:
         >>> import jax.numpy as jnp
@@ -399,16 +401,16 @@ def cluster_inputs(
         >>> {name: maps.shape for name, maps in cluster_inputs(model, model.init(jax.random.key(0), x), x).items()}
         {'layers_1': (2, 8, 8, 4)}
     """
-    inputs: dict[str, Array] = {}
 
-    def interceptor(next_fun: Callable[..., Any], args: Any, kwargs: Any, context: Any) -> Any:
-        if isinstance(context.module, DropCluster) and context.method_name == "__call__":
-            inputs["/".join(context.module.path)] = args[0] if args else kwargs["x"]
-        return next_fun(*args, **kwargs)
+    def is_drop_cluster(module: nn.Module, method: str) -> bool:
+        return isinstance(module, DropCluster) and method == "__call__"
 
-    with nn.intercept_methods(interceptor):
-        model.apply(variables, x, *args, **kwargs)
-    return inputs
+    # In evaluation mode, the output of the layer is its input. Unlike method interceptors, this works in `nn.remat`.
+    _, captured = model.apply(
+        variables, x, *args, capture_intermediates=is_drop_cluster, mutable=["intermediates"], **kwargs
+    )
+    outputs: Any = flatten_dict(dict(captured.get("intermediates", {})))
+    return {"/".join(path[:-1]): calls[-1] for path, calls in outputs.items()}
 
 
 def resize_clusters(

@@ -87,9 +87,9 @@ class _DropLayer(nnx.Module):
         rate = self.rate if rate is None else rate
         if rate is None:
             raise ValueError("rate must be passed to the constructor or at call time")
+        check_rate(rate)
         if isinstance(rate, (int, float)) and rate == 0:
             return x
-        check_rate(rate)
         return self._drop(self._key(rngs), x, rate)
 
     @abc.abstractmethod

@@ -773,6 +773,17 @@ def test_inputs_and_states_of_all_layers():
     assert states["second/drop"].num_updates == 1
 
 
+def test_inputs_of_layers_in_remat():
+    class Remat(nn.Module):
+        @nn.compact
+        def __call__(self, x):
+            return nn.remat(DropCluster)(Levels(), deterministic=True, name="drop")(2 * x)
+
+    x = images(6, 6)
+    variables = jax.jit(Remat().init)(KEY, x)
+    assert same_bits(cluster_inputs(Remat(), variables, x)["drop"], 2 * x)
+
+
 # resize_clusters
 
 
@@ -882,6 +893,13 @@ def test_another_number_of_channels_raises():
     layer = DropCluster(PER_CHANNEL, rate=0.5, deterministic=False)
     with pytest.raises(ValueError, match=r"5 channels.*3"):
         layer.apply(clusters_of(learned(PER_CHANNEL)), activations(shape=(2, 4, 4, 5)), rng=KEY)
+
+
+@pytest.mark.bad_input
+def test_deterministic_in_place_of_the_rate_raises():
+    """The order of arguments differs from that of `flax.linen.Dropout`."""
+    with pytest.raises(TypeError, match=r"rate must be a number in .*, got False"):
+        SpatialDropout(deterministic=False).apply({}, activations(), False, rngs={"dropout": KEY})
 
 
 @pytest.mark.bad_input

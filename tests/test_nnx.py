@@ -235,6 +235,8 @@ def test_invalid_arguments_raise(kind):
         make(kind, rngs=0)
     with pytest.raises(ValueError, match="rate must be passed to the constructor or at call time"):
         make(kind)(x, rngs=KEY)
+    with pytest.raises(TypeError, match=r"rate must be a number in .*, got False"):
+        make(kind)(x, rate=False, rngs=KEY)
     with pytest.raises(TypeError, match="rate must be a Python number in the constructor"):
         jax.eval_shape(lambda rate: make(kind, rate=rate), 0.5)
     with pytest.raises(ValueError, match="deterministic must be passed to the constructor or at call time"):

@@ -13,8 +13,8 @@ from dropcluster_jax.clustering.grid import Grid, measure_explained_variance
 from dropcluster_jax.clustering.state import (
     Clusterer,
     ClusterState,
-    check_activations,
     check_num_clusters,
+    check_shapes,
     commit_update,
     number_by_first_position,
 )
@@ -63,7 +63,7 @@ class Voronoi:
         self, state: ClusterState, x: Float[Array, "batch *spatial channels"], axis_name: str | None = None
     ) -> ClusterState:
         """Draws new cells and measures the variance that they explain. See `Clusterer.update`."""
-        check_activations(x, state)
+        check_shapes(x, state.labels)
         return with_automatic_axes(lambda state, x: _update_voronoi(state, x, self.seed, axis_name), state, x)
 
 
@@ -118,7 +118,7 @@ class Shuffled:
 
         `explained_variance` is that of the permuted clusters.
         """
-        check_activations(x, state)
+        check_shapes(x, state.labels)
         return with_automatic_axes(lambda state, x: _update_shuffled(self, state, x, axis_name), state, x)
 
 

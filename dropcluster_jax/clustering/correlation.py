@@ -15,7 +15,7 @@ from typing import Any, NamedTuple
 
 import jax
 import jax.numpy as jnp
-from jaxtyping import Array, Bool, Float, Int, PyTree
+from jaxtyping import Array, Bool, Float, Int, PyTree, Shaped
 
 from dropcluster_jax.clustering.channels import map_channels, map_channels_in_place, sum_over_channels
 
@@ -91,17 +91,19 @@ def layer_units(x: Float[Array, "batch *spatial channels"], axis_name: str | Non
 
 
 def map_groups(
-    function: Callable[[Units, Int[Array, " positions"]], PyTree[Array]],
+    function: Callable[..., PyTree[Array]],
     units: Units,
     labels: Int[Array, "*spatial groups"],
+    *scalars: Shaped[Array, " groups"],
     elements_per_position: int,
 ) -> Any:
-    """Applies `function(units, labels)` to each group of units that share their labels.
+    """Applies `function(units, labels, *scalars)` to each group of units that share their labels.
 
     Args:
-        function: Function of the units of one group and their labels.
+        function: Function of the units of one group, their labels, `(positions,)`, and further scalars.
         units: Units of a layer.
         labels: Labels, of one group with all channels or of one group per channel.
+        scalars: Further arguments, with a value for each group.
         elements_per_position: Number of float32 values per position that `function` needs in memory for each channel,
             in addition to the vectors.
 
@@ -111,12 +113,13 @@ def map_groups(
     _, positions, batch = units.vectors.shape
     labels = flatten_labels(labels)
     if len(labels) == 1:
-        return jax.tree.map(lambda result: result[None], function(units, labels[0]))
+        own = [values[0] for values in scalars]
+        return jax.tree.map(lambda result: result[None], function(units, labels[0], *own))
 
-    def map_channel(vectors: Array, varying: Array, labels: Array) -> PyTree[Array]:
-        return function(Units(vectors[None], varying[None]), labels)
+    def map_channel(vectors: Array, varying: Array, labels: Array, *own: Array) -> PyTree[Array]:
+        return function(Units(vectors[None], varying[None]), labels, *own)
 
-    return map_channels(map_channel, *units, labels, elements=positions * (batch + elements_per_position))
+    return map_channels(map_channel, *units, labels, *scalars, elements=positions * (batch + elements_per_position))
 
 
 def distances_to_centroids(

@@ -13,8 +13,8 @@ from dropcluster_jax.clustering import correlation
 from dropcluster_jax.clustering.explicit_axes import with_automatic_axes
 from dropcluster_jax.clustering.state import (
     ClusterState,
-    check_activations,
     check_num_clusters,
+    check_shapes,
     cluster_sizes,
     commit_update,
     resolve_num_clusters,
@@ -70,7 +70,7 @@ class Grid:
         self, state: ClusterState, x: Float[Array, "batch *spatial channels"], axis_name: str | None = None
     ) -> ClusterState:
         """Keeps the labels and measures the variance that they explain. See `Clusterer.update`."""
-        check_activations(x, state)
+        check_shapes(x, state.labels)
         return with_automatic_axes(lambda state, x: _update(state, x, axis_name), state, x)
 
 

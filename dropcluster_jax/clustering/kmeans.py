@@ -16,7 +16,7 @@ from dropcluster_jax.clustering.explicit_axes import with_automatic_axes
 from dropcluster_jax.clustering.grid import Grid
 from dropcluster_jax.clustering.state import (
     ClusterState,
-    check_activations,
+    check_shapes,
     commit_update,
     number_by_first_position,
 )
@@ -39,7 +39,8 @@ class KMeans:
     clustered separately, as in the paper.
 
     The first update seeds with greedy k-means++ and a fixed key. Later updates start from the current labels and
-    recompute the centroids on the new probe batch, so clusters change only as much as the data and the weights.
+    recompute the centroids on the new probe batch, so clusters change only as much as the data and the weights. A
+    channel (or layer) that is constant at first is seeded at the first update at which it varies.
 
     Constant units, whose response does not vary over the batch, do not contribute to centroids and join the cluster
     with the nearest mean position. An empty cluster is refilled with the unit farthest from its centroid. A channel (or
@@ -104,7 +105,7 @@ class KMeans:
         self, state: ClusterState, x: Float[Array, "batch *spatial channels"], axis_name: str | None = None
     ) -> ClusterState:
         """Runs k-means on a probe batch. See `Clusterer.update`."""
-        check_activations(x, state)
+        check_shapes(x, state.labels)
         return with_automatic_axes(lambda state, x: _update(self, state, x, axis_name), state, x)
 
 
@@ -116,20 +117,25 @@ def _update(clusterer: KMeans, state: ClusterState, x: Array, axis_name: str | N
     stride = _seeding_stride(spatial, num_clusters)
     units, finite = correlation.layer_units(x, axis_name)
 
-    def cluster(units: Units, old_labels: Int[Array, " positions"]) -> tuple[Array, Array]:
+    def cluster(units: Units, old_labels: Int[Array, " positions"], seeded: Bool[Array, ""]) -> tuple[Array, Array]:
         points = _Points(units, jnp.asarray(_coordinates(spatial)), clusterer.spatial_weight, axis_name)
 
         def seed_labels(_: Array) -> Int[Array, " positions"]:
             seeds = stride * _kmeans_plus_plus(points.every(stride), num_clusters)
             return jnp.argmin(points.distances_to_points(seeds), axis=1).astype(jnp.int32)
 
-        labels = apply_if(state.num_updates == 0, seed_labels, old_labels)
+        any_varying = jnp.any(points.varying)
+        labels = apply_if(any_varying & ~seeded, seed_labels, old_labels)
         labels = _lloyd(points, labels, num_clusters, clusterer.iterations)
-        labels = jnp.where(jnp.any(points.varying), labels, old_labels)
+        labels = jnp.where(any_varying, labels, old_labels)
         labels = number_by_first_position(labels[:, None], num_clusters)[:, 0]
         return labels, correlation.explained_variance(units, labels, num_clusters, axis_name)
 
-    labels, explained = correlation.map_groups(cluster, units, state.labels, elements_per_position=2 * num_clusters)
+    # A group that was constant at all updates so far, which explains nothing, still has the initial grid.
+    seeded = (state.num_updates > 0) & (state.explained_variance > 0)
+    labels, explained = correlation.map_groups(
+        cluster, units, state.labels, seeded, elements_per_position=2 * num_clusters
+    )
     return commit_update(state, labels.T.reshape(state.labels.shape), explained, finite)
 
 

@@ -14,7 +14,7 @@ from dropcluster_jax.clustering.explicit_axes import with_automatic_axes
 from dropcluster_jax.clustering.grid import Grid, edges
 from dropcluster_jax.clustering.state import (
     ClusterState,
-    check_activations,
+    check_shapes,
     commit_update,
     number_by_first_position,
 )
@@ -89,7 +89,7 @@ class ReNA:
         self, state: ClusterState, x: Float[Array, "batch *spatial channels"], axis_name: str | None = None
     ) -> ClusterState:
         """Runs ReNA on a probe batch. See `Clusterer.update`."""
-        check_activations(x, state)
+        check_shapes(x, state.labels)
         return with_automatic_axes(lambda state, x: _update(state, x, axis_name), state, x)
 
 
@@ -109,7 +109,9 @@ def _update(state: ClusterState, x: Array, axis_name: str | None) -> ClusterStat
 
     # The means of the clusters, and those at both ends of each edge.
     elements_per_position = (1 + 2 * len(spatial)) * batch
-    labels, explained = correlation.map_groups(cluster, units, state.labels, elements_per_position)
+    labels, explained = correlation.map_groups(
+        cluster, units, state.labels, elements_per_position=elements_per_position
+    )
     return commit_update(state, labels.T.reshape(state.labels.shape), explained, finite)
 
 

@@ -81,7 +81,8 @@ class Clusterer(Protocol):
         Args:
             state: Current clusters.
             x: Activations of the layer in evaluation mode, without dropout, `(batch, *spatial, channels)`. If any of
-                them is not finite, the update is skipped and `num_skipped` is incremented instead.
+                them is not finite, or so large that its square overflows in float32, the update is skipped and
+                `num_skipped` is incremented instead.
             axis_name: Mapped axis over which the batch is split, if any. All replicas compute the same clusters, which
                 are those of the whole batch up to rounding.
 
@@ -167,11 +168,6 @@ def number_by_first_position(labels: Int[Array, "*spatial groups"], num_clusters
     return jax.vmap(renumber, in_axes=1, out_axes=1)(flat).reshape(labels.shape)
 
 
-def check_activations(x: Array, state: ClusterState) -> None:
-    """Validates the dtype and the shape of activations against the clusters. See `check_shapes`."""
-    check_shapes(x, state.labels)
-
-
 def check_shapes(x: Array, labels: Array) -> None:
     """Validates the dtype and the shape of activations against labels.
 
@@ -180,7 +176,7 @@ def check_shapes(x: Array, labels: Array) -> None:
         ValueError: If the spatial shapes differ, or the number of channels for labels per channel.
     """
     if not jnp.issubdtype(x.dtype, jnp.floating):
-        raise TypeError(f"x must be of a floating-point type, got {x.dtype}")
+        raise TypeError(f"x must have a floating-point dtype, got {x.dtype}")
     *spatial, groups = labels.shape
     if x.ndim != len(spatial) + 2 or x.shape[1:-1] != tuple(spatial):
         raise ValueError(
@@ -190,7 +186,10 @@ def check_shapes(x: Array, labels: Array) -> None:
             "layer.set_clusters(dropcluster_jax.resize_clusters(layer.clusters, spatial)) for an NNX layer"
         )
     if groups not in (1, x.shape[-1]):
-        raise ValueError(f"x has {x.shape[-1]} channels, but the clusters are per channel, for {groups} channels")
+        raise ValueError(
+            f"x has {x.shape[-1]} channels, but the clusters are per channel, for {groups} channels; for new clusters, "
+            "call clusterer.init(x.shape[1:])"
+        )
 
 
 def commit_update(

@@ -6,7 +6,7 @@ import jax
 import jax.numpy as jnp
 from jaxtyping import Array, Bool, Float, Int, UInt32
 
-from dropcluster_jax.clustering.state import ClusterState, check_activations
+from dropcluster_jax.clustering.state import ClusterState, check_shapes
 from dropcluster_jax.masking.bernoulli import bernoulli_keep
 from dropcluster_jax.masking.common import Rate, Rescale, apply_computed_mask, check_input, check_rate, rescale_factor
 from dropcluster_jax.masking.packing import WORD, bit_at
@@ -107,7 +107,7 @@ def _draw_clusters(
     """Validates the arguments and draws the clusters to keep."""
     check_input(x)
     check_rate(rate)
-    check_activations(x, state)
+    check_shapes(x, state.labels)
     if not 0 <= min_explained <= 1:
         raise ValueError(f"min_explained must be in [0, 1], got {min_explained}")
     clusters, groups = state.sizes.shape

@@ -136,7 +136,7 @@ class ResNet(nn.Module):
         remat: Whether to recompute blocks in the backward pass to save memory.
 
     Raises:
-        ValueError: If `drop` has an unknown place, or `stem` is unknown.
+        ValueError: If `drop` has an unknown place, or `stem` or `shortcut` is unknown.
 
     References:
         He et al., "Deep Residual Learning for Image Recognition", CVPR 2016, arXiv:1512.03385.
@@ -168,6 +168,8 @@ class ResNet(nn.Module):
     def __post_init__(self) -> None:
         if self.stem not in ("imagenet", "cifar"):
             raise ValueError(f"stem must be 'imagenet' or 'cifar', got {self.stem!r}")
+        if self.shortcut not in ("projection", "identity"):
+            raise ValueError(f"shortcut must be 'projection' or 'identity', got {self.shortcut!r}")
         unknown = sorted(set(self.drop) - set(self.places))
         if unknown:
             raise ValueError(f"places in drop must be among {', '.join(self.places)}, got {unknown[0]!r}")
@@ -210,7 +212,8 @@ class ResNet(nn.Module):
             update_clusters: Whether `DropCluster` layers update their clusters from `x`.
 
         Raises:
-            ValueError: If `rate` has a place without a drop layer, or lacks one that needs a rate.
+            ValueError: If `rate` has a place without a drop layer or whose layer has its own rate, or lacks one that
+                needs a rate.
         """
         if isinstance(rate, Mapping) and (unknown := sorted(set(rate) - set(self.drop))):
             places = ", ".join(self.drop_layer_names) or "those of drop, which is empty"
@@ -262,6 +265,8 @@ class ResNet(nn.Module):
             if isinstance(rate, Mapping) and place not in rate:
                 raise ValueError(f"rate must have an entry for {place}, got {', '.join(rate)}")
             arguments["rate"] = rate[place] if isinstance(rate, Mapping) else rate
+        elif isinstance(rate, Mapping) and place in rate:
+            raise ValueError(f"rate has an entry for {place}, whose layer was created with rate {layer.rate}")
         if isinstance(layer, DropCluster):
             arguments["update_clusters"] = update_clusters
         return _store(layer(x, **arguments))

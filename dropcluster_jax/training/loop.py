@@ -115,51 +115,50 @@ def fit(
     key = jax.eval_shape(lambda key: key, state.key)  # the steps donate the array
     nonfinite = _NonFiniteSteps(nonfinite_steps, max_nonfinite_steps, log, steps, key)
     throughput = _Throughput()
-    profiler = _Profiler(profile, first_step, num_steps)
+    with _Profiler(profile, first_step, num_steps) as profiler:
+        while step < num_steps:
+            batch = next(iterator, None)
+            if batch is None:
+                raise ValueError(f"batches must last until step {num_steps}, but ended after step {step}")
 
-    while step < num_steps:
-        batch = next(iterator, None)
-        if batch is None:
-            raise ValueError(f"batches must last until step {num_steps}, but ended after step {step}")
+            # Update clusters first, so that they are learned before the first step with a positive rate.
+            if update_clusters_when(step):
+                previous = state.clusters
+                state = update_clusters(state, batch if probe is None else probe(num_updates))
+                num_updates += 1
+                log({"event": "clusters", "step": step, "layers": cluster_metrics(previous, state.clusters)})
+                on_clusters(state)
 
-        # Update clusters first, so that they are learned before the first step with a positive rate.
-        if update_clusters_when(step):
-            previous = state.clusters
-            state = update_clusters(state, batch if probe is None else probe(num_updates))
-            num_updates += 1
-            log({"event": "clusters", "step": step, "layers": cluster_metrics(previous, state.clusters)})
-            on_clusters(state)
+            profiler.before_step(step, state)
+            state, metrics = train(state, batch)
+            step += 1
+            profiler.after_step(step, state)
+            nonfinite.add(step, metrics.pop("finite"), batch)
+            throughput.add(len(batch["label"]))
 
-        profiler.before_step(step, state)
-        state, metrics = train(state, batch)
-        step += 1
-        profiler.after_step(step, state)
-        nonfinite.add(step, metrics.pop("finite"), batch)
-        throughput.add(len(batch["label"]))
+            if _is_due(step, log_every) or step in (1, num_steps):
+                scalars = jax.tree.map(float, jax.device_get(metrics))  # waits for the step
+                nonfinite.check()
+                log({"event": "train", "step": step, **scalars, "images_per_second": throughput.restart()})
+            elif step == first_step + 1:
+                jax.block_until_ready(metrics)
+                throughput.restart()  # excludes compilation
 
-        if _is_due(step, log_every) or step in (1, num_steps):
-            scalars = jax.tree.map(float, jax.device_get(metrics))  # waits for the step
-            nonfinite.check()
-            log({"event": "train", "step": step, **scalars, "images_per_second": throughput.restart()})
-        elif step == first_step + 1:
-            jax.block_until_ready(metrics)
-            throughput.restart()  # excludes compilation
+            accuracy = None
+            if test is not None and evaluate_every and (_is_due(step, evaluate_every) or step == num_steps):
+                nonfinite.check()
+                results = evaluate(evaluate_step, state, test())
+                accuracy = results["accuracy"]
+                log({"event": "test", "step": step, **results})
 
-        accuracy = None
-        if test is not None and evaluate_every and (_is_due(step, evaluate_every) or step == num_steps):
-            nonfinite.check()
-            results = evaluate(evaluate_step, state, test())
-            accuracy = results["accuracy"]
-            log({"event": "test", "step": step, **results})
-
-        stopped = stop(step)
-        if accuracy is not None or stopped or step == num_steps or _is_due(step, save_every):
-            nonfinite.check()
-            if save is not None:
-                save(state, accuracy=accuracy, nonfinite_steps=nonfinite.count)
-            throughput.restart()  # excludes evaluation and saving
-        if stopped:
-            break
+            stopped = stop(step)
+            if accuracy is not None or stopped or step == num_steps or _is_due(step, save_every):
+                nonfinite.check()
+                if save is not None:
+                    save(state, accuracy=accuracy, nonfinite_steps=nonfinite.count)
+                throughput.restart()  # excludes evaluation and saving
+            if stopped:
+                break
     return state
 
 
@@ -276,16 +275,26 @@ class _Profiler:
     """Traces a few steps with `jax.profiler`, if there is a folder for the trace."""
 
     def __init__(self, folder: pathlib.Path | None, first_step: int, num_steps: int) -> None:
-        self._folder = folder
+        self._folder, self._running = folder, False
         self._start = min(first_step + _PROFILED_STEPS.start, num_steps - 1)
         self._stop = min(first_step + _PROFILED_STEPS.stop, num_steps)
+
+    def __enter__(self) -> "_Profiler":
+        return self
+
+    def __exit__(self, *exception: object) -> None:
+        """Ends a trace that is still running, because the process can have only one."""
+        if self._running:
+            self._running = False
+            jax.profiler.stop_trace()
 
     def before_step(self, step: int, state: TrainState) -> None:
         if self._folder is not None and step == self._start:
             jax.block_until_ready(state)
             jax.profiler.start_trace(str(self._folder))
+            self._running = True
 
     def after_step(self, step: int, state: TrainState) -> None:
-        if self._folder is not None and step == self._stop:
+        if self._running and step == self._stop:
             jax.block_until_ready(state)
-            jax.profiler.stop_trace()
+            self.__exit__()

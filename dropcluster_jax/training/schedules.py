@@ -8,6 +8,7 @@ import math
 from collections.abc import Callable
 
 import jax.numpy as jnp
+import numpy as np
 import optax
 
 from dropcluster_jax.masking.common import Rate, check_rate
@@ -64,7 +65,7 @@ def every(steps: int | Callable[[int], int], start: int = 0) -> StepPredicate:
         [50, 150, 250, 350]
     """
     for name, value in (("steps", 0 if callable(steps) else steps), ("start", start)):
-        if not isinstance(value, int):
+        if isinstance(value, bool) or not isinstance(value, (int, np.integer)):
             raise TypeError(f"{name} must be an integer, got {value!r}")
         if value < 0:
             raise ValueError(f"{name} must be at least 0, got {value}")

@@ -61,7 +61,8 @@ class Steps(NamedTuple):
     """The pure functions of a training run; see `make_steps`.
 
     Compile them with `jax.jit`, `jax.shard_map` or `jax.pmap`, or with `DataParallel`. A batch is a mapping with
-    `"image"`, `(batch, *spatial, channels)`, and `"label"`, integers `(batch,)`.
+    `"image"`, `(batch, *spatial, channels)`, and `"label"`, class indices `(batch,)` or, if the loss accepts them,
+    probabilities `(batch, classes)`. `update_clusters` needs no label.
 
     Attributes:
         init: `(key, batch) -> TrainState`.
@@ -136,7 +137,8 @@ def make_steps(
             of another structure (`optax.lookahead`) are not supported and raise an error.
         rate: Rate of the drop layers, in [0, 1]: a scalar, a mapping from places to scalars, or a schedule of the step
             number that returns either.
-        loss: `(logits, labels) -> losses`, with losses of shape `(batch,)`.
+        loss: `(logits, labels) -> losses`, with losses of shape `(batch,)`. Receives probabilities in training if
+            `label_smoothing` is positive.
         augment: `(key, images) -> images`, applied in training only.
         preprocess: `images -> images`, e.g. normalization. Applied in training (after `augment`) and evaluation.
         mix: `(key, images, labels) -> (images, labels)`, e.g. mixup. Applied in training only, after `preprocess`. May
@@ -145,7 +147,7 @@ def make_steps(
         grad_accum_steps: Number of sequential parts into which `train` splits a batch (of each replica) to save memory.
             Gradients are averaged over the parts. BatchNorm normalizes each part separately.
         ema_decay: Decay of the moving averages of parameters and BatchNorm statistics, in [0, 1), limited to
-            `(1 + step) / (10 + step)`. 0 disables averaging.
+            `(1 + step) / (10 + step)`. 0 disables averaging. Averages are in at least float32.
         eval_params: `(opt_state, params) -> params`, the parameters to evaluate, e.g.
             `optax.contrib.schedule_free_eval_params`. Not with `ema_decay`.
         skip_nonfinite: Whether a training step with non-finite loss, gradients, statistics, new parameters or rate
@@ -257,7 +259,7 @@ class _StepFunctions:
                 "model must have variables in the collections 'params', 'batch_stats' and 'clusters' only, "
                 f"got {next(iter(variables))!r}"
             )
-        ema = jax.tree.map(jnp.copy, {"params": params, "batch_stats": batch_stats}) if self.ema_decay else ()
+        ema = jax.tree.map(_average_of, {"params": params, "batch_stats": batch_stats}) if self.ema_decay else ()
         return TrainState(
             params=params,
             batch_stats=batch_stats,
@@ -296,6 +298,9 @@ class _StepFunctions:
         return new_state._replace(step=state.step + 1), metrics
 
     def update_clusters(self, state: TrainState, batch: Batch) -> TrainState:
+        if not isinstance(batch, Mapping) or "image" not in batch:
+            got = sorted(batch) if isinstance(batch, Mapping) else type(batch).__name__
+            raise ValueError(f"batch must be a mapping with 'image', got {got}")
         if not state.clusters:
             return state
         images = self.preprocess(batch["image"])
@@ -310,10 +315,11 @@ class _StepFunctions:
         if self.eval_params is not None:
             variables["params"] = self.eval_params(state.opt_state, state.params)
         logits: Any = self.model.apply(variables, self.preprocess(batch["image"]), train=False)
-        _check_label_range(batch["label"], logits.shape[-1])
         labels, weight = batch["label"], batch.get("weight", jnp.ones(logits.shape[0], jnp.float32))
+        _check_label_range(labels, logits.shape[-1], weight)
+        losses = jnp.where(weight > 0, self.loss(logits, labels), 0.0)  # labels of padding may be invalid
         sums = {
-            "loss": jnp.sum(weight * self.loss(logits, labels)),
+            "loss": jnp.sum(weight * losses),
             "correct": jnp.sum(weight * _correct(logits, labels)),
             "count": jnp.sum(weight),
         }
@@ -384,13 +390,19 @@ class _StepFunctions:
         """Moves the averages, if there are any, toward the state's parameters and batch statistics."""
         if not self.ema_decay:
             return state
-        decay = jnp.minimum(self.ema_decay, (1 + state.step) / (10 + state.step))
+        step = state.step.astype(jnp.float32)
+        decay = jnp.minimum(self.ema_decay, (1 + step) / (10 + step))
         new = {"params": state.params, "batch_stats": state.batch_stats}
         return state._replace(ema=optax.incremental_update(new, state.ema, 1 - decay))
 
     def _varying(self, tree: PyTree) -> PyTree:
         """Marks replicated arrays as varying over the mapped axis, if there is one."""
         return tree if self.axis_name is None else jax.lax.pcast(tree, self.axis_name, to="varying")
+
+
+def _average_of(x: Array) -> Array:
+    """Returns the initial moving average: a copy in at least float32, as small changes would be lost in bfloat16."""
+    return jnp.array(x, jnp.promote_types(x.dtype, jnp.float32), copy=True)
 
 
 def _accepted(tx: optax.GradientTransformationExtraArgs, extra_args: dict[str, Any]) -> dict[str, Any]:
@@ -426,31 +438,44 @@ def _check_labels(labels: Any, num_classes: int | None = None) -> None:
         )
 
 
-def _check_label_range(labels: Any, num_classes: int) -> None:
-    """Raises ValueError if class indices are not in [0, num_classes), unless they are traced or on other hosts."""
-    if jnp.ndim(labels) != 1 or isinstance(labels, Tracer) or not getattr(labels, "is_fully_addressable", True):
+def _check_label_range(labels: Any, num_classes: int, weight: Any = 1.0) -> None:
+    """Raises ValueError if class indices are not in [0, num_classes), unless they are traced or on other hosts.
+
+    Labels of weight 0 are not checked.
+    """
+    if jnp.ndim(labels) != 1:
+        return
+    if any(isinstance(x, Tracer) or not getattr(x, "is_fully_addressable", True) for x in (labels, weight)):
         return
     labels = np.asarray(labels)
-    invalid = np.flatnonzero((labels < 0) | (labels >= num_classes))
+    invalid = np.flatnonzero(((labels < 0) | (labels >= num_classes)) & (np.asarray(weight) > 0))
     if len(invalid):
         raise ValueError(f"labels must be in [0, {num_classes}), got {labels[invalid[0]]} at index {invalid[0]}")
 
 
 def _correct(logits: Float[Array, "batch classes"], labels: Labels) -> Float[Array, " batch"]:
-    """Returns 1 for correct predictions and 0 for others. The label of a mixed example is its most likely class."""
-    if labels.ndim == 2:
-        labels = jnp.argmax(labels, axis=-1)
+    """Returns 1 for correct predictions and 0 for others."""
+    labels = _class_indices(labels)
     return (jnp.argmax(logits, axis=-1).astype(labels.dtype) == labels).astype(jnp.float32)
 
 
-def _correct_top5(logits: Float[Array, "batch classes"], labels: Int[Array, " batch"]) -> Float[Array, " batch"]:
+def _correct_top5(logits: Float[Array, "batch classes"], labels: Labels) -> Float[Array, " batch"]:
     _, classes = jax.lax.top_k(logits, 5)
-    return jnp.any(classes == labels[:, None], axis=-1).astype(jnp.float32)
+    return jnp.any(classes == _class_indices(labels)[:, None], axis=-1).astype(jnp.float32)
+
+
+def _class_indices(labels: Labels) -> Int[Array, " batch"]:
+    """Returns the labels, or the most likely classes of probabilities."""
+    return jnp.argmax(labels, axis=-1) if labels.ndim == 2 else labels
 
 
 def _smooth(labels: Labels, num_classes: int, label_smoothing: float) -> Float[Array, "batch classes"]:
-    probabilities = labels if labels.ndim == 2 else jax.nn.one_hot(labels, num_classes)
-    return optax.smooth_labels(probabilities, label_smoothing)
+    """Returns smoothed probabilities, NaN for class indices outside [0, num_classes)."""
+    if labels.ndim == 2:
+        return optax.smooth_labels(labels, label_smoothing)
+    valid = (labels >= 0) & (labels < num_classes)
+    smoothed = optax.smooth_labels(jax.nn.one_hot(labels, num_classes), label_smoothing)
+    return jnp.where(valid[:, None], smoothed, jnp.nan)
 
 
 def _split_batch(batch: Batch, num_parts: int) -> Batch:

@@ -161,7 +161,7 @@ def test_jit_matches_eager_execution(clusterer):
 @pytest.mark.parametrize("clusterer", [CONTROLS[0], CONTROLS[2]], ids=repr)
 def test_invalid_activations_raise(clusterer):
     state = clusterer.init((4, 4, 3))
-    with pytest.raises(TypeError, match="floating-point type, got int32"):
+    with pytest.raises(TypeError, match="floating-point dtype, got int32"):
         clusterer.update(state, jnp.ones((2, 4, 4, 3), jnp.int32))
     with pytest.raises(ValueError, match=r"\(4, 4\), got shape \(2, 8, 8, 3\)"):
         clusterer.update(state, jnp.ones((2, 8, 8, 3)))

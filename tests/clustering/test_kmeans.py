@@ -19,7 +19,12 @@ def warm_state(clusterer, x, labels=None):
     """Returns a state after one update, with the given labels or the grid's, so that the next update is warm."""
     state = clusterer.init(x.shape[1:])
     labels = state.labels if labels is None else jnp.asarray(labels, jnp.int32).reshape(state.labels.shape)
-    return state._replace(labels=labels, sizes=cluster_sizes(labels, len(state.sizes)), num_updates=jnp.int32(1))
+    return state._replace(
+        labels=labels,
+        sizes=cluster_sizes(labels, len(state.sizes)),
+        explained_variance=jnp.full_like(state.explained_variance, 0.5),
+        num_updates=jnp.int32(1),
+    )
 
 
 @pytest.mark.parametrize("spatial", [(42,), (6, 7), (2, 3, 7)])
@@ -108,6 +113,17 @@ def test_update_at_a_fixed_point_changes_nothing(seed, per_channel):
     assert (updated.labels == converged.labels).all() and (updated.sizes == converged.sizes).all()
     assert (updated.explained_variance == converged.explained_variance).all()
     assert updated.num_updates == converged.num_updates + 1
+
+
+def test_a_channel_is_seeded_when_it_first_varies():
+    x, _ = planted(jax.random.key(0), noise=0.8)
+    clusterer = dc.KMeans(num_clusters=6, per_channel=True)
+    initial = clusterer.init(x.shape[1:])
+    without_first = update(clusterer, initial, x.at[..., 0].set(0.0))
+    assert without_first.explained_variance[0] == 0 and (without_first.explained_variance[1:] > 0).all()
+    expected, late = update(clusterer, initial, x), update(clusterer, without_first, x)
+    assert (late.labels[..., 0] == expected.labels[..., 0]).all()
+    assert (expected.labels[..., 0] != initial.labels[..., 0]).any()
 
 
 @pytest.mark.parametrize("per_channel", slow_unless([False], [False, True]))
@@ -273,7 +289,7 @@ def test_jit_and_vmap_match_eager_execution():
 def test_invalid_activations_raise():
     clusterer = dc.KMeans(num_clusters=4, per_channel=True)
     state = clusterer.init((4, 4, 3))
-    with pytest.raises(TypeError, match="floating-point type, got int32"):
+    with pytest.raises(TypeError, match="floating-point dtype, got int32"):
         update(clusterer, state, jnp.ones((2, 4, 4, 3), jnp.int32))
     with pytest.raises(ValueError, match=r"\(4, 4\), got shape \(2, 8, 8, 3\).*resize_clusters"):
         update(clusterer, state, jnp.ones((2, 8, 8, 3)))

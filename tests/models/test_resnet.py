@@ -320,6 +320,7 @@ def test_rates_of_unknown_or_missing_places_raise():
     for rate, message in (
         ({"stage1": 0.1, "stage9": 0.1}, "places in rate must be among stage1, stage2, got 'stage9'"),
         ({"stage2": 0.1}, "rate must have an entry for stage1, got stage2"),
+        ({"stage1": 0.1, "stage2": 0.2}, r"rate has an entry for stage2, whose layer was created with rate 0\.1"),
     ):
         with pytest.raises(ValueError, match=message):
             model.apply(variables, x, train=True, rate=rate, mutable=["batch_stats"], rngs=rngs)
@@ -335,6 +336,12 @@ def test_unknown_places_raise():
 def test_unknown_stems_raise():
     with pytest.raises(ValueError, match="stem must be 'imagenet' or 'cifar', got 'svhn'"):
         models.resnet50(stem="svhn")
+
+
+@pytest.mark.bad_input
+def test_unknown_shortcuts_raise():
+    with pytest.raises(ValueError, match="shortcut must be 'projection' or 'identity', got 'ident'"):
+        models.resnet20(shortcut="ident")
 
 
 @pytest.mark.bad_input

@@ -246,6 +246,13 @@ def test_profile_writes_a_trace(setup, tmp_path):
     assert list(tmp_path.rglob("*.xplane.pb"))
 
 
+def test_a_trace_ends_when_training_stops(setup, tmp_path):
+    """Otherwise no other trace could start in this process."""
+    for name in ("first", "second"):
+        run(setup, profile=tmp_path / name, stop=lambda step: step == 7)
+        assert list((tmp_path / name).rglob("*.xplane.pb"))
+
+
 def test_steps_compile_once_without_implicit_transfers(caplog):
     """Transfers from the host must be explicit. Transfers to the host cannot be detected on CPU."""
     parallel = DataParallel(mesh=mesh(4))

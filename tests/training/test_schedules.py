@@ -31,6 +31,10 @@ def test_every_takes_an_optax_schedule():
     assert [step for step in range(31) if is_due(step)] == [0, 2, 4, 10, 20, 30]
 
 
+def test_every_takes_numpy_integers():
+    assert [step for step in range(9) if every(np.int64(3), np.int64(2))(step)] == [2, 5, 8]
+
+
 def test_every_zero_steps_is_never():
     assert not any(every(0)(step) for step in range(100))
 
@@ -59,6 +63,8 @@ def test_invalid_ramps_raise():
 def test_invalid_intervals_raise():
     with pytest.raises(TypeError, match=r"start must be an integer, got 1\.5"):
         every(2, start=1.5)  # pyright: ignore[reportArgumentType]
+    with pytest.raises(TypeError, match="steps must be an integer, got True"):
+        every(True)
     with pytest.raises(ValueError, match="steps must be at least 0, got -1"):
         every(-1)
     with pytest.raises(ValueError, match="epochs must be positive and finite, got nan"):

@@ -224,6 +224,16 @@ def test_examples_are_weighted_in_evaluation(sgd, batch):
         assert sums[name] == pytest.approx(0.25 * float(expected), rel=1e-5)
 
 
+def test_labels_of_padding_may_be_invalid(sgd, batch):
+    steps, state = sgd
+    weight = (jnp.arange(32) < 16) * 1.0
+    padded = {**batch, "label": jnp.where(weight > 0, batch["label"], -1), "weight": weight}
+    expected = steps.evaluate(state, {**batch, "weight": weight})
+    assert equal(steps.evaluate(state, padded), expected)
+    eager = make_steps(Small(), optax.sgd(0.3)).evaluate(state, padded)
+    assert float(eager["loss"]) == pytest.approx(float(expected["loss"]), rel=1e-5)
+
+
 # Several devices
 
 
@@ -423,6 +433,19 @@ def test_ema_follows_its_formula_and_is_evaluated(batch):
     assert float(evaluate(state._replace(ema=()), batch)["loss"]) != loss
 
 
+def test_averages_of_bfloat16_parameters_are_float32(batch):
+    class Half(nn.Module):
+        @nn.compact
+        def __call__(self, x, train=False, rate=0.0):
+            return nn.Dense(4, param_dtype=jnp.bfloat16)(x.reshape(len(x), -1))
+
+    steps = make_steps(Half(), optax.sgd(0.1), ema_decay=0.9)
+    before = jax.eval_shape(steps.init, jax.random.key(0), batch)
+    assert {leaf.dtype for leaf in jax.tree.leaves(before.ema)} == {jnp.dtype("float32")}
+    after, _ = jax.eval_shape(steps.train, before, batch)
+    assert after == before
+
+
 def test_labels_are_smoothed_in_training_only(batch):
     plain, smooth = (make_steps(Small(), optax.sgd(0.3), label_smoothing=value) for value in (0.0, 0.1))
     state = jax.jit(plain.init)(jax.random.key(1), batch)
@@ -442,7 +465,8 @@ def test_top5_is_counted_for_100_classes_but_not_for_99(batch):
     logits = jax.jit(model.apply)(state.variables(), batch["image"])
     top5 = np.argsort(np.asarray(logits), axis=-1)[:, -5:]
     expected = sum(label in classes for label, classes in zip(batch["label"], top5, strict=True))
-    assert float(jax.jit(steps.evaluate)(state, batch)["correct_top5"]) == expected
+    for labels in (batch["label"], jax.nn.one_hot(batch["label"], 100)):
+        assert float(jax.jit(steps.evaluate)(state, {**batch, "label": labels})["correct_top5"]) == expected
     steps = make_steps(Small(classes=99), optax.sgd(0.3))
     state = jax.eval_shape(steps.init, jax.random.key(1), batch)
     assert set(jax.eval_shape(steps.evaluate, state, batch)) == {"loss", "correct", "count"}
@@ -518,6 +542,13 @@ def test_batches_without_labels_raise(sgd, batch):
 
 
 @pytest.mark.bad_input
+def test_probe_batches_without_images_raise(sgd, batch):
+    steps, state = sgd
+    with pytest.raises(ValueError, match=r"batch must be a mapping with 'image', got \['label'\]"):
+        steps.update_clusters(state, {"label": batch["label"]})
+
+
+@pytest.mark.bad_input
 def test_variables_in_other_collections_raise(batch):
     class Counting(nn.Module):
         @nn.compact
@@ -558,10 +589,12 @@ def test_labels_of_invalid_shape_or_type_raise(sgd, batch, change):
             jax.eval_shape(step, state, bad)
 
 
+@pytest.mark.parametrize("label_smoothing", [0.0, 0.1])
 @pytest.mark.parametrize("label", [-1, 4])
-def test_labels_outside_the_classes_make_the_step_nonfinite(sgd, batch, label):
-    steps, state = sgd
-    _, metrics = steps.train(state, {**batch, "label": batch["label"].at[3].set(label)})
+def test_labels_outside_the_classes_make_the_step_nonfinite(sgd, batch, label, label_smoothing):
+    _, state = sgd
+    train = jax.jit(make_steps(Small(), optax.sgd(0.3), label_smoothing=label_smoothing).train)
+    _, metrics = train(state, {**batch, "label": batch["label"].at[3].set(label)})
     assert jnp.isnan(metrics["loss"]) and not metrics["finite"]
 
 
