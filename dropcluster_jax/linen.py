@@ -406,10 +406,10 @@ def cluster_inputs(
         return isinstance(module, DropCluster) and method == "__call__"
 
     # In evaluation mode, the output of the layer is its input. Unlike method interceptors, this works in `nn.remat`.
-    _, captured = model.apply(
+    result: Any = model.apply(
         variables, x, *args, capture_intermediates=is_drop_cluster, mutable=["intermediates"], **kwargs
     )
-    outputs: Any = flatten_dict(dict(captured.get("intermediates", {})))
+    outputs: Any = flatten_dict(dict(result[1].get("intermediates", {})))
     return {"/".join(path[:-1]): calls[-1] for path, calls in outputs.items()}
 
 
