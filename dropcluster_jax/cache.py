@@ -105,8 +105,11 @@ def _write(folder: pathlib.Path, arrays: Mapping[str, np.ndarray]) -> None:
             np.save(temporary / f"{name}.npy", array, allow_pickle=False)
         checksums = {name: _checksum(array) for name, array in arrays.items()}
         (temporary / "checksums.json").write_text(json.dumps(checksums))
-        if folder.exists():  # A corrupt entry, or one that another process has just written.
-            shutil.rmtree(folder, ignore_errors=True)
+        if folder.exists():
+            if _read(folder) is not None:  # Another process has just written it, and may have mapped it.
+                shutil.rmtree(temporary, ignore_errors=True)
+                return
+            shutil.rmtree(folder, ignore_errors=True)  # A corrupt entry.
         os.replace(temporary, folder)
     except OSError:
         shutil.rmtree(temporary, ignore_errors=True)

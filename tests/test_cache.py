@@ -47,6 +47,21 @@ def test_damaged_entries_are_recomputed(counted, damage):
     assert len(calls) == 2 and len(list(cache_root().iterdir())) == 1
 
 
+def test_an_entry_that_another_process_has_written_is_kept(counted):
+    _, make = counted
+
+    def make_after_another_process():
+        cached("data", 1, make)
+        (folder,) = cache_root().iterdir()
+        inodes.append((folder / "images.npy").stat().st_ino)
+        return make()
+
+    inodes = []
+    cached("data", 1, make_after_another_process)
+    (folder,) = cache_root().iterdir()
+    assert inodes == [(folder / "images.npy").stat().st_ino]
+
+
 def test_unwritable_cache_issues_a_warning(counted, tmp_path, monkeypatch):
     (tmp_path / "file").write_text("")
     monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path / "file"))

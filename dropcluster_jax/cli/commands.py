@@ -152,8 +152,9 @@ def check(
     if data.name:
         exit_usage(f"data.name must not be given in addition to NAME, {name!r}, got {data.name!r}")
     folder = out or pathlib.Path("runs", f"check-{slug(name)}")
-    preset = PRESETS[name][1] if name in PRESETS else TrainConfig()
-    streamed = data.image_size and name not in PRESETS
+    preset = next((preset for key, (_, preset) in PRESETS.items() if name in (key, preset.data.name)), None)
+    streamed = data.image_size and preset is None
+    preset, name = (TrainConfig(), name) if preset is None else (preset, preset.data.name)
     augment = AugmentConfig(resized_crop=True, flip=True) if streamed else preset.augment
     check_devices()
     try:
@@ -161,7 +162,7 @@ def check(
         with task_progress(4) as start:
             report = data_check.check(config, folder, batch_size, start, _print_to_stderr)
     except (ValueError, TypeError, OSError, ImportError) as error:
-        exit_usage(describe(error))
+        exit_usage(describe(error, can_skip=True))
     print(to_json(report) if as_json else data_check.describe(report, folder))
 
 

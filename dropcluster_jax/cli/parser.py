@@ -88,7 +88,7 @@ def _train_app(arguments: list[str]) -> tyro.extras.SubcommandApp:
 
             Args:
                 config: The run.
-                restart: Remove an existing run in the output folder and start over.
+                restart: Remove an existing run in the output folder and start over. Resuming needs no option.
                 dry_run: Print shapes, parameters, FLOPs and memory, without training.
                 topology: Dry run for devices that need not be present: a TPU, e.g. v5e:4x4, or GPUs, e.g. h100:8.
                 json: With --topology, print JSON only.

@@ -53,7 +53,7 @@ def train(
             return
         flops = training_flops(run.model, run.dataset.spec.image_shape)
     except (ValueError, TypeError, OSError, ImportError) as error:
-        exit_usage(describe(error))
+        exit_usage(describe(error, can_skip=True))
     try:
         if first:
             with logging.ProgressBar(run.num_steps, flops) as progress:
@@ -62,7 +62,7 @@ def train(
         else:
             trainer.execute(run, notify=lambda message: None, restart=restart)
     except (CorruptImageError, CorruptCheckpointError, CheckpointVersionError, CheckpointMismatchError) as error:
-        exit_usage(describe(error))
+        exit_usage(describe(error, can_skip=True))
     except (run_folder.RunFolderError, FileExistsError) as error:
         exit_usage(describe(error))
     except NonFiniteError as error:

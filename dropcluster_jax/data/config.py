@@ -41,7 +41,8 @@ class DataConfig:
     seed: int = 0
     """Selects the training subset; smaller subsets are contained in larger ones."""
     image_size: int | None = None
-    """Side in pixels to which encoded images are cropped each time they are read. Default: decode all images once."""
+    """Side in pixels to which encoded images are cropped each time they are read. Default: that of the preset, if it
+    has one; otherwise all images are decoded once."""
     skip_corrupt: bool = False
     """Skip and count images that cannot be decoded or are of an unsupported kind, instead of stopping."""
     loader: LoaderName = "auto"

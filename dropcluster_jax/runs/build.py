@@ -55,6 +55,16 @@ def abstract_batch(spec: DatasetSpec, batch_size: int) -> Batch:
     }
 
 
+def check_probe_size(config: TrainConfig, spec: DatasetSpec, num_devices: int) -> None:
+    """Raises ValueError if a probe batch cannot be divided over the devices."""
+    size = min(config.drop.probe_size, spec.num_train_examples)
+    if size < num_devices:
+        raise ValueError(
+            f"drop.probe_size and the number of training images must be at least the number of devices, {num_devices}, "
+            f"got {config.drop.probe_size} and {spec.num_train_examples}"
+        )
+
+
 def make_run_steps(config: TrainConfig, model: ResNet, spec: DatasetSpec, axis_name: str | None = None) -> Steps:
     """Returns the pure steps of a run."""
     steps = num_steps(config, spec)

@@ -165,6 +165,7 @@ def analyze(
     parallel = DataParallel(config.strategy, mesh=mesh, shard_optimizer=config.shard_optimizer)
     check_divisible(config.batch_size, parallel.batch_sharding)
     spec = _spec(config)
+    build.check_probe_size(config, spec, mesh.size)
     model = build.make_model(config, spec, parallel.axis_name)
     steps = build.make_run_steps(config, model, spec, parallel.axis_name)
     compiled = parallel.compile(steps)
@@ -173,7 +174,7 @@ def analyze(
     weight = _shard(parallel, {"weight": jax.ShapeDtypeStruct((config.batch_size,), jnp.float32)})
     calls: dict[str, tuple[Callable[..., Any], Batch]] = {"train": (compiled.train, batch)}
     if state.clusters:
-        probe_size = max(1, min(config.drop.probe_size, spec.num_train_examples) // parallel.mesh.size)
+        probe_size = min(config.drop.probe_size, spec.num_train_examples) // parallel.mesh.size
         probe = _shard(parallel, build.abstract_batch(spec, probe_size * parallel.mesh.size))
         calls["update_clusters"] = (lambda state, batch: compiled.update_clusters(state, batch).clusters, probe)
     calls["evaluate"] = (compiled.evaluate, {**batch, **weight})

@@ -25,6 +25,7 @@ from dropcluster_jax.viz.canvas import figure_to_array
 from dropcluster_jax.viz.clusters import match_labels
 
 _NOT_SCALARS = ("event", "step", "count")
+_SECONDS_PER_LINE = 60  # of training metrics, if the output is not a terminal
 
 
 class RunWriter:
@@ -203,7 +204,9 @@ def _flatten(values: Mapping[str, Any], prefix: str = "") -> dict[str, float]:
 
 
 class ProgressBar:
-    """Prints log entries: a live line on a terminal, and a line per evaluation and cluster update; a context manager.
+    """Prints log entries: a line per evaluation and cluster update; a context manager.
+
+    Training metrics are in a live line on a terminal, and otherwise in a line per minute.
 
     Args:
         num_steps: Total number of steps.
@@ -230,6 +233,7 @@ class ProgressBar:
             disable=not self.console.is_terminal,
         )
         self.task = self.bar.add_task("", total=num_steps, metrics="compiling")
+        self._printed = time.monotonic()
 
     def __enter__(self) -> Self:
         self.bar.start()
@@ -242,8 +246,10 @@ class ProgressBar:
         """Prints a log entry of `fit`."""
         if entry["event"] == "train":
             self.bar.update(self.task, completed=entry["step"], metrics=self._train_metrics(entry))
-            return
-        if entry["event"] == "clusters":
+            if self.console.is_terminal or time.monotonic() < self._printed + _SECONDS_PER_LINE:
+                return
+            text = self._train_metrics(entry)
+        elif entry["event"] == "clusters":
             layers = [
                 f"{name} explained variance {layer['explained_variance']:.0%}, ARI {layer['adjusted_rand_index']:.2f}"
                 for name, layer in entry["layers"].items()
@@ -256,6 +262,7 @@ class ProgressBar:
             if "accuracy_top5" in entry:
                 text += f"  top-5 {100 * entry['accuracy_top5']:.2f}%"
         self.console.print(f"step {entry['step']}/{self.num_steps}  {text}")
+        self._printed = time.monotonic()
 
     def notify(self, message: str) -> None:
         """Prints a message above the live line."""
@@ -292,12 +299,13 @@ def format_si(value: float) -> str:
     """Formats a number with an SI prefix.
 
     Example:
-        >>> format_si(1.234e12), format_si(56e9), format_si(7.0)
-        ('1.23 T', '56 G', '7 ')
+        >>> format_si(1.234e12), format_si(999_999), format_si(7.0)
+        ('1.23 T', '1 M', '7 ')
     """
     prefixes = ["", "k", "M", "G", "T", "P", "E"]
-    power = min(max(0, (len(str(int(value))) - 1) // 3), len(prefixes) - 1)
-    return f"{value / 1000**power:.3g} {prefixes[power]}"
+    rounded = float(f"{value:.3g}")
+    power = min(max(0, (len(str(int(rounded))) - 1) // 3), len(prefixes) - 1)
+    return f"{rounded / 1000**power:.3g} {prefixes[power]}"
 
 
 def format_summary(summary: Mapping[str, Any], folder: AnyPath) -> str:

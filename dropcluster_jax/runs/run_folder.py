@@ -202,7 +202,8 @@ def read_config(folder: AnyPath) -> tuple[TrainConfig, DatasetSpec]:
 def finished_run(folder: AnyPath, config: TrainConfig) -> dict[str, Any] | None:
     """Returns the summary if the folder contains this run, finished; None if it is empty or the run is unfinished.
 
-    A different path of the dataset is not a difference, as long as the examples are the same.
+    A different path of the dataset is not a difference, as long as the examples are the same. Nor is it to skip corrupt
+    images from now on: a run that does not stops at the first one.
 
     Raises:
         FileExistsError: If the folder contains anything else; for a different configuration, with the differences.
@@ -214,6 +215,8 @@ def finished_run(folder: AnyPath, config: TrainConfig) -> dict[str, Any] | None:
     moved = _is_moved(saved.data.name, config.data.name) and spec.test_fingerprint is not None
     if moved:
         saved = dataclasses.replace(saved, data=dataclasses.replace(saved.data, name=config.data.name))
+    if config.data.skip_corrupt:
+        saved = dataclasses.replace(saved, data=dataclasses.replace(saved.data, skip_corrupt=True))
     differences = _differences(without_runtime_fields(saved), without_runtime_fields(config))
     _check_equal(
         f"a run with a different configuration, {folder}",
@@ -336,13 +339,14 @@ def _differences(saved: Any, current: Any, name: str = "") -> list[tuple[str, An
 class JsonLinesFile:
     """A file with a log entry per line; a context manager.
 
-    Existing entries beyond `size` bytes, which are later than the restored checkpoint, are removed.
+    Existing entries beyond `size` bytes, which are later than the restored checkpoint, are removed, and an incomplete
+    last line, which a power failure may leave.
     """
 
     def __init__(self, path: pathlib.Path, size: int = 0) -> None:
         self._path = path
         path.touch()
-        os.truncate(path, min(size, path.stat().st_size))
+        os.truncate(path, path.read_bytes()[:size].rfind(b"\n") + 1)
         self._file = path.open("a")
 
     def __enter__(self) -> Self:
@@ -361,7 +365,8 @@ class JsonLinesFile:
         self._file.flush()
 
     def size(self) -> int:
-        """Returns the size in bytes."""
+        """Returns the size in bytes, all of which are on the disk."""
+        os.fsync(self._file.fileno())
         return self._path.stat().st_size
 
 
@@ -685,7 +690,8 @@ def _corrupted_batches(
         if number is not None and number < len(dataset.test):  # the published sets contain all test images
             dataset = dataclasses.replace(dataset, test=dataset.test.take(slice(number)), test_split=None)
         examples, origin = corrupted_test(dataset, name, severity, data_dir=config.data.dir)
-        return make_loader(dataclasses.replace(dataset, test=examples), config.batch_size).test(), origin
+        loader = make_loader(dataclasses.replace(dataset, train=examples, test=examples), config.batch_size)
+        return loader.test(), origin
 
     def stream() -> Iterator[Batch]:
         for index, batch in enumerate(loader.test()):

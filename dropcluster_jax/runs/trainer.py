@@ -30,7 +30,7 @@ from dropcluster_jax.runs.staging import Staging
 from dropcluster_jax.training.data_parallel import DataParallel
 from dropcluster_jax.training.loop import LogEntry, Save, evaluate, fit
 from dropcluster_jax.training.schedules import every
-from dropcluster_jax.training.steps import Steps, TrainState
+from dropcluster_jax.training.steps import Batch, Steps, TrainState
 
 
 class Run(NamedTuple):
@@ -112,6 +112,7 @@ def prepare(
         sharding=parallel.batch_sharding,
     )
     spec = dataset.spec
+    build.check_probe_size(config, spec, parallel.mesh.size)
     if config.out is not None and not restart:
         run_folder.check_same_dataset(config.out, spec)
     model, steps, parallel, state = _compile_steps(_without_seeds(config), spec, parallel)
@@ -223,8 +224,15 @@ def execute(
         if step not in saved:
             raise OSError(f"the checkpoint of the last step, {step}, could not be written")
         last = _with_test(run, state, writer.last)
-        summary = _write_results(run, staging.local, state, last, progress, notify)
-        staging.upload(last=run_folder.SUMMARY)
+        probe, skipped = run.loader.probe(run.config.drop.probe_size, 0), progress.skipped()  # in all processes
+        summary: dict[str, Any] = {}
+
+        def write_results() -> None:
+            summary.update(_write_results(run, staging.local, state, last, progress.seconds(), skipped, probe, notify))
+            staging.upload(last=run_folder.SUMMARY)
+
+        # The others wait: the first process is terminated soon after any of them has exited.
+        distributed.in_first_process(write_results, OSError)
         return summary
 
 
@@ -373,20 +381,19 @@ def _write_results(
     folder: pathlib.Path,
     state: TrainState,
     last: dict[str, LogEntry],
-    progress: _Progress,
+    seconds: float,
+    skipped: list[str],
+    probe: Batch,
     notify: Callable[[str], None],
 ) -> dict[str, Any]:
-    """Writes `summary.json`, then `clusters.png`, in the first process and returns the summary."""
-    probe, skipped = run.loader.probe(run.config.drop.probe_size, 0), progress.skipped()  # in all processes
-    if jax.process_index() != 0:
-        return {}
+    """Writes `summary.json`, then `clusters.png`, and returns the summary."""
     test = {f"test_{name}": value for name, value in last["test"].items() if name not in ("event", "step", "count")}
     summary = {
         **test,
         "steps": run.num_steps,
         "nonfinite_steps": last["nonfinite"]["nonfinite_steps"] if "nonfinite" in last else 0,
         "parameters": sum(leaf.size for leaf in jax.tree.leaves(state.params)),
-        "seconds": progress.seconds(),
+        "seconds": seconds,
         "skipped": skipped,
         "clusters": figures.summarize_clusters(run.model, state.clusters),
     }
@@ -394,11 +401,11 @@ def _write_results(
     if state.clusters and not importlib.util.find_spec("matplotlib"):
         notify('clusters.png was not drawn, as Matplotlib is not installed: pip install "dropcluster-jax[plot]"')
     elif state.clusters:
-        images = normalize(distributed.addressable(probe["image"]), run.dataset.spec.mean, run.dataset.spec.std)
-        drawn = figures.clusters_and_inputs(run.model, jax.device_get(state.variables()), images)
         title = f"Learned clusters: {run.config.model} on {run.config.data.name}, step {run.num_steps}"
         try:
+            images = normalize(distributed.addressable(probe["image"]), run.dataset.spec.mean, run.dataset.spec.std)
+            drawn = figures.clusters_and_inputs(run.model, jax.device_get(state.variables()), images)
             figures.save_cluster_figure(folder / run_folder.CLUSTERS_FIGURE, drawn, title)
-        except Exception as error:  # whatever Matplotlib raises: the results are complete without the figure
+        except Exception as error:  # of Matplotlib, or for lack of memory: the results are complete without the figure
             notify(f"clusters.png was not drawn: {error!r}; `dropcluster clusters {run.folder}` draws it")
     return summary

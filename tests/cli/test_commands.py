@@ -178,6 +178,12 @@ def test_data_check_takes_all_images_of_a_small_dataset(tmp_path, capsys, monkey
     assert "batch_size must be" in capsys.readouterr().err
 
 
+def test_data_check_takes_the_name_of_a_preset(tmp_path, capsys, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    assert command("data", "check", "imagenet", "--data.dir", str(tmp_path)) == 2
+    assert "imagenet2012" in capsys.readouterr().err
+
+
 @pytest.mark.slow
 def test_data_check_reports_and_draws_a_dataset(tmp_path, capsys, photos, monkeypatch):
     """With few corruptions, as each is compiled five times."""

@@ -22,6 +22,14 @@ def test_every_model_name_and_method_can_be_built():
         assert set(layers) == (set() if method == "none" else {"stage1", "stage2"})
 
 
+@pytest.mark.bad_input
+def test_probe_batches_smaller_than_the_number_of_devices_raise():
+    config = TrainConfig(drop=DropConfig(probe_size=8))
+    build.check_probe_size(config, DIGITS, 8)
+    with pytest.raises(ValueError, match=r"drop\.probe_size .* at least the number of devices, 16, got 8"):
+        build.check_probe_size(config, DIGITS, 16)
+
+
 def test_drop_options_reach_the_layers():
     for name, kind in {"kmeans": dc.KMeans, "rena": dc.ReNA, "grid": dc.Grid}.items():
         config = DropConfig(clusterer=name, cluster_size=9.0, per_channel=True, min_explained=0.3)

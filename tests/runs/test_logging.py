@@ -3,7 +3,7 @@ import io
 import pytest
 
 import dropcluster_jax as dc
-from dropcluster_jax.runs import read_history, run_folder
+from dropcluster_jax.runs import logging, read_history, run_folder
 from dropcluster_jax.runs.logging import NullWriter, ProgressBar, RunWriter, format_summary
 
 CLUSTERS = {"stage1": dc.Grid(num_clusters=4).init((4, 4, 3))}
@@ -53,7 +53,7 @@ def test_null_writer_writes_nothing():
 def test_lines_of_events(capsys):
     layer = {"explained_variance": 0.45, "adjusted_rand_index": 0.257, "num_updates": 1, "num_skipped": 0}
     with ProgressBar(10) as progress:
-        progress(TRAIN)  # on terminals only
+        progress(TRAIN)  # on terminals, and after a minute
         progress({"event": "clusters", "step": 2, "layers": {"stage1": layer, "stage2": layer}})
         progress({"event": "nonfinite", "step": 3, "nonfinite_steps": 2})
         progress({**TEST, "accuracy_top5": 0.9})
@@ -64,6 +64,15 @@ def test_lines_of_events(capsys):
         "step 2/10  test loss 0.500  test accuracy 75.00%  top-5 90.00%",
         "[red]note[/red]",
     ]
+
+
+def test_training_metrics_without_a_terminal(capsys, monkeypatch):
+    with ProgressBar(10) as progress:
+        progress(TRAIN)
+        assert capsys.readouterr().out == ""
+        monkeypatch.setattr(logging, "_SECONDS_PER_LINE", 0)
+        progress(TRAIN)
+    assert capsys.readouterr().out.startswith("step 1/10  loss 2.000  accuracy 25.0%")
 
 
 def test_metrics_on_terminals():

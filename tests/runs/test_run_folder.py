@@ -301,6 +301,14 @@ def test_entries_are_on_disk_when_append_returns(tmp_path):
         assert [entry["step"] for entry in file.read()] == [1, 3]
 
 
+def test_an_incomplete_last_line_is_removed(tmp_path):
+    path = tmp_path / "a.jsonl"
+    path.write_text('{"step": 1}\n{"step": 2, "lo')
+    with run_folder.JsonLinesFile(path, 10**9) as file:
+        file.append({"step": 2})
+    assert [entry["step"] for entry in run_folder.read_json_lines(path)] == [1, 2]
+
+
 def test_history_contains_the_labels_of_each_update(tmp_path):
     grid, channels = dc.Grid(num_clusters=4), dc.Grid(num_clusters=2, per_channel=True)
     states = {"stage1": grid.init((4, 6, 3)), "stage2": channels.init((2, 2, 3))}

@@ -160,10 +160,13 @@ def _check_unused(name: str, **options: Any) -> None:
 
 
 def _locate(name: str, path: str, data_dir: str | os.PathLike[str] | None) -> pathlib.Path:
-    """Returns the path of an archive or image folder, which may have been moved into `data_dir`."""
+    """Returns the path of an archive or image folder, which may have been moved into `data_dir`.
+
+    An absolute path is only looked up in `data_dir` if it does not exist.
+    """
     try:
         stored = pathlib.Path(path).expanduser()
-        if data_dir is None:
+        if data_dir is None or (stored.is_absolute() and stored.exists()):
             return stored
         if address := parse_address(data_dir):
             raise ValueError(f"data_dir must be a local folder for {name!r}, got {address}")

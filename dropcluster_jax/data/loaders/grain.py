@@ -96,7 +96,7 @@ class GrainLoader:
     def _stream(self, source: Any, num_examples: int | None = None) -> Iterator[Batch]:
         """Yields the batches of a source, read ahead by Grain; an error if all `num_examples` are corrupt."""
         grain = self._grain
-        threads = 1 if self._workers else os.cpu_count() or 1
+        threads = 1 if self._workers else _num_cores()
         options = grain.ReadOptions(num_threads=threads, prefetch_buffer_size=threads + 1)
         batches = grain.MapDataset.source(source).to_iter_dataset(options)
         if self._workers:
@@ -130,6 +130,11 @@ class GrainLoader:
 
     def _record_skipped(self, skipped: list[str]) -> None:
         self.skipped += [message for message in skipped if message not in self.skipped]
+
+
+def _num_cores() -> int:
+    """Returns the number of cores that this process may use."""
+    return len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
 
 
 # ---- The code below runs in Grain's threads and workers and must not use JAX.

@@ -141,6 +141,7 @@ def test_moved_data_are_found_in_data_dir(tmp_path, monkeypatch, kind):
         (f"old/{path}", tmp_path),
         (f"data/{path}", "old"),
         (f"/nowhere/{path}", "old"),
+        (f"{tmp_path}/old/{path}", "elsewhere"),  # an absolute path that exists
     ):
         moved = load(f"{kind}:{name}", data_dir)
         assert moved.name == f"{kind}:{name}" and moved.test.fingerprint() == original.test.fingerprint()
