@@ -19,11 +19,15 @@ from dropcluster_jax.masking.common import (
     check_block_size,
     check_input,
     check_rate,
+    mask_rescale_factor,
     rescale_factor,
 )
 from dropcluster_jax.masking.packing import WORD, bit_at
 
 Seeding = Literal["exact", "paper"]
+
+# Longest last dimension that is packed into words, whose program grows with the length.
+_MAX_PACKED = 256
 
 
 def drop_block(
@@ -73,7 +77,11 @@ def drop_block(
         >>> round(float(y.sum()), 3), bool(jnp.all(y[..., 0] == y[..., 1]))
         (128.0, True)
     """
-    words = _draw_blocks(key, x, rate, block_size, per_channel, per_example, seeding)
+    seeds = _draw_seeds(key, x, rate, block_size, per_channel, per_example, seeding)
+    if x.shape[-2] > _MAX_PACKED:
+        mask = _expanded_mask(seeds, x.shape[1:-1], block_size)
+        return apply_mask(x, mask, mask_rescale_factor(mask, rate, rescale))
+    words = _packed_blocks(seeds, x.shape[1:-1], block_size)
     units = math.prod(x.shape[1:-1]) * words[0].shape[-1]
     axes = tuple(range(1, x.ndim - 1))
     counts = (jnp.sum(jax.lax.population_count(word), axis=axes, dtype=jnp.uint32) for word in words)
@@ -103,14 +111,16 @@ def drop_block_mask(
         TypeError: If `block_size` is not an integer.
         ValueError: If the block does not fit the map, or `seeding` is unknown.
     """
-    words = _draw_blocks(key, x, rate, block_size, per_channel, per_example, seeding)
-    return _unit_mask(words, x.shape[-2])
+    seeds = _draw_seeds(key, x, rate, block_size, per_channel, per_example, seeding)
+    if x.shape[-2] > _MAX_PACKED:
+        return _expanded_mask(seeds, x.shape[1:-1], block_size)
+    return _unit_mask(_packed_blocks(seeds, x.shape[1:-1], block_size), x.shape[-2])
 
 
-def _draw_blocks(
+def _draw_seeds(
     key: Array, x: Array, rate: Rate, block_size: int, per_channel: bool, per_example: bool, seeding: Seeding
-) -> list[UInt32[Array, "examples *spatial maps"]]:
-    """Validates the arguments and draws the dropped positions, with the last spatial dimension packed into words."""
+) -> Draws:
+    """Validates the arguments and draws the seeds, `(examples, *locations, maps)`; those that are False are seeds."""
     check_input(x)
     check_rate(rate)
     batch, *spatial, channels = x.shape
@@ -124,13 +134,39 @@ def _draw_blocks(
         probability = jnp.interp(rate, *_seed_probabilities(tuple(spatial), int(block_size)))
     else:
         probability = rate * math.prod(spatial) / (block_size ** len(spatial) * math.prod(locations))
-    shape = (batch if per_example else 1, *locations, channels if per_channel else 1)
-    words = _pack_seeds(draw(key, probability, shape), -(-spatial[-1] // WORD))
-    # Expand each seed to a block, one dimension after the other, as a block is the product of its sides.
-    words = _expand_bits(words, block_size)
-    for axis in range(1, x.ndim - 2):
+    return draw(key, probability, (batch if per_example else 1, *locations, channels if per_channel else 1))
+
+
+# Each seed is expanded to a block, one dimension after the other, as a block is the product of its sides.
+
+
+def _packed_blocks(
+    seeds: Draws, spatial: tuple[int, ...], block_size: int
+) -> list[UInt32[Array, "examples *spatial maps"]]:
+    """Returns the dropped positions, with the last spatial dimension packed into words."""
+    words = _expand_bits(_pack_seeds(seeds, -(-spatial[-1] // WORD)), block_size)
+    for axis in range(1, len(spatial)):
         words = [_expand_axis(word, axis, block_size) for word in words]
     return words
+
+
+def _expanded_mask(seeds: Draws, spatial: tuple[int, ...], block_size: int) -> Bool[Array, "examples *spatial maps"]:
+    """Returns the mask, by a program whose size does not depend on the lengths of the map."""
+    dropped = ~keep(seeds)
+    for axis in range(1, len(spatial) + 1):
+        dropped = _pad(dropped, axis, 0, block_size - 1)
+        size = 1
+        while size < block_size:  # doubles the sides of the blocks
+            shift = min(size, block_size - size)
+            length = dropped.shape[axis]
+            dropped |= jax.lax.slice_in_dim(_pad(dropped, axis, shift, 0), 0, length, axis=axis)
+            size += shift
+    return ~dropped
+
+
+def _pad(x: Array, axis: int, before: int, after: int) -> Array:
+    """Pads an axis with False or 0."""
+    return jnp.pad(x, [(before, after) if i == axis else (0, 0) for i in range(x.ndim)])
 
 
 @functools.partial(jax.jit, static_argnames="num_words")
@@ -164,8 +200,7 @@ def _expand_bits(words: list[UInt32[Array, "..."]], block_size: int) -> list[UIn
 
 def _expand_axis(word: UInt32[Array, "..."], axis: int, block_size: int) -> UInt32[Array, "..."]:
     """Repeats each word at the `block_size - 1` positions after it on an axis, which becomes longer by this number."""
-    paddings = [[(i, block_size - 1 - i) if j == axis else (0, 0) for j in range(word.ndim)] for i in range(block_size)]
-    return functools.reduce(jnp.bitwise_or, (jnp.pad(word, padding) for padding in paddings))
+    return functools.reduce(jnp.bitwise_or, (_pad(word, axis, i, block_size - 1 - i) for i in range(block_size)))
 
 
 def _unit_mask(words: list[UInt32[Array, "..."]], length: int) -> Bool[Array, "examples *spatial maps"]:

@@ -1,4 +1,5 @@
 import functools
+import importlib
 import math
 
 import jax
@@ -127,6 +128,29 @@ def test_blocks_of_size_1_are_dropout_of_positions(seeding):
     positions = jax.jit(lambda key: dc.dropout_mask(key, x, 0.3, per_channel=False))(key)
     # The tabulated probability may be off in the last bits.
     assert block.shape == positions.shape and (block == positions).mean() > 0.999
+
+
+@pytest.mark.parametrize(("spatial", "size"), [((6, 40), 3), ((40,), 7)])
+def test_mask_does_not_depend_on_packing(monkeypatch, spatial, size):
+    x, key = jax.random.normal(jax.random.key(1), (8, *spatial, 3)), jax.random.key(0)
+    outputs, masks = [], []
+    for longest in (256, 8):
+        monkeypatch.setattr(importlib.import_module("dropcluster_jax.masking.drop_block"), "_MAX_PACKED", longest)
+        for options in ({"rescale": "kept"}, {"rescale": "batch", "per_example": False}):
+            y = jax.jit(functools.partial(dc.drop_block, block_size=size, **options))(key, x, 0.3)
+            outputs.append(np.asarray(y))
+        masks.append(np.asarray(jax.jit(functools.partial(dc.drop_block_mask, block_size=size))(key, x, 0.3)))
+    assert (masks[0] == masks[1]).all() and 0 < masks[0].mean() < 1
+    for packed, expanded in zip(outputs[:2], outputs[2:], strict=True):
+        assert (packed == expanded).all()
+
+
+def test_programs_for_long_maps_are_small():
+    """One position after the other, the program of 16,000 positions would be a hundred times as large."""
+    text = jax.jit(functools.partial(dc.drop_block, block_size=64)).lower(
+        jax.random.key(0), jax.ShapeDtypeStruct((2, 16_000, 4), jnp.float32), 0.1
+    )
+    assert len(text.as_text()) < 100_000
 
 
 @pytest.mark.bad_input
