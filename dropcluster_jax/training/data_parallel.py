@@ -137,6 +137,7 @@ class DataParallel:
             update_clusters=lambda state, batch: state._replace(clusters=compiled_update(state, batch)),
             evaluate=self._jit(steps.evaluate, out_shardings=self.replicated),
             axis_name=steps.axis_name,
+            skip_nonfinite=steps.skip_nonfinite,
         )
 
     def _jit(

@@ -84,7 +84,8 @@ def fit(
 
     Raises:
         TypeError: If `update_clusters_when` or `test` is not callable.
-        ValueError: If `batches` ends before `num_steps`, or labels outside the classes made a step non-finite.
+        ValueError: If `batches` ends before `num_steps`, labels outside the classes made a step non-finite, or
+            `max_nonfinite_steps` is positive and `steps` were not made with `skip_nonfinite=True`.
         NonFiniteError: If more than `max_nonfinite_steps` steps were non-finite.
 
     Example:
@@ -108,6 +109,8 @@ def fit(
     for name, function in (("update_clusters_when", update_clusters_when), ("test", test)):
         if function is not None and not callable(function):
             raise TypeError(f"{name} must be callable, got {type(function).__name__}")
+    if max_nonfinite_steps and not steps.skip_nonfinite:
+        raise ValueError("max_nonfinite_steps requires steps made with skip_nonfinite=True")
     train, update_clusters, evaluate_step = _compile(steps, parallel)
     iterator = iter(batches)
     first_step = step = int(jax.device_get(state.step))

@@ -75,6 +75,7 @@ class Steps(NamedTuple):
             for 100 or more classes. Uses the moving averages if the state has any. An optional `"weight"`, `(batch,)`,
             in the batch weights the examples; 0 marks padding.
         axis_name: Mapped axis the functions were made for, if any.
+        skip_nonfinite: Whether `train` skips non-finite steps.
     """
 
     init: Callable[[Array, Batch], TrainState]
@@ -82,6 +83,7 @@ class Steps(NamedTuple):
     update_clusters: Callable[[TrainState, Batch], TrainState]
     evaluate: Callable[[TrainState, Batch], Metrics]
     axis_name: str | None = None
+    skip_nonfinite: bool = False
 
 
 def softmax_cross_entropy(logits: Float[Array, "batch classes"], labels: Labels) -> Float[Array, " batch"]:
@@ -225,7 +227,9 @@ def make_steps(
         skip_nonfinite=skip_nonfinite,
         axis_name=axis_name,
     )
-    return Steps(functions.init, functions.train, functions.update_clusters, functions.evaluate, axis_name)
+    return Steps(
+        functions.init, functions.train, functions.update_clusters, functions.evaluate, axis_name, skip_nonfinite
+    )
 
 
 @dataclasses.dataclass(frozen=True, eq=False)

@@ -241,6 +241,12 @@ def test_nonfinite_steps_are_tolerated_up_to_the_maximum(setup):
         train(2)
 
 
+@pytest.mark.bad_input
+def test_nonfinite_steps_are_tolerated_only_if_skipped(setup):
+    with pytest.raises(ValueError, match="max_nonfinite_steps requires steps made with skip_nonfinite=True"):
+        run(setup, max_nonfinite_steps=1)
+
+
 def test_profile_writes_a_trace(setup, tmp_path):
     run(setup, num_steps=8, profile=tmp_path)
     assert list(tmp_path.rglob("*.xplane.pb"))
