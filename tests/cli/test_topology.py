@@ -103,7 +103,7 @@ def test_estimates_follow_from_cycles_and_the_properties_of_the_chip(present_dev
     output = capsys.readouterr().out
     assert re.search(r"^fits: 0\.0 of 2 GiB$", output, re.MULTILINE)
     assert re.search(r"^time \(compiler's estimate\) +2 ms +2 ms$", output, re.MULTILINE)
-    assert re.search(r"compiler's estimate: 16,000 images/s over all devices, \d+ % of the peak .*\(MFU\)", output)
+    assert re.search(r"compiler's estimate: 16,000 images/s over all devices, \d+% of the peak .*\(MFU\)", output)
 
 
 @pytest.mark.parametrize(
@@ -187,7 +187,7 @@ def test_dry_run_for_a_tpu(strategy):
     output = run_quietly(*SMALL_DIGITS, "--drop.probe-size", "32", "--strategy", strategy, "--topology", "v5e:2x2")
     assert f"v5e:2x2: 4 x TPU v5 lite; strategy {strategy}; 32 images per step" in output
     assert "fits: 0.0 of 16 GiB" in output
-    assert re.search(r"compiler's estimate: [\d,]+ images/s over all devices, \d+ % of the peak", output)
+    assert re.search(r"compiler's estimate: [\d,]+ images/s over all devices, \d+% of the peak", output)
     assert re.search(r"^cycles \(compiler's estimate\) +[\d.]+ [kM] +[\d.]+ [kM] +[\d.]+ [kM]$", output, re.MULTILINE)
 
 

@@ -26,7 +26,7 @@ def batch():
 def sgd():
     """Compiled SGD steps and an initial state."""
     steps = make_steps(Small(), optax.sgd(0.3), rate=0.2)
-    compiled = steps._replace(**{name: jax.jit(getattr(steps, name)) for name in steps._fields if name != "axis_name"})
+    compiled = steps._replace(**{name: jax.jit(value) for name, value in steps._asdict().items() if callable(value)})
     return compiled, compiled.init(jax.random.key(1), separable(jax.random.key(0)))
 
 
