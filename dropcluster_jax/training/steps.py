@@ -302,9 +302,7 @@ class _StepFunctions:
         return new_state._replace(step=state.step + 1), metrics
 
     def update_clusters(self, state: TrainState, batch: Batch) -> TrainState:
-        if not isinstance(batch, Mapping) or "image" not in batch:
-            got = sorted(batch) if isinstance(batch, Mapping) else type(batch).__name__
-            raise ValueError(f"batch must be a mapping with 'image', got {got}")
+        _check_entries(batch, "image")
         if not state.clusters:
             return state
         images = self.preprocess(batch["image"])
@@ -419,14 +417,19 @@ def _accepted(tx: optax.GradientTransformationExtraArgs, extra_args: dict[str, A
 
 def _check_batch(batch: Batch) -> None:
     """Raises ValueError if a batch is not a mapping with images, labels and optional weights of valid shapes."""
-    if not isinstance(batch, Mapping) or not {"image", "label"} <= set(batch):
-        got = sorted(batch) if isinstance(batch, Mapping) else type(batch).__name__
-        raise ValueError(f"batch must be a mapping with 'image' and 'label', got {got}")
+    _check_entries(batch, "image", "label")
     _check_labels(batch["label"])
     shape = jnp.shape(batch["image"])[:1]
     for name in ("label", "weight"):
         if name in batch and jnp.shape(batch[name])[: 2 if name == "weight" else 1] != shape:
             raise ValueError(f"{name} must have one entry for each of {shape[0]} images, got {jnp.shape(batch[name])}")
+
+
+def _check_entries(batch: Batch, *names: str) -> None:
+    """Raises ValueError if a batch is not a mapping with these entries."""
+    if not isinstance(batch, Mapping) or not set(names) <= set(batch):
+        got = sorted(batch) if isinstance(batch, Mapping) else type(batch).__name__
+        raise ValueError(f"batch must be a mapping with {' and '.join(map(repr, names))}, got {got}")
 
 
 def _check_labels(labels: Any, num_classes: int | None = None) -> None:
