@@ -22,7 +22,7 @@ def interval_figure(
 
     `labels` are those of the x axis, of the means and of the differences.
     """
-    figure = Figure(figsize=(10, 4.2), layout="constrained")
+    figure = Figure(figsize=(10, 4.8), layout="constrained")
     left, right = figure.subplots(1, 2)
     styles = {name: line_style(index) for index, name in enumerate(means)}
     for ax, series, label in ((left, means, labels[1]), (right, differences, labels[2])):
@@ -30,7 +30,7 @@ def interval_figure(
         ax.set_xlabel(labels[0])
         ax.set_ylabel(label)
     right.axhline(0, color="gray", linewidth=1)
-    left.legend(frameon=False)
+    figure.legend(*left.get_legend_handles_labels(), loc="outside lower center", ncols=4, frameon=False)
     return figure
 
 
