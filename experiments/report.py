@@ -79,10 +79,10 @@ its six candidates by accuracy on held-out images, a part of the training set th
 Only *Headline*, *Limited data* and *Corruption* use the test set; the other studies report accuracy on the held-out
 images. The rate is the expected fraction of dropped units, except for FocusedDropout, for which it is the fraction of
 batches in which it drops. The fixed grid is DropCluster without learning: its clusters remain the tiles that they start
-as. A run whose loss is not finite counts with chance accuracy. Runs on GPUs use TensorFloat-32 in matrix products and
-convolutions. The scale `small` is an earlier study of a network that is too small and trained too briefly to benefit
-from a regularizer; in it, only the weight decay of the network without drop layers was tuned, and the other methods did
-not share it.
+as. A run whose loss is not finite counts with chance accuracy. In most studies, some runs are from a CPU, others from a
+GPU, with TensorFloat-32 in matrix products and convolutions: see *Provenance*. The scale `small` is an earlier study of
+a network that is too small and trained too briefly to benefit from a regularizer; in it, only the weight decay of
+the network without drop layers was tuned, and the other methods did not share it.
 """
 
 
@@ -183,8 +183,8 @@ def _readme_section(lines: list[Line]) -> list[str]:
     ]
     return [
         f"{network}, {schedule}. Test accuracy, and DropCluster minus the method in points of test accuracy, with 95% "
-        f"intervals over {usual} seeds ([3]: 3 seeds); those of differences are also over the test images. **Bold** "
-        "if the interval excludes 0. Empty if not tested yet.\n",
+        f"intervals over {usual} seeds, or the number of seeds in brackets; those of differences are also over the "
+        "test images. **Bold** if the interval excludes 0. Empty if not tested.\n",
         *markdown_table(["method", f"accuracy, {first}", *(f"difference, {name}" for name in columns)], rows),
     ]
 
