@@ -61,8 +61,9 @@ percentage points and paired by seed: runs with the same seed share the initial 
 training subset. A number in brackets is the number of seeds if it is smaller than in the rest of the table; a
 difference is over the seeds that both methods have, and a *mean* over the seeds of all its settings, so they can
 deviate from the numbers next to them. A difference is **bold** if its interval excludes 0; without any true
-differences, about one in twenty would do so by chance, and there are dozens on this page. Intervals reflect variation
-between seeds; *Does DropCluster help?* also has intervals that reflect the choice of the test images.
+differences, about one in twenty would do so by chance, and this page has dozens. Intervals reflect variation between
+seeds; *Does DropCluster help?* also has intervals that reflect the choice of the test images. Seeds were added in
+batches, to narrow the intervals.
 
 **How strong are these networks?** ResNet-20 has 0.27 million parameters, so that a study takes hours on two CPU cores.
 Larger networks are more accurate with as few images: with 400 CIFAR-10 images per class, shifted and mirrored, a tuned
@@ -71,18 +72,18 @@ WRN-28-2 (1.5 million parameters) reaches [79.7%](https://arxiv.org/abs/1804.091
 (11 million) reaches [58.2%](https://arxiv.org/abs/2108.13122) on ciFAIR-10, which has the images of CIFAR-10 but no
 near-duplicates of them in the test set. Differences between methods may not carry over to them.
 
-**Protocol.** All methods have the same schedule, augmentation and seeds. On a fraction *f* of the images, the number
-of steps is √*f* times that of the heading, e.g. half of it with 25%. First, the learning rate, weight decay and
-label smoothing of the network without drop layers were tuned; all methods share them. Each method then uses the best of
-its six candidates by accuracy on held-out images, a part of the training set that no run is trained on. In
-`cpu-augmented`, methods with blocks or clusters have three candidates, because these keep the size chosen in `cpu`.
-Only *Headline*, *Limited data* and *Corruption* use the test set; the other studies report accuracy on the held-out
-images. The rate is the expected fraction of dropped units, except for FocusedDropout, for which it is the fraction of
-batches in which it drops. The fixed grid is DropCluster without learning: its clusters remain the tiles that they start
-as. A run whose loss is not finite counts with chance accuracy. In most studies, some runs are from a CPU, others from a
-GPU, with TensorFloat-32 in matrix products and convolutions: see *Provenance*. The scale `small` is an earlier study of
-a network that is too small and trained too briefly to benefit from a regularizer; in it, only the weight decay of
-the network without drop layers was tuned, and the other methods did not share it.
+**Protocol.** All methods have the same schedule, augmentation and seeds. On a fraction *f* of the images, the number of
+steps is √*f* times that of the heading, e.g. half of it with 25%. First, the learning rate, weight decay and label
+smoothing of the network without drop layers were tuned; all methods share them. Each method then uses the best of its
+six candidates by accuracy on held-out images, a part of the training set that no run is trained on. In `cpu-augmented`,
+methods with blocks or clusters have three candidates, because these keep the size chosen in `cpu`. Only *Headline*,
+*Limited data* and *Corruption* use the test set; the other studies report accuracy on the held-out images. The rate is
+the expected fraction of dropped units, except for FocusedDropout, for which it is the fraction of batches in which it
+drops. The fixed grid is DropCluster without learning: its clusters remain the tiles that they start as. A run whose
+loss is not finite counts with chance accuracy. In most studies, some runs are from a CPU, others from a GPU, with
+TensorFloat-32 in matrix products and convolutions: see *Provenance*. The scale `small` is an earlier study of a network
+that is too small and trained too briefly to benefit much from a regularizer; in it, only the weight decay of the
+network without drop layers was tuned, and the other methods did not share it.
 """
 
 
@@ -183,8 +184,8 @@ def _readme_section(lines: list[Line]) -> list[str]:
     ]
     return [
         f"{network}, {schedule}. Test accuracy, and DropCluster minus the method in points of test accuracy, with 95% "
-        f"intervals over {usual} seeds, or the number of seeds in brackets; those of differences are also over the "
-        "test images. **Bold** if the interval excludes 0. Empty if not tested.\n",
+        f"intervals over {usual} seeds, or the number of seeds in brackets; intervals of differences also reflect the "
+        "choice of the test images. **Bold** if the interval excludes 0. Empty if not tested.\n",
         *markdown_table(["method", f"accuracy, {first}", *(f"difference, {name}" for name in columns)], rows),
     ]
 

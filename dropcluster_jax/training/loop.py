@@ -61,6 +61,7 @@ def fit(
         num_steps: Step number after which training ends.
         probe: Returns the probe batch of a cluster update, given its index. Defaults to the training batch.
         update_clusters_when: Predicate of the steps before which clusters are updated, e.g. `every(200, start=1000)`.
+            By default, clusters are not updated, and a new network keeps the tiles of its grid.
         test: Returns the test batches. Called for each evaluation.
         evaluate_every: Interval of evaluations. Also evaluates after the last step, unless disabled.
         log_every: Interval of log entries and of checks for non-finite steps. The first and last steps are included.
