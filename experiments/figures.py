@@ -115,8 +115,9 @@ def _half_widths(intervals: Iterable[Interval]) -> list[float]:
     return [value.half_width if value.num_values > 1 else math.nan for value in intervals]
 
 
-def save(figure: Figure, path: pathlib.Path) -> None:
-    """Writes PNG and SVG files without dates or random ids."""
+def embed(figure: Figure, path: pathlib.Path, caption: str) -> list[str]:
+    """Writes a figure as PNG and SVG, without dates or random ids, and returns Markdown that shows it."""
     with matplotlib.rc_context({"svg.hashsalt": "dropcluster-jax", "svg.fonttype": "path"}):
         figure.savefig(path.with_suffix(".svg"), metadata={"Date": None, "Creator": None})
         figure.savefig(path.with_suffix(".png"), dpi=150, metadata={"Software": None})
+    return [f"![{caption}](figures/{path.name}.png)\n", f"*{caption}* [SVG](figures/{path.name}.svg)\n"]

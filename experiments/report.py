@@ -6,50 +6,33 @@ Writes `docs/results.md`, its figures, and the table in the README. Equal result
 import dataclasses
 import pathlib
 import re
-import statistics
 import sys
-from collections.abc import Callable, Iterable, Mapping, Sequence
+from collections.abc import Iterable, Sequence
 
 import numpy as np
 import tyro
-from matplotlib.figure import Figure
 
 from dropcluster_jax.runs import TrainConfig
-from dropcluster_jax.viz import cluster_history_figure
-from experiments import figures, results, studies
-from experiments.intervals import Interval, crossed_interval, paired_difference
-from experiments.results import Line, decode_bits, decode_counts, decode_labels
+from experiments import chapters, figures, results, studies
+from experiments.intervals import Interval, crossed_interval
+from experiments.results import Line, decode_bits, decode_counts
 from experiments.tables import (
     LABELS,
     MINUS,
-    Groups,
     accuracy_by_seed,
     by_fraction,
-    corrupted_by_seed,
-    format_average,
     format_difference,
     format_mean,
     format_pair,
-    format_seeds,
-    format_setting,
-    format_value,
-    interval_over_seeds,
     markdown_table,
-    mean_accuracy,
-    mean_by_seed,
     method_difference,
     methods_of,
-    num_images,
-    num_seeds,
     rank,
     select,
-    values_of,
 )
 
 _ROOT = pathlib.Path(__file__).parents[1]
 _BEGIN, _END = "<!-- made by python -m experiments.report -->", "<!-- end -->"
-
-Columns = Mapping[str, Groups]  # by header
 
 PREFACE = """# Results
 
@@ -155,9 +138,9 @@ def _section(lines: list[Line], folder: pathlib.Path, slug: str) -> list[str]:
         f"{schedule[0].upper()}{schedule[1:]}.\n",
         *_answer(lines, folder / f"differences-{slug}"),
     ]
-    if best := _best_candidates(lines):
+    if best := chapters.best_candidates(lines):
         text += ["### Best candidates\n", *best]
-    for study, chapter in _CHAPTERS.items():
+    for study, chapter in chapters.CHAPTERS.items():
         if own := select(lines, study=study):
             text += chapter(own, folder / f"{study.replace('_', '-')}-{slug}")
     return text
@@ -168,7 +151,7 @@ def _readme_section(lines: list[Line]) -> list[str]:
     network, schedule = _describe(lines)
     columns = _main_columns(lines)
     if not columns:
-        return [f"{network}, {schedule}.\n", *_best_candidates(lines)]
+        return [f"{network}, {schedule}.\n", *chapters.best_candidates(lines)]
     first, whole = next(iter(columns.items()))
     differences = {
         name: {method: _test_difference(group, method) for method in _others(group)} for name, group in columns.items()
@@ -242,7 +225,7 @@ def _answer(lines: list[Line], figure: pathlib.Path) -> list[str]:
     return [
         "### Does DropCluster help?\n",
         *markdown_table(header, rows),
-        *_save(
+        *figures.embed(
             figures.forest_figure(intervals, f"DropCluster {MINUS} other method, points of test accuracy"),
             figure,
             caption,
@@ -278,359 +261,6 @@ def _paired(groups: Sequence[Iterable[Line]]) -> list[tuple[Line, ...]]:
     return [tuple(lines[seed] for lines in by_seed) for seed in by_seed[0] if all(seed in lines for lines in by_seed)]
 
 
-def _headline(lines: list[Line], figure: pathlib.Path) -> list[str]:
-    columns: Columns = {"all images": [lines]}
-    return [
-        "### Headline\n",
-        f"Accuracy on the {num_images(lines):,} test images; {format_seeds(lines)}.\n",
-        *_comparison(lines, columns),
-        *_dropped_fractions(lines),
-    ]
-
-
-def _dropped_fractions(lines: Sequence[Line]) -> list[str]:
-    """A table of the fraction of dropped units, for methods whose masks depend on the activations."""
-    own = {method: dropped for method in methods_of(lines) if (dropped := _dropped_by_place(lines, method))}
-    if not own:
-        return []
-    places = sorted({place for dropped in own.values() for place in dropped})
-    rows = [
-        [
-            LABELS[method],
-            format_value(select(lines, method=method)[0]["config"]["drop"]["rate"]),
-            *(format_average((100 * value for value in dropped.get(place, [])), ".0f") for place in places),
-        ]
-        for method, dropped in own.items()
-    ]
-    return [
-        "Units that a mask drops in the trained network, in %, for methods that compute masks from the activations. "
-        "FocusedDropout masks only a fraction of the batches, its rate; the columns are for a masked batch.\n",
-        *markdown_table(["method", "rate", *places], rows),
-    ]
-
-
-def _dropped_by_place(lines: Iterable[Line], method: str) -> dict[str, list[float]]:
-    """Returns the fractions of dropped units by place, one for each run that recorded it."""
-    fractions: dict[str, list[float]] = {}
-    for line in select(lines, method=method):
-        for place, fraction in line.get("dropped", {}).items():
-            fractions.setdefault(place, []).append(fraction)
-    return fractions
-
-
-def _limited_data(lines: list[Line], figure: pathlib.Path) -> list[str]:
-    subsets = by_fraction(lines)
-    drawn = _curves(
-        {method: [accuracy_by_seed(subset, method) for subset in subsets.values()] for method in methods_of(lines)},
-        [float(name.removesuffix("%")) for name in subsets],
-        ("training images, %", "test accuracy, %"),
-        log=True,
-    )
-    losses = [
-        [
-            LABELS[method],
-            *(format_average(values_of(subset, method, "train_loss"), ".2f") for subset in subsets.values()),
-        ]
-        for method in methods_of(lines)
-    ]
-    return [
-        "### Limited data\n",
-        f"Accuracy on the {num_images(lines):,} test images, by fraction of the training images; "
-        f"{format_seeds(lines)}.\n",
-        *_comparison(lines, {**{name: [subset] for name, subset in subsets.items()}, "mean": list(subsets.values())}),
-        *_save(drawn, figure, "Accuracy by fraction of the training images, with 95% intervals."),
-        "Training loss at the end, with dropping. Near 0, which label smoothing would prevent, the network has "
-        "memorized the images, so that regularization can help.\n",
-        *markdown_table(["method", *subsets], losses),
-        *_throughput(lines),
-    ]
-
-
-def _throughput(lines: Sequence[Line]) -> list[str]:
-    """Training speed relative to no drop layer, on the device with the most runs."""
-    timed = [line for line in lines if line["images_per_second"] is not None]
-    devices = [line["device"] for line in timed]
-    timed = select(timed, device=max(sorted(set(devices)), key=devices.count, default=None))
-    speeds = {method: statistics.median(values_of(timed, method, "images_per_second")) for method in methods_of(timed)}
-    if "none" not in speeds:
-        return []
-    rows = [[LABELS[method], f"{speed:,.0f}", f"{speed / speeds['none']:.2f}"] for method, speed in speeds.items()]
-    return [
-        "Training throughput, the median over these runs, including cluster updates.\n",
-        *markdown_table(["method", "images/s", "relative to no drop layer"], rows),
-    ]
-
-
-def _corruption(lines: list[Line], figure: pathlib.Path) -> list[str]:
-    subsets, methods = by_fraction(lines), methods_of(lines)
-    fraction, largest = list(subsets.items())[-1]
-    finished = next((line for line in largest if line["finite"]), largest[0])
-    origins = {name: corruption["origin"] for name, corruption in finished["corruptions"].items()}
-    generated = [name for name, origin in origins.items() if origin != "cifar10_corrupted"]
-    rows = [
-        [
-            name.replace("_", " "),
-            *(format_mean(corrupted_by_seed(largest, method, [name]), num_seeds(largest)) for method in methods),
-        ]
-        for name in origins
-    ]
-    drawn = _curves(
-        {
-            method: [corrupted_by_seed(largest, method, origins, [severity]) for severity in range(5)]
-            for method in methods
-        },
-        range(1, 6),
-        ("severity", f"test accuracy, %, mean over {len(origins)} corruptions"),
-        log=False,
-    )
-    return [
-        "### Corruption\n",
-        f"Accuracy of the networks of *Limited data* on {num_images(lines):,} test images, averaged over "
-        f"{len(origins)} corruptions at 5 severities, by fraction of the training images; {format_seeds(lines)}.\n",
-        *_comparison(lines, {name: [subset] for name, subset in subsets.items()}),
-        f"Accuracy under each corruption, averaged over severities, of the networks trained on {fraction} of the "
-        f"images. {'Corruptions were generated here' if generated else 'Published images'}"
-        f"{', frost with a stand-in for the original pictures' if 'frost' in generated else ''}.\n",
-        *markdown_table(["corruption", *(LABELS[method] for method in methods)], rows),
-        *_save(drawn, figure, f"Accuracy by severity, {fraction} of the training images, with 95% intervals."),
-    ]
-
-
-_STRUCTURE_HEADER = [
-    "structure",
-    "accuracy",
-    f"{MINUS} grid",
-    f"{MINUS} k-means",
-    "explained variance, %",
-    "ARI with grid",
-]
-
-
-def _structure_rows(lines: Sequence[Line]) -> list[list[str]]:
-    """Returns a row for each way to form clusters, below `_STRUCTURE_HEADER`."""
-    usual = num_seeds(lines)
-    groups = {name: own for name in studies.STRUCTURES if (own := select(lines, structure=name))}
-
-    def row(name: str) -> list[str]:
-        accuracies = accuracy_by_seed(groups[name], "cluster")
-        differences = [
-            format_difference(paired_difference(accuracies, accuracy_by_seed(groups[other], "cluster")), usual)
-            if other in groups and other != name
-            else ""
-            for other in ("grid, shared", "k-means, shared")
-        ]
-        clusters = [place for line in groups[name] if line["finite"] for place in line["clusters"].values()]
-        explained = format_average((100 * place["explained_variance"] for place in clusters), ".0f")
-        similarity = format_average((place["ari_with_grid"] for place in clusters), "z.2f").replace("-", MINUS)
-        return [name, format_mean(accuracies, usual), *differences, explained, similarity]
-
-    return [row(name) for name in groups]
-
-
-def _structure_description(lines: Sequence[Line]) -> str:
-    """Describes the columns below `_STRUCTURE_HEADER`."""
-    return (
-        f"at the rate chosen for DropCluster, {lines[0]['config']['drop']['rate']:g}, and differences from the shared "
-        f"grid and from shared k-means; {format_seeds(lines)}. At the last update: the variance explained by the "
-        "clusters, and the adjusted Rand index (ARI) with the grid, which is 1 for equal clusters and 0 by chance; "
-        "averaged over places. For clusters that are learned once, the last update is early in training.\n"
-    )
-
-
-def _clustering(lines: list[Line], figure: pathlib.Path) -> list[str]:
-    text = [
-        "### Clustering\n",
-        f"Accuracy on the {num_images(lines):,} held-out images, {_structure_description(lines)}",
-        *markdown_table(_STRUCTURE_HEADER, _structure_rows(lines)),
-    ]
-    for line in select(lines, structure="k-means, shared"):
-        for place, maps in list(line.get("snapshots", {}).items())[:1]:
-            history = {place: [(entry["step"], decode_labels(entry["labels"])[..., None]) for entry in maps]}
-            caption = f"Clusters of {place} over the course of training: k-means, shared by all channels."
-            text += _save(cluster_history_figure(history), figure, caption)
-    return text
-
-
-def _clustering_by_fraction(lines: list[Line], figure: pathlib.Path) -> list[str]:
-    rows = [[name, *row] for name, subset in by_fraction(lines).items() for row in _structure_rows(subset)]
-    return [
-        "### Clustering and number of images\n",
-        f"Accuracy on the {num_images(lines):,} held-out images, by fraction of the training images, "
-        f"{_structure_description(lines)}",
-        *markdown_table(["fraction", *_STRUCTURE_HEADER], rows),
-    ]
-
-
-def _varied(title: str, description: str) -> Callable[[list[Line], pathlib.Path], list[str]]:
-    """Returns a chapter with a row per setting and a column per method, followed by differences and means."""
-
-    def chapter(lines: list[Line], figure: pathlib.Path) -> list[str]:
-        settings = {tuple(line["setting"].values()): line["setting"] for line in lines}
-        methods = methods_of(lines)
-        others = [method for method in ("block", "grid") if {method, "cluster"} <= set(methods)]
-
-        usual = num_seeds(lines)
-
-        def row(values: Iterable[str], groups: Groups) -> list[str]:
-            means = [format_mean(mean_by_seed(groups, method), usual) for method in methods]
-            differences = [format_difference(method_difference(groups, "cluster", other), usual) for other in others]
-            return [*values, *means, *differences]
-
-        groups = [select(lines, **setting) for _, setting in sorted(settings.items())]
-        rows = [row(map(format_value, values), [group]) for values, group in zip(sorted(settings), groups, strict=True)]
-        names = [name.replace("_", " ") for name in lines[0]["setting"]]
-        if others:
-            rows.append(row(["mean", *[""] * (len(names) - 1)], groups))
-        header = [*names, *(LABELS[method] for method in methods), *(format_pair("cluster", other) for other in others)]
-        caption = f"Accuracy on the held-out images, {description}; {format_seeds(lines)}.\n"
-        return [f"### {title}\n", caption, *markdown_table(header, rows)]
-
-    return chapter
-
-
-def _baseline(lines: list[Line], figure: pathlib.Path) -> list[str]:
-    return [
-        "### Baseline\n",
-        f"The network without drop layers, tuned on the {num_images(lines):,} held-out images; "
-        f"{format_seeds(lines)} that no study on the test set uses.\n",
-        *markdown_table(
-            [*(name.replace("_", " ") for name in lines[0]["setting"]), "accuracy"],
-            [
-                [*map(format_value, group[0]["setting"].values()), f"{mean_accuracy(group):.1f}"]
-                for group in _by_setting(lines)
-            ],
-        ),
-    ]
-
-
-def _choices(lines: list[Line], figure: pathlib.Path) -> list[str]:
-    """A table with a row per value of each method's own hyperparameter and a column per rate."""
-    rates = sorted({line["setting"].get("rate", 0.0) for line in lines})
-    best = {method: str(group[0]["setting"]) for method, group in _best_by_method(lines).items()}
-    rows: dict[tuple[str, str], dict[float, str]] = {}
-    for line in lines:
-        method, setting = line["method"], line["setting"]
-        own = format_setting({name: value for name, value in setting.items() if name != "rate"})
-        accuracy = f"{mean_accuracy(select(lines, method=method, setting=setting)):.1f}"
-        cell = f"**{accuracy}**" if str(setting) == best[method] else accuracy
-        rows.setdefault((method, own), {})[setting.get("rate", 0.0)] = cell
-    return [
-        "### Chosen hyperparameters\n",
-        f"Accuracy of each candidate on the {num_images(lines):,} held-out images; "
-        f"{format_seeds(lines)} that no study on the test set uses. The other studies use the best candidate of each "
-        "method, in bold.\n",
-        *markdown_table(
-            ["method", "own hyperparameter", *(f"rate {rate:g}" for rate in rates)],
-            [[LABELS[method], own, *(row.get(rate, "") for rate in rates)] for (method, own), row in rows.items()],
-        ),
-    ]
-
-
-def _best_candidates(lines: list[Line]) -> list[str]:
-    """A sentence and a table of each method's best candidate on the held-out images, if there are any."""
-    tuning = [line for line in lines if line["study"] in studies.TUNING]
-    best = _best_by_method(tuning)
-    if "none" not in best:
-        return []
-    untested = "" if _main_columns(lines) else " The test set has not been used yet."
-    baseline = mean_accuracy(best["none"])
-    rows = [
-        [
-            LABELS[method],
-            format_setting(group[0]["setting"]),
-            f"{mean_accuracy(group):.1f}",
-            "" if method == "none" else f"{mean_accuracy(group) - baseline:+z.1f}".replace("-", MINUS),
-        ]
-        for method, group in best.items()
-    ]
-    return [
-        f"Accuracy on {num_images(tuning):,} held-out images with the best of each method's candidate "
-        f"hyperparameters; {format_seeds(tuning)}. As the maximum over candidates, it is slightly optimistic."
-        f"{untested}\n",
-        *markdown_table(["method", "chosen", "held-out accuracy, %", f"{MINUS} no drop layer, points"], rows),
-    ]
-
-
-def _best_by_method(tuning: Sequence[Line]) -> dict[str, list[Line]]:
-    """Returns the runs of each method's best candidate on the held-out images."""
-    return {method: _by_setting(select(tuning, method=method))[0] for method in methods_of(tuning)}
-
-
-def _by_setting(lines: Iterable[Line]) -> list[list[Line]]:
-    """Returns lines of one method grouped by setting, in descending order of the mean accuracy."""
-    groups: dict[str, list[Line]] = {}
-    for line in lines:
-        groups.setdefault(str(line["setting"]), []).append(line)
-    return sorted(groups.values(), key=mean_accuracy, reverse=True)
-
-
-def _features(lines: list[Line], figure: pathlib.Path) -> list[str]:
-    """A table by place and step, and a figure with a panel per place."""
-    lines = [line for line in lines if line["finite"]]
-    if not lines:
-        return []
-    places = list(lines[0]["features"])
-    steps = [entry["step"] for entry in lines[0]["features"][places[0]]]
-    chosen = sorted({steps[0], steps[len(steps) // 2], steps[-1]})
-
-    def explained(method: str, place: str, step: int, clusterer: str) -> dict[int, float]:
-        entries = {line["seed"]: line["features"][place] for line in select(lines, method=method)}
-        return {seed: 100 * entry[clusterer] for seed, own in entries.items() for entry in own if entry["step"] == step}
-
-    def cell(method: str, place: str, step: int) -> str:
-        k_means, grid = (explained(method, place, step, clusterer) for clusterer in ("k-means", "grid"))
-        return f"{format_mean(k_means, num_seeds(lines))} ({statistics.mean(grid.values()):.0f})"
-
-    rows = [
-        [place, f"{step:,}", *(cell(method, place, step) for method in methods_of(lines))]
-        for place in places
-        for step in chosen
-    ]
-    series = {
-        place: {
-            LABELS[method]: [interval_over_seeds(explained(method, place, step, "k-means")) for step in steps]
-            for method in methods_of(lines)
-        }
-        for place in places
-    }
-    drawn = figures.course_figure(series, steps, "explained variance, %")
-    caption = "Variance that k-means explains in the features, with 95% intervals."
-    return [
-        "### Redundancy of the features\n",
-        "Variance that clusters of positions explain in the features of each place, in evaluation mode, over the "
-        "course of training. Clusters are learned from the saved networks by k-means, whatever the method drops, with "
-        "16 positions on average, and shared by all channels. In parentheses, a grid with the same number of "
-        "clusters.\n",
-        *markdown_table(["place", "step", *(LABELS[method] for method in methods_of(lines))], rows),
-        *_save(drawn, figure, caption),
-    ]
-
-
-_CHAPTERS: dict[str, Callable[[list[Line], pathlib.Path], list[str]]] = {
-    "headline": _headline,
-    "limited_data": _limited_data,
-    "corruption": _corruption,
-    "clustering": _clustering,
-    "clustering_by_fraction": _clustering_by_fraction,
-    "placement": _varied(
-        "Placement", "by place of the drop layers, with blocks of at most 4x4 and clusters of at most 16 positions"
-    ),
-    "rate_and_size": _varied(
-        "Rate and size", "by rate and by side of the blocks; clusters have side x side positions on average"
-    ),
-    "rate_by_fraction": _varied(
-        "Rate and number of images",
-        "by fraction of the training images and by rate; blocks and clusters have the sizes chosen on all images",
-    ),
-    "cadence": _varied("Update interval", "by the number of steps between updates of the clusters"),
-    "warm_up": _varied("Warm-up", "by the part of the training in which the rate rises"),
-    "duration": _varied("Duration", "by the number of optimizer steps, over which the learning rate decays"),
-    "features": _features,
-    "baseline": _baseline,
-    "choices": _choices,
-}
-
-
 def _provenance(lines: list[Line]) -> list[str]:
     order = list(studies.STUDIES)
     first = {line["id"]: line for line in sorted(lines, key=lambda line: order.index(line["study"]), reverse=True)}
@@ -651,49 +281,6 @@ def _provenance(lines: list[Line]) -> list[str]:
         f"Versions: {'; '.join(sorted(versions))}. Start of the SHA-256 of all pixels and labels: "
         f"{', '.join(sorted(digests))}.\n",
     ]
-
-
-# ---- Parts of chapters
-
-
-def _comparison(lines: Iterable[Line], columns: Columns) -> list[str]:
-    """Returns a table of accuracies and a table of differences between methods."""
-    methods, usual = methods_of(lines), num_seeds(lines)
-    accuracies = [
-        [LABELS[method], *(format_mean(mean_by_seed(groups, method), usual) for groups in columns.values())]
-        for method in methods
-    ]
-    pairs = [(method, other) for other in ("none", "block") for method in methods if method not in ("none", other)]
-    differences = []
-    for method, other in [*pairs, ("cluster", "grid")]:
-        cells = [format_difference(method_difference(groups, method, other), usual) for groups in columns.values()]
-        if any(cells):
-            differences.append([format_pair(method, other), *cells])
-    return [
-        *markdown_table(["method", *columns], accuracies),
-        *(markdown_table(["difference, points", *columns], differences) if differences else []),
-    ]
-
-
-def _curves(
-    accuracies: Mapping[str, Sequence[Mapping[int, float]]], x: Sequence[float], labels: tuple[str, str], log: bool
-) -> Figure:
-    """Draws the accuracies by seed at each x, by method, and the differences from no drop layer."""
-    means = {
-        LABELS[method]: [interval_over_seeds(values) for values in series] for method, series in accuracies.items()
-    }
-    baseline = accuracies.get("none")
-    differences = {
-        LABELS[method]: [paired_difference(*values) for values in zip(series, baseline, strict=True)]
-        for method, series in accuracies.items()
-        if baseline is not None and method != "none"
-    }
-    return figures.interval_figure(means, differences, x, (*labels, "difference from no drop layer, points"), log)
-
-
-def _save(figure: Figure, path: pathlib.Path, caption: str) -> list[str]:
-    figures.save(figure, path)
-    return [f"![{caption}](figures/{path.name}.png)\n", f"*{caption}* [SVG](figures/{path.name}.svg)\n"]
 
 
 def main(
