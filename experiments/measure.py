@@ -170,6 +170,8 @@ class Measure:
         images = examples.images[: job.config.drop.probe_size]
         explained: dict[str, list[dict[str, float]]] = {}
         for step in Checkpointer(folder / run_folder.CHECKPOINTS).steps():
+            if step % job.config.checkpoint.every and step != job.config.steps:
+                continue  # written when the run was interrupted
             run = load_run(folder, step=step, notify=self._notify)
             for place, x in _features(run.model, run.spec, run.variables, images).items():
                 num_clusters = max(2, math.prod(x.shape[1:3]) // _POSITIONS_PER_CLUSTER)

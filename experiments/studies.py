@@ -369,7 +369,8 @@ def features(scale: Scale, chosen: Mapping[str, Options]) -> Iterator[Setting]:
         if method in ("none", "block", "cluster"):
             config = _config(scale, chosen, method)
             assert config.steps is not None
-            checkpoint = CheckpointConfig(every=max(1, config.steps // NUM_CHECKPOINTS), keep=NUM_CHECKPOINTS + 1)
+            # Twice as many are kept, because an interruption adds one.
+            checkpoint = CheckpointConfig(every=max(1, config.steps // NUM_CHECKPOINTS), keep=2 * NUM_CHECKPOINTS)
             yield method, {}, override(config, checkpoint=checkpoint)
 
 

@@ -80,22 +80,27 @@ def test_finished_jobs_are_not_trained_again(measure, line, no_training):
 
 
 def test_an_interrupted_job_resumes(line, tmp_path, monkeypatch):
-    measure, execute = new_measure(tmp_path), measure_module.trainer.execute
-    interrupted = job()
+    measure, interrupted = new_measure(tmp_path), job()
     config = dataclasses.replace(
         interrupted.config, checkpoint=dataclasses.replace(interrupted.config.checkpoint, every=1)
     )
     interrupted = dataclasses.replace(interrupted, config=config)
     assert interrupted.id == job().id
 
+    interrupt(measure, interrupted, monkeypatch)
+    assert without_speed(measure(interrupted)) == without_speed(line)
+
+
+def interrupt(measure, interrupted, monkeypatch):
+    """Stops a job after its first step."""
+    execute = measure_module.trainer.execute
+
     def stop_early(run, log, notify):
         return execute(run, log=lambda entry: signal.raise_signal(signal.SIGTERM), notify=notify)
 
-    monkeypatch.setattr(measure_module.trainer, "execute", stop_early)
-    with pytest.raises(Stopped):
+    with monkeypatch.context() as patched, pytest.raises(Stopped):
+        patched.setattr(measure_module.trainer, "execute", stop_early)
         measure(interrupted)
-    monkeypatch.setattr(measure_module.trainer, "execute", execute)
-    assert without_speed(measure(interrupted)) == without_speed(line)
 
 
 def test_label_maps_lead_from_the_grid_to_the_final_clusters(measure, line):
@@ -107,12 +112,14 @@ def test_label_maps_lead_from_the_grid_to_the_final_clusters(measure, line):
     assert np.array_equal(labels[-1], states["drop_stage1"].labels[..., 0])
 
 
-def test_learned_clusters_explain_more_variance_of_the_features_than_a_grid(tmp_path):
+def test_learned_clusters_explain_more_variance_of_the_features_than_a_grid(tmp_path, monkeypatch):
     plain = job("block")
     checkpoint = dataclasses.replace(plain.config.checkpoint, every=4, keep=3)
     probed = dataclasses.replace(plain, config=dataclasses.replace(plain.config, checkpoint=checkpoint), probed=True)
     assert probed.id != plain.id
-    features = new_measure(tmp_path)(probed)["features"]
+    measure = new_measure(tmp_path)
+    interrupt(measure, probed, monkeypatch)  # the checkpoint of the interruption is not part of the result
+    features = measure(probed)["features"]
     assert list(features) == ["stage1", "stage2", "stage3"]
     assert [entry["step"] for entry in features["stage1"]] == [4, 8]
     assert all(0 < entry["grid"] < entry["k-means"] < 1 for entries in features.values() for entry in entries)
