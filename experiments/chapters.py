@@ -4,6 +4,7 @@ import pathlib
 import statistics
 from collections.abc import Callable, Iterable, Mapping, Sequence
 
+import numpy as np
 from matplotlib.figure import Figure
 
 from dropcluster_jax.viz import cluster_history_figure
@@ -331,38 +332,33 @@ def _features(lines: list[Line], figure: pathlib.Path) -> list[str]:
     lines = [line for line in lines if line["finite"]]
     if not lines:
         return []
-    places = list(lines[0]["features"])
+    places, methods = list(lines[0]["features"]), methods_of(lines)
     steps = [entry["step"] for entry in lines[0]["features"][places[0]]]
-    chosen = sorted({steps[0], steps[len(steps) // 2], steps[-1]})
+    chosen = sorted({0, len(steps) // 2, len(steps) - 1})
 
-    def explained(method: str, place: str, step: int, clusterer: str) -> dict[int, float]:
-        entries = {line["seed"]: line["features"][place] for line in select(lines, method=method)}
-        return {seed: 100 * entry[clusterer] for seed, own in entries.items() for entry in own if entry["step"] == step}
+    def explained(method: str, place: str, clusterer: str) -> np.ndarray:
+        """Returns the explained variance in %, `(seeds, steps)`."""
+        entries = [line["features"][place] for line in select(lines, method=method)]
+        return 100 * np.array([[entry[clusterer] for entry in own] for own in entries])
 
-    def cell(method: str, place: str, step: int) -> str:
-        k_means, grid = (explained(method, place, step, clusterer) for clusterer in ("k-means", "grid"))
-        return f"{format_mean(k_means, num_seeds(lines))} ({statistics.mean(grid.values()):.0f})"
+    def cell(method: str, place: str, index: int) -> str:
+        k_means, grid = (explained(method, place, clusterer)[:, index].mean() for clusterer in ("k-means", "grid"))
+        return f"{k_means:.0f} ({grid:.0f})"
 
     rows = [
-        [place, f"{step:,}", *(cell(method, place, step) for method in methods_of(lines))]
+        [place, f"{steps[index]:,}", *(cell(method, place, index) for method in methods)]
         for place in places
-        for step in chosen
+        for index in chosen
     ]
-    series = {
-        place: {
-            LABELS[method]: [interval_over_seeds(explained(method, place, step, "k-means")) for step in steps]
-            for method in methods_of(lines)
-        }
-        for place in places
-    }
+    series = {place: {LABELS[method]: explained(method, place, "k-means") for method in methods} for place in places}
     drawn = figures.course_figure(series, steps, "explained variance, %")
-    caption = "Variance that k-means explains in the features, with 95% intervals."
+    caption = "Variance that k-means explains in the features: the mean over seeds and, as thin lines, each seed."
     return [
         "### Redundancy of the features\n",
         "Variance that clusters of positions explain in the features of each place, in evaluation mode, over the "
         "course of training. Clusters are learned from the saved networks by k-means, whatever the method drops, with "
-        "16 positions on average, and shared by all channels. In parentheses, a grid with the same number of "
-        "clusters.\n",
+        f"16 positions on average, and shared by all channels. In parentheses, a grid with the same number of "
+        f"clusters. Means over {format_seeds(lines)}.\n",
         *markdown_table(["place", "step", *(LABELS[method] for method in methods_of(lines))], rows),
         *figures.embed(drawn, figure, caption),
     ]

@@ -54,20 +54,17 @@ def _draw(ax: Any, series: Series, styles: Mapping[str, dict[str, Any]], x: Sequ
     ax.grid(alpha=0.3)
 
 
-def course_figure(series: Mapping[str, Series], steps: Sequence[int], label: str) -> Figure:
-    """Draws intervals over the course of training, side by side for each place. `label` is that of the y axis."""
+def course_figure(series: Mapping[str, Mapping[str, np.ndarray]], steps: Sequence[int], label: str) -> Figure:
+    """Draws the mean over seeds and, as thin lines, each seed over the course of training.
+
+    `series` are by place and name, each `(seeds, steps)`; `label` is that of the y axis.
+    """
     figure = Figure(figsize=(10, 3.6), layout="constrained")
-    for ax, (place, intervals) in zip(figure.subplots(1, len(series), squeeze=False)[0], series.items(), strict=True):
-        for index, (name, values) in enumerate(intervals.items()):
-            points = [(step, value) for step, value in zip(steps, values, strict=True) if value is not None]
-            ax.errorbar(
-                [step for step, _ in points],
-                [value.mean for _, value in points],
-                yerr=_half_widths(value for _, value in points),
-                label=name,
-                capsize=2,
-                **line_style(index),
-            )
+    for ax, (place, groups) in zip(figure.subplots(1, len(series), squeeze=False)[0], series.items(), strict=True):
+        for index, (name, values) in enumerate(groups.items()):
+            style = line_style(index)
+            ax.plot(steps, values.T, linewidth=0.6, color=style["color"], linestyle=style["linestyle"])
+            ax.plot(steps, values.mean(0), label=name, **style)
         ax.set_title(place)
         ax.set_xlabel("step")
         ax.grid(alpha=0.3)
