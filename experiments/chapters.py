@@ -357,9 +357,9 @@ def _features(lines: list[Line], figure: pathlib.Path) -> list[str]:
         "### Redundancy of the features\n",
         "Variance that clusters of positions explain in the features of each place, in evaluation mode, over the "
         "course of training. Clusters are learned from the saved networks by k-means, whatever the method drops, with "
-        f"16 positions on average, and shared by all channels. In parentheses, a grid with the same number of "
+        "16 positions on average, and shared by all channels. In parentheses, a grid with the same number of "
         f"clusters. Means over {format_seeds(lines)}.\n",
-        *markdown_table(["place", "step", *(LABELS[method] for method in methods_of(lines))], rows),
+        *markdown_table(["place", "step", *(LABELS[method] for method in methods)], rows),
         *figures.embed(drawn, figure, caption),
     ]
 
