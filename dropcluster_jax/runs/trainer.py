@@ -344,7 +344,7 @@ def _fit(
     on_clusters: Callable[[TrainState], None],
 ) -> TrainState:
     config = run.config
-    update_every = config.drop.update_every if state.clusters else 0
+    update_interval = config.drop.update_interval if state.clusters else 0
     epochs_of_steps = config.evaluate_every_epochs * build.steps_per_epoch(config, run.dataset.spec)
     at_end_only = config.fake_data or not config.evaluate_every_epochs
     profile = folder / run_folder.PROFILE if config.profile and jax.process_index() == 0 else None
@@ -354,7 +354,7 @@ def _fit(
         batches,
         num_steps=run.num_steps,
         probe=functools.partial(run.loader.probe, config.drop.probe_size),
-        update_clusters_when=every(update_every, round(config.drop.ramp_start * run.num_steps)),
+        update_clusters_when=every(update_interval, round(config.drop.ramp_start * run.num_steps)),
         test=run.loader.test,
         evaluate_every=run.num_steps if at_end_only else max(1, round(epochs_of_steps)),
         log=log,

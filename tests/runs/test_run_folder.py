@@ -235,7 +235,7 @@ def test_files_in_the_place_of_folders_are_errors(tmp_path):
 
 def test_names_of_new_folders_contain_the_configuration(tmp_path, monkeypatch):
     monkeypatch.chdir(tmp_path)
-    config = TrainConfig(model="resnet8", data=DataConfig("npz:/data/my images.npz"), drop=DropConfig("block"))
+    config = TrainConfig(model="resnet8", data=DataConfig("npz:/data/my images.npz"), drop=DropConfig("drop_block"))
     name = run_folder.new_folder(config).name
     assert re.fullmatch(r"npz-data-my-images\.npz-resnet8-block-\d{8}-\d{6}", name)
     assert len(run_folder.slug("x" * 300 + "end")) == 80 and run_folder.slug("x" * 300 + "end").endswith("end")
@@ -349,7 +349,7 @@ def test_runs_are_listed_with_their_results(tmp_path):
     unfinished, deep, new, damaged = list_runs(tmp_path)
     common = {"model": "resnet8", "data": "digits"}
     assert deep == {
-        **{"run": str(tmp_path / "b" / "deep"), "method": "cluster", "rate": 0.1, "seed": 0, **common},
+        **{"run": str(tmp_path / "b" / "deep"), "method": "drop_cluster", "rate": 0.1, "seed": 0, **common},
         **{"step": 4, "finished": True, "test_accuracy": 0.75, "seconds": 3.5},
     }
     assert unfinished == {
