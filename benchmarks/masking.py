@@ -83,6 +83,8 @@ def make_methods(shape: tuple[int, ...], cluster_counts: tuple[int, ...]) -> dic
     for k in cluster_counts:
         shared, separate = (shuffled_grid(shape[1:], k, per_channel) for per_channel in (False, True))
         methods[f"drop_cluster, K={k}"] = partial(dc.drop_cluster, rate=RATE, state=shared)
+        for fill in ("noise", "swap"):
+            methods[f"drop_cluster, {fill}, K={k}"] = partial(dc.drop_cluster, rate=RATE, state=shared, fill=fill)
         methods[f"drop_cluster, per channel, K={k}"] = partial(dc.drop_cluster, rate=RATE, state=separate)
     return methods
 

@@ -11,7 +11,8 @@ numbers are estimates of the compiler relative to the program without the layer:
 all operations, and memory (arguments, results and temporaries). Nothing is executed.
 
 With `--resnet50`, the programs are training steps of ResNet-50 with 256 images of 224x224 per chip in bfloat16: ours
-without drop layers and with DropCluster or DropBlock at `stage3` and `stage4`, and that of Flax's ImageNet example.
+without drop layers and with DropCluster (each fill) or DropBlock at `stage3` and `stage4`, and that of Flax's ImageNet
+example.
 """
 
 import argparse
@@ -61,6 +62,8 @@ def make_layers(num_clusters: int) -> dict[str, nn.Module | None]:
         "DropBlock": linen.DropBlock(block_size=BLOCK, **options),
         "DropBlock, per channel": linen.DropBlock(block_size=BLOCK, per_channel=True, **options),
         "DropCluster": linen.DropCluster(shared, **options),
+        "DropCluster, noise": linen.DropCluster(shared, fill="noise", **options),
+        "DropCluster, swap": linen.DropCluster(shared, fill="swap", **options),
         "DropCluster, masks per channel": linen.DropCluster(shared, per_channel=True, **options),
         "DropCluster, clusters per channel": linen.DropCluster(separate, **options),
         "CorrDrop": linen.CorrDrop(block_size=BLOCK, **options),
@@ -183,6 +186,8 @@ def measure_resnet50(topology: str, checkout: pathlib.Path) -> None:
     drops = {
         "no drop layers": {},
         "DropCluster": {place: linen.DropCluster(KMeans(cluster_size=16)) for place in PLACES},
+        "DropCluster, noise": {place: linen.DropCluster(KMeans(cluster_size=16), fill="noise") for place in PLACES},
+        "DropCluster, swap": {place: linen.DropCluster(KMeans(cluster_size=16), fill="swap") for place in PLACES},
         "DropBlock": {place: linen.DropBlock(block_size=BLOCK) for place in PLACES},
     }
     reference = None

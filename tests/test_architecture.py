@@ -17,7 +17,7 @@ ALLOWED = {
     "testing": set(),
     "uncertainty": set(),
     "clustering": set(),
-    "masking": {"clustering"},
+    "masking": {"clustering", "sharding"},
     "linen": {"clustering", "masking"},
     "nnx": {"clustering", "masking"},
     "models": {"clustering", "masking", "linen"},
@@ -32,7 +32,7 @@ ALLOWED = {
     "__main__": {"cli"},
     "__init__": {"clustering", "masking", "uncertainty"},
 }
-JAX_ONLY = ("clustering", "masking", "uncertainty")
+JAX_ONLY = ("clustering", "masking", "sharding", "uncertainty")
 APPLICATION_DEPENDENCIES = {"tensorflow_datasets", "tensorflow", "grain", "matplotlib", "sklearn", "tyro"}
 
 

@@ -20,7 +20,7 @@ from dropcluster_jax.masking.common import (
     mask_rescale_factor,
     rescale_factor,
 )
-from dropcluster_jax.masking.fill import Fill, apply_computed_mask, apply_mask, resolve_rescale
+from dropcluster_jax.masking.fill import Fill, apply_mask, resolve_rescale
 from dropcluster_jax.masking.packing import WORD, bit_at
 
 Seeding = Literal["exact", "paper"]
@@ -90,7 +90,7 @@ def drop_block(
     counts = (jnp.sum(jax.lax.population_count(word), axis=axes, dtype=jnp.uint32) for word in words)
     scale = rescale_factor(units - functools.reduce(jnp.add, counts).astype(jnp.int32), units, rate, rescale)
     scale = jnp.expand_dims(scale, tuple(range(1, x.ndim))) if scale.ndim else scale
-    return apply_computed_mask(x, lambda words: _unit_mask(words, x.shape[-2]), words, scale, fill, key)
+    return apply_mask(x, words, scale, fill, key, make_mask=lambda words: _unit_mask(words, x.shape[-2]))
 
 
 def drop_block_mask(

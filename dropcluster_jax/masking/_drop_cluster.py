@@ -9,7 +9,7 @@ from jaxtyping import Array, Bool, Float, Int, UInt32
 from dropcluster_jax.clustering.state import ClusterState, check_shapes
 from dropcluster_jax.masking.bernoulli import bernoulli_keep
 from dropcluster_jax.masking.common import Rate, Rescale, check_input, check_rate, rescale_factor
-from dropcluster_jax.masking.fill import Fill, apply_computed_mask, resolve_rescale
+from dropcluster_jax.masking.fill import Fill, apply_mask, resolve_rescale
 from dropcluster_jax.masking.packing import WORD, bit_at
 
 
@@ -81,7 +81,7 @@ def drop_cluster(
     scale = jnp.expand_dims(scale, tuple(range(1, x.ndim))) if scale.ndim else scale
     scale = jnp.where(droppable.reshape(*(1,) * (x.ndim - 1), -1) | jnp.isnan(scale), scale, 1.0)
 
-    return apply_computed_mask(x, lambda words: _unit_mask(words, state.labels), _pack(kept), scale, fill, key)
+    return apply_mask(x, _pack(kept), scale, fill, key, make_mask=lambda words: _unit_mask(words, state.labels))
 
 
 def drop_cluster_mask(

@@ -4,7 +4,7 @@ from jaxtyping import Array, Bool, Float
 
 from dropcluster_jax.masking.bernoulli import Draws, draw, keep
 from dropcluster_jax.masking.common import Rate, Rescale, check_input, check_rate, mask_rescale_factor
-from dropcluster_jax.masking.fill import Fill, apply_computed_mask, resolve_rescale
+from dropcluster_jax.masking.fill import Fill, apply_mask, resolve_rescale
 
 
 def dropout(
@@ -50,7 +50,7 @@ def dropout(
     """
     rescale = resolve_rescale(rescale, fill, "rate")
     draws = _draw_units(key, x, rate, per_channel, per_example)
-    return apply_computed_mask(x, keep, draws, mask_rescale_factor(keep(draws), rate, rescale), fill, key)
+    return apply_mask(x, draws, mask_rescale_factor(keep(draws), rate, rescale), fill, key, make_mask=keep)
 
 
 def dropout_mask(

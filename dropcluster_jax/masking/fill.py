@@ -11,6 +11,7 @@ from jaxtyping import Array, Bool, Float
 
 from dropcluster_jax.masking.bernoulli import draw_words, mix_words
 from dropcluster_jax.masking.common import Rescale
+from dropcluster_jax.sharding import preserve_sharding
 
 Fill = Literal["zero", "noise", "swap"]
 
@@ -35,64 +36,61 @@ def resolve_rescale(rescale: Rescale | None, fill: Fill, default: Rescale) -> Re
 
 def apply_mask(
     x: Float[Array, "batch ..."],
-    mask: Bool[Array, "..."],
+    draws: Any,
     scale: Float[Array, "..."],
     fill: Fill = "zero",
     key: Array | None = None,
+    *,
+    make_mask: Callable[[Any], Bool[Array, "..."]] = lambda mask: mask,
 ) -> Float[Array, "batch ..."]:
-    """Returns `x * scale` where `mask` is True and the fill elsewhere, in the dtype of `x`.
+    """Returns `x * scale` where the mask is True and the fill elsewhere, in the dtype of `x`.
 
     Multiplies in at least float32, because a factor rounded to bfloat16 would shift the mean. Where the factor is 1,
-    `x` is copied, because a multiplication may flush denormals to 0.
+    `x` is copied, because a multiplication may flush denormals to 0. The backward pass computes the mask again from the
+    draws, instead of storing an array of the size of `x`.
 
     Args:
         x: Activations, with the channels in the last dimension.
-        mask: True where a unit is kept, broadcastable to `x`.
+        draws: The mask, True where a unit is kept, or the arrays from which `make_mask` computes it.
         scale: Factor for kept units, broadcastable to `x`.
         fill: `"zero"`; `"noise"`, normal draws with the mean and the standard deviation of the channel over the batch
             and the positions, through which no gradient flows; or `"swap"`, the same unit of the next example, for the
             last example that of the first one.
         key: PRNG key, needed for noise.
+        make_mask: Returns the mask, broadcastable to `x`.
 
     Raises:
         ValueError: If units are to be swapped in a batch of one example.
     """
-    dtype = jnp.promote_types(x.dtype, jnp.float32)
-    product = x.astype(dtype) * scale.astype(dtype)
-    kept = jnp.where(scale == 1, x, product.astype(x.dtype))
-    if fill == "zero":
-        return jnp.where(mask, kept, jnp.zeros((), x.dtype))
-    if fill == "noise":
-        assert key is not None
-        return jnp.where(mask, kept, _noise(jax.random.fold_in(key, _NOISE), jax.lax.stop_gradient(x)))
-    if x.shape[0] == 1:
+    if fill == "swap" and x.shape[0] == 1:
         raise ValueError(f"fill 'swap' requires at least two examples, got x of shape {x.shape}")
-    return jnp.where(mask, kept, jnp.roll(x, -1, axis=0))
-
-
-def apply_computed_mask(
-    x: Float[Array, "batch ..."],
-    make_mask: Callable[[Any], Bool[Array, "..."]],
-    draws: Any,
-    scale: Float[Array, "..."],
-    fill: Fill,
-    key: Array,
-) -> Float[Array, "batch ..."]:
-    """Returns `apply_mask(x, make_mask(draws), scale, fill, key)`.
-
-    The backward pass computes the mask again from the draws, instead of storing an array of the size of `x`.
-    """
 
     @functools.partial(jax.checkpoint, prevent_cse=False)
-    def apply(x: Array, draws: Any, scale: Array, key: Array) -> Array:
-        return apply_mask(x, make_mask(draws), scale, fill, key)
+    def apply(x: Array, draws: Any, scale: Array, key: Array | None) -> Array:
+        dtype = jnp.float64 if x.dtype == jnp.float64 else jnp.float32
+        product = x.astype(dtype) * scale.astype(dtype)
+        kept = jnp.where(scale == 1, x, product.astype(x.dtype))
+        if fill == "zero":
+            replacement = jnp.zeros((), x.dtype)
+        else:
+            replacement = preserve_sharding(_next_examples if fill == "swap" else _noise, key, x)
+        return jnp.where(make_mask(draws), kept, replacement)
 
     return apply(x, draws, scale, key)
 
 
+def _next_examples(key: Array | None, x: Float[Array, "batch ..."]) -> Float[Array, "batch ..."]:
+    """Returns `jnp.roll(x, -1, axis=0)`, by a pad, which XLA fuses for TPUs, where it would store a concatenation."""
+    rest = (1,) * (x.ndim - 1)
+    shifted = jax.lax.pad(x, jnp.zeros((), x.dtype), [(-1, 1, 0), *((0, 0, 0) for _ in rest)])
+    last = jax.lax.broadcasted_iota(jnp.int32, (x.shape[0], *rest), 0) == x.shape[0] - 1
+    return jnp.where(last, x[:1], shifted)
+
+
 def _noise(key: Array, x: Float[Array, "batch *spatial channels"]) -> Float[Array, "batch *spatial channels"]:
     """Returns normal draws with the mean and the standard deviation of each channel, computed in one pass over `x`."""
-    dtype = jnp.promote_types(x.dtype, jnp.float32)
+    key, x = jax.random.fold_in(key, _NOISE), jax.lax.stop_gradient(x)
+    dtype = jnp.float64 if x.dtype == jnp.float64 else jnp.float32
     axes = tuple(range(max(x.ndim - 1, 1)))
     # Differences from one unit of each channel are exactly 0 if the channel is constant.
     origin = x[(slice(1),) * len(axes)].astype(dtype)

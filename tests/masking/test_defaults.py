@@ -5,14 +5,15 @@ import inspect
 import dropcluster_jax as dc
 
 SHARED = {"per_channel": False, "per_example": True}
+FILL = {"fill": "zero", "rescale": None}
 DEFAULTS = {
-    dc.dropout: {"per_channel": True, "per_example": True, "rescale": "rate"},
-    dc.spatial_dropout: {"per_example": True, "rescale": "rate"},
+    dc.dropout: {"per_channel": True, "per_example": True, **FILL},
+    dc.spatial_dropout: {"per_example": True, **FILL},
     dc.drop_path: {"per_example": True, "rescale": "rate"},
-    dc.drop_block: {**SHARED, "block_size": 7, "seeding": "exact", "rescale": "kept"},
-    dc.drop_cluster: {**SHARED, "min_explained_variance": 0.0, "rescale": "kept"},
-    dc.corr_drop: {"variant": "spatial", "block_size": 7, "rescale": "kept"},
-    dc.cutout: {**SHARED, "rescale": "none"},
+    dc.drop_block: {**SHARED, "block_size": 7, "seeding": "exact", **FILL},
+    dc.drop_cluster: {**SHARED, "min_explained_variance": 0.0, **FILL},
+    dc.corr_drop: {"variant": "spatial", "block_size": 7, **FILL},
+    dc.cutout: {**SHARED, **FILL},
     dc.focused_dropout: {"threshold_range": (0.3, 0.6), "rescale": "none"},
 }
 
@@ -25,5 +26,5 @@ def defaults_of(function):
 def test_defaults():
     for drop, defaults in DEFAULTS.items():
         assert defaults_of(drop) == defaults
-        of_mask = {name: default for name, default in defaults.items() if name != "rescale"}
+        of_mask = {name: default for name, default in defaults.items() if name not in ("fill", "rescale")}
         assert defaults_of(getattr(dc, f"{drop.__name__}_mask")) == of_mask
