@@ -89,16 +89,16 @@ def _train_app(arguments: list[str]) -> tyro.extras.SubcommandApp:
             Args:
                 config: The run.
                 restart: Remove an existing run in the output folder and start over. Resuming needs no option.
-                dry_run: Print shapes, parameters, FLOPs and memory, without training.
-                topology: Dry run for devices that need not be present: a TPU, e.g. v5e:4x4, or GPUs, e.g. h100:8.
-                json: With --topology, print JSON only.
+                dry_run: Print the layers, and what XLA reports about memory and FLOPs, without training.
+                topology: Dry run for other devices than those of this machine: a TPU, e.g. v5e:4x4, or GPUs, e.g. h100:8.
+                json: With --dry-run or --topology, print JSON only.
                 distributed: Join the other processes of the TPU pod, SLURM or Kubernetes job (detected automatically).
                 coordinator: HOST:PORT of the first process, if processes cannot be detected.
                 process_id: Index of this process, from 0.
                 num_processes: Number of processes.
             """
-            if json and topology is None:
-                raise ValueError("json requires --topology")
+            if json and not dry_run and topology is None:
+                raise ValueError("json requires --dry-run or --topology")
             if topology is not None:
                 return functools.partial(analyze, config, topology, json)
             processes = None
@@ -110,7 +110,7 @@ def _train_app(arguments: list[str]) -> tyro.extras.SubcommandApp:
                 processes = (coordinator, num_processes, process_id)
             elif process_id is not None or num_processes is not None:
                 raise ValueError("process_id and num_processes require --coordinator HOST:PORT")
-            return functools.partial(train, config, restart, dry_run, processes, arguments)
+            return functools.partial(train, config, restart, dry_run, json, processes, arguments)
 
         example = f"\n\nExample:\n  dropcluster train {_option_style(name)} --drop.rate 0.2 --out runs/mine"
         app.command(name=name, help=description + (example if given else ""))(train_preset)

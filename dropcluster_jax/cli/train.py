@@ -17,6 +17,7 @@ def train(
     config: "TrainConfig",
     restart: bool,
     dry_run: bool,
+    as_json: bool,
     processes: tuple[str | None, int | None, int | None] | None,
     arguments: list[str],
 ) -> None:
@@ -39,18 +40,15 @@ def train(
         if processes is not None:
             _join(*processes)
         check_devices()
+        if dry_run:
+            return analyze(config, None, as_json)
         first = jax.process_index() == 0
-        if config.out and not restart and not dry_run and (summary := run_folder.finished_run(config.out, config)):
+        if config.out and not restart and (summary := run_folder.finished_run(config.out, config)):
             if first:
                 print(f"{config.out} already contains this run, finished; pass a different --out to train again")
                 print(logging.format_summary(summary, config.out))
             return
-        run = trainer.prepare(config, restart, _print_note if first else lambda message: None, dry_run)
-        if dry_run:
-            from dropcluster_jax.runs.dry_run import describe as describe_run
-
-            print(describe_run(run))
-            return
+        run = trainer.prepare(config, restart, _print_note if first else lambda message: None)
         flops = training_flops(run.model, run.dataset.spec.image_shape)
     except (ValueError, TypeError, OSError, ImportError) as error:
         exit_usage(describe(error, can_skip=True))
@@ -85,25 +83,25 @@ def train(
         )
 
 
-def analyze(config: "TrainConfig", topology: str, as_json: bool) -> None:
-    """Prints what the compiler for a topology reports about the programs of a run."""
+def analyze(config: "TrainConfig", topology: str | None, as_json: bool) -> None:
+    """Prints the compilers' report on the programs of a run, for the present devices or for a topology."""
     import jax
 
     from dropcluster_jax.runs import dry_run
     from dropcluster_jax.runs.aot import DoesNotFitError
     from dropcluster_jax.runs.logging import task_progress
 
-    if not jax.config.values["jax_platforms"]:
+    if topology is not None and not jax.config.values["jax_platforms"]:
         jax.config.update("jax_platforms", "cpu")  # nothing runs on other devices, which may be in use
     check_devices()
     try:
         with task_progress(3) as start:
-            analysis = dry_run.analyze(config, topology, start)
+            report = dry_run.analyze(config, topology, start)
     except (ValueError, TypeError, OSError, ImportError) as error:
-        exit_usage(describe(error))
+        exit_usage(describe(error, can_skip=True))
     except DoesNotFitError as error:
         exit_failure(str(error))
-    print(json.dumps(analysis.to_json(), indent=2) if as_json else dry_run.describe_analysis(analysis))
+    print(json.dumps(report, indent=2) if as_json else dry_run.describe(report))
 
 
 def _how_to_repeat(folder: "AnyPath") -> str:

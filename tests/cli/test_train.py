@@ -278,20 +278,6 @@ def test_run_without_an_intact_checkpoint_is_an_error_and_unchanged(finished, tm
     gc.collect()
 
 
-@pytest.mark.slow
-def test_dry_run_prints_shapes_flops_and_memory_and_writes_nothing(tmp_path, capsys, monkeypatch):
-    monkeypatch.chdir(tmp_path)
-    arguments = ["--model", "resnet8", "--data.image-size", "32", "--batch-size", "16"]
-    assert command("train", "imagenet", "--fake-data", "--dry-run", *arguments, "--drop.places", "stage1") == 0
-    output = capsys.readouterr().out
-    assert "139,640 parameters; 5,760 steps of 16 images on 8 cpu devices, 2 images each" in output
-    assert re.search(r"network: [\d.]+ MFLOPs per training image, [\d.]+ GFLOPs per step", output)
-    assert re.search(r"compiled step: [\d.]+ [MG]FLOPs per device", output)
-    assert re.search(r"memory per device: state and batch [\d.]+ MB, temporaries [\d.]+ MB, total [\d.]+ MB", output)
-    assert re.search(r"drop_stage1 .*DropCluster", output) and re.search(r"head .*float32\[1,1000\]", output)
-    assert not list(tmp_path.iterdir())
-
-
 def test_second_process_in_the_same_folder_is_an_error(tmp_path, capsys):
     folder = tmp_path / "run"
     with run_folder.lock(folder, print):
