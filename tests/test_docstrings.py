@@ -58,9 +58,11 @@ def test_described_parameters_exist():
     offenders = []
     for name, member in PUBLIC.items():
         sections = re.split(r"^(\w+):\n", inspect.getdoc(member) or "", flags=re.MULTILINE)
-        arguments = sections[sections.index("Args") + 1] if "Args" in sections[1::2] else ""
-        described = re.findall(r"^ {4}(\*{0,2}[\w.]+(?:, \*{0,2}[\w.]+)*): ?", arguments, re.MULTILINE)
-        names = {parameter for entry in described for parameter in entry.replace("*", "").split(", ")}
-        unknown = names - set(inspect.signature(inspect.unwrap(member)).parameters)
-        offenders += [f"{name}: {parameter}" for parameter in unknown]
+        if "Args" in sections:
+            entry = r"^ {4}(\*{0,2}\w+(?:, \*{0,2}\w+)*):"
+            described = re.findall(entry, sections[sections.index("Args") + 1], re.MULTILINE)
+            names = set(", ".join(described).replace("*", "").split(", "))
+            function = member.__init__ if inspect.isclass(member) else inspect.unwrap(member)
+            unknown = names - set(inspect.signature(function).parameters)
+            offenders += [f"{name}: {parameter}" for parameter in unknown]
     assert not offenders, "\n".join(offenders)
