@@ -1,220 +1,228 @@
-"""The commands `evaluate`, `clusters`, `plot`, `runs`, `data check` and `presets`."""
+"""The commands `evaluate`, `clusters`, `plot`, `runs`, `data check` and `presets`: fields are options, a call runs."""
 
 import dataclasses
 import difflib
 import json
 import pathlib
 import sys
-from collections.abc import Iterable, Sequence
-from typing import TYPE_CHECKING, Any
+from collections.abc import Sequence
+from typing import Annotated, Any
 
-from dropcluster_jax.cli.errors import check_devices, describe, exit_failure, exit_usage
+import tyro
+from rich.console import Console
+from rich.table import Table
+from tyro.conf import Positional
 
-if TYPE_CHECKING:
-    from dropcluster_jax.runs import DataConfig
-    from dropcluster_jax.runs.paths import AnyPath
+from dropcluster_jax import data as datasets
+from dropcluster_jax.cli.errors import check_devices, exit_usage, invalid_input
+from dropcluster_jax.runs import PRESETS, AugmentConfig, DataConfig, TrainConfig, data_check, figures, run_folder
+from dropcluster_jax.runs.logging import task_progress
+from dropcluster_jax.runs.paths import AnyPath, as_path, children, is_remote
 
 _NUM_SEVERITIES = 5
 
 
-def evaluate(
-    folder: "AnyPath",
-    corruptions: bool,
-    best: bool,
-    data_dir: pathlib.Path | None,
-    allow_changed_data: bool,
-    as_json: bool,
-) -> None:
-    """Evaluates the network of a run and writes `evaluation.json`."""
-    from dropcluster_jax.data import CORRUPTIONS
-    from dropcluster_jax.runs import CorruptCheckpointError, evaluate_run, run_folder
-    from dropcluster_jax.runs.logging import task_progress
+@dataclasses.dataclass(frozen=True)
+class Evaluate:
+    """Evaluate the network of a run on its test images.
 
-    _check_run(folder)
-    check_devices()
-    names = CORRUPTIONS if corruptions else ()
-    with task_progress(1 + _NUM_SEVERITIES * len(names)) as start:
-        start("evaluating")
+    Example:
+      dropcluster evaluate runs/digits --corruptions
+    """
+
+    run: Positional[pathlib.Path]
+    """Run folder; the run may be unfinished."""
+    corruptions: bool = False
+    """Also evaluate 15 corruptions at 5 severities."""
+    best: bool = False
+    """Use the checkpoint with the best test accuracy, not the latest."""
+    data_dir: pathlib.Path | None = None
+    """TFDS data directory, or the folder that an archive or image folder is in, if it was moved."""
+    allow_changed_data: bool = False
+    """Evaluate even if the data are not those that the run was trained on."""
+    json: bool = False
+    """Print the content of evaluation.json only."""
+
+    def __call__(self) -> None:
+        """Evaluates and writes `evaluation.json`."""
+        folder = _run_folder(self.run)
+        check_devices()
+        names = datasets.CORRUPTIONS if self.corruptions else ()
 
         def log(result: dict[str, Any]) -> None:
             name, severity = result["corruption"], result["severity"]
             label = f"{name} {severity}" if name else "test images"
             start(f"evaluated {label}")
-            if not as_json:
+            if not self.json:
                 print(f"{label:22} accuracy {100 * result['accuracy']:6.2f}%  loss {result['loss']:.3f}")
 
-        try:
+        with invalid_input(), task_progress(1 + _NUM_SEVERITIES * len(names)) as start:
+            start("evaluating")
             previous = run_folder.read_evaluation(folder)
-            results = evaluate_run(
-                folder,
-                best=best,
-                corruptions=names,
-                data_dir=data_dir,
-                allow_changed_data=allow_changed_data,
-                log=log,
-                notify=_print_to_stderr,
-            )
-        except (ValueError, TypeError, OSError, ImportError, CorruptCheckpointError) as error:
-            exit_usage(describe(error))
-    results = run_folder.merge_evaluation(previous, results)
-    if as_json:
-        print(run_folder.to_json(results))
-    elif corruptions:
-        print(f"mean over corrupted images: {100 * results['mean_corrupted_accuracy']:.2f}%")
-    try:
+            options = {name: getattr(self, name) for name in ("best", "data_dir", "allow_changed_data")}
+            results = run_folder.evaluate_run(folder, corruptions=names, **options, log=log, notify=_print_to_stderr)
+        results = run_folder.merge_evaluation(previous, results)
+        if self.json:
+            print(run_folder.to_json(results))
+        elif self.corruptions:
+            print(f"mean over corrupted images: {100 * results['mean_corrupted_accuracy']:.2f}%")
         run_folder.write_json(folder / run_folder.EVALUATION, results)
-    except OSError as error:
-        exit_failure(f"the results could not be written: {describe(error)}")
-    if not as_json:
-        print(f"checkpoint of step {results['step']}; results: {folder / run_folder.EVALUATION}")
+        if not self.json:
+            print(f"checkpoint of step {results['step']}; results: {folder / run_folder.EVALUATION}")
 
 
-def clusters(
-    folder: "AnyPath",
-    out: pathlib.Path | None,
-    best: bool,
-    rate: float,
-    data_dir: pathlib.Path | None,
-    allow_changed_data: bool,
-) -> None:
-    """Draws the clusters of a run and prints the paths of the figures."""
-    from dropcluster_jax.runs import CorruptCheckpointError
-    from dropcluster_jax.runs.figures import draw_run_clusters
-    from dropcluster_jax.runs.logging import task_progress
+@dataclasses.dataclass(frozen=True)
+class Clusters:
+    """Draw the clusters of a run: over activations, over the course of training, and as masks.
 
-    _check_run(folder)
-    check_devices()
-    with task_progress(4) as start:
-        try:
-            files = draw_run_clusters(
-                folder,
-                out=out,
-                best=best,
-                rate=rate,
-                data_dir=data_dir,
-                allow_changed_data=allow_changed_data,
-                on_progress=start,
-                notify=_print_to_stderr,
-            )
-        except (ValueError, TypeError, OSError, ImportError, CorruptCheckpointError) as error:
-            exit_usage(describe(error))
-    _print_paths(files)
+    Example:
+      dropcluster clusters runs/digits --rate 0.2
+    """
 
+    run: Positional[pathlib.Path]
+    """Run folder; the run may be unfinished."""
+    out: pathlib.Path | None = None
+    """Folder for the figures. Default: pictures/ in the run folder."""
+    best: bool = False
+    """Use the checkpoint with the best test accuracy, not the latest."""
+    rate: float = 0.3
+    """Rate of the masks, from 0 to 1."""
+    data_dir: pathlib.Path | None = None
+    """TFDS data directory, or the folder that an archive or image folder is in, if it was moved."""
+    allow_changed_data: bool = False
+    """Draw even if the data are not those that the run was trained on."""
 
-def plot(folders: Sequence["AnyPath"], out: "AnyPath") -> None:
-    """Draws the learning curves of runs and prints the path of the figure."""
-    from dropcluster_jax.runs.figures import draw_run_curves, save_figure
-    from dropcluster_jax.runs.logging import task_progress
-
-    for folder in folders:
-        _check_run(folder)
-    if not out.suffix:
-        out = out.with_suffix(".png")
-    try:
-        with task_progress(1) as start:
-            start("drawing")
-            save_figure(draw_run_curves(folders), out)
-    except (ValueError, OSError, ImportError) as error:  # Matplotlib raises ValueError for unknown formats
-        exit_usage(describe(error))
-    _print_paths([out])
+    def __call__(self) -> None:
+        """Draws the figures and prints their paths."""
+        if not 0 <= self.rate <= 1:
+            exit_usage(f"--rate must be at least 0 and at most 1, got {self.rate}")
+        options = dataclasses.asdict(self)
+        folder = _run_folder(options.pop("run"))
+        check_devices()
+        with invalid_input(), task_progress(4) as start:
+            files = figures.draw_run_clusters(folder, **options, on_progress=start, notify=_print_to_stderr)
+        print(*files, sep="\n")
 
 
-def runs(folder: "AnyPath", as_json: bool) -> None:
-    """Prints a table of the runs in a folder."""
-    from dropcluster_jax.runs import list_runs
-    from dropcluster_jax.runs.run_folder import to_json
+@dataclasses.dataclass(frozen=True)
+class Plot:
+    """Plot the learning curves of runs: training loss, test accuracy and rate.
 
-    try:
-        entries = list_runs(folder)
-    except OSError as error:
-        exit_usage(str(error))
-    if as_json:
-        print(to_json(entries))
-        return
-    _print_table(
-        ["run", "method", "rate", "data", "model", "seed", "step", "accuracy", "time"],
-        [_format_run(entry) for entry in entries if "error" not in entry],
-        right=("rate", "seed", "step", "accuracy", "time"),
-    )
-    for entry in entries:
-        if "error" in entry:
-            print(f"{entry['run']} cannot be read: {entry['error']}", file=sys.stderr)
+    Example:
+      dropcluster plot runs/digits runs/mine --out curves.svg
+    """
 
+    runs: Annotated[tuple[pathlib.Path, ...], Positional, tyro.conf.arg(metavar="RUN [RUN ...]")]
+    """Run folders; runs may be unfinished."""
+    out: pathlib.Path = pathlib.Path("curves.png")
+    """Output file; the suffix determines the format."""
 
-def check(
-    name: str, data: "DataConfig", batch_size: int | None, seed: int, out: "AnyPath | None", as_json: bool
-) -> None:
-    """Inspects a dataset and prints a summary."""
-    from dropcluster_jax.runs import PRESETS, AugmentConfig, TrainConfig, data_check
-    from dropcluster_jax.runs.logging import task_progress
-    from dropcluster_jax.runs.run_folder import slug, to_json
-
-    if data.name:
-        exit_usage(f"data.name must not be given in addition to NAME, {name!r}, got {data.name!r}")
-    folder = out or pathlib.Path("runs", f"check-{slug(name)}")
-    preset = next((preset for key, (_, preset) in PRESETS.items() if name in (key, preset.data.name)), None)
-    streamed = data.image_size and preset is None
-    preset, name = (TrainConfig(), name) if preset is None else (preset, preset.data.name)
-    augment = AugmentConfig(resized_crop=True, flip=True) if streamed else preset.augment
-    check_devices()
-    try:
-        config = dataclasses.replace(preset, data=dataclasses.replace(data, name=name), augment=augment, seed=seed)
-        with task_progress(4) as start:
-            report = data_check.check(config, folder, batch_size, start, _print_to_stderr)
-    except (ValueError, TypeError, OSError, ImportError) as error:
-        exit_usage(describe(error, can_skip=True))
-    print(to_json(report) if as_json else data_check.describe(report, folder))
+    def __call__(self) -> None:
+        """Draws the curves and prints the path of the figure."""
+        if not self.runs:
+            exit_usage("plot needs a run: dropcluster plot RUN [RUN ...]")
+        with invalid_input():  # Matplotlib raises ValueError for unknown formats
+            folders = [_run_folder(run) for run in self.runs]
+            out = as_path(self.out if self.out.suffix else self.out.with_suffix(".png"))
+            with task_progress(1) as start:
+                start("drawing")
+                figures.save_figure(figures.draw_run_curves(folders), out)
+        print(out)
 
 
-def presets(as_json: bool) -> None:
-    """Prints a table of the presets."""
-    from dropcluster_jax.runs import PRESETS
+@dataclasses.dataclass(frozen=True)
+class Runs:
+    """List the runs in a folder: method, rate, data, accuracy and time.
 
-    if as_json:
-        content = {
-            name: {"description": description, **config.to_json()} for name, (description, config) in PRESETS.items()
-        }
-        print(json.dumps(content, indent=2))
-        return
-    rows = [
-        [
-            name,
-            config.model,
-            f"{config.epochs:g}",
-            str(config.batch_size),
-            f"{config.drop.rate:g}",
-            ", ".join(config.drop.places),
-            description,
-        ]
-        for name, (description, config) in PRESETS.items()
-    ]
-    _print_table(["preset", "model", "epochs", "batch", "rate", "places", ""], rows, right=("epochs", "batch", "rate"))
-    print("\nTrain a preset: dropcluster train PRESET. List its options: dropcluster train PRESET --help.")
+    Example:
+      dropcluster runs runs --json
+    """
 
+    directory: Positional[pathlib.Path] = pathlib.Path("runs")
+    """Folder to search, including its subfolders."""
+    json: bool = False
+    """Print JSON only."""
 
-def _format_run(entry: dict[str, Any]) -> list[str]:
-    accuracy, seconds = entry["test_accuracy"], entry["seconds"]
-    return [
-        entry["run"],
-        entry["method"],
-        f"{entry['rate']:g}",
-        entry["data"],
-        entry["model"],
-        str(entry["seed"]),
-        f"{entry['step']:,}",
-        "" if accuracy is None else f"{100 * accuracy:.2f}%",
-        f"{seconds:,.0f} s" if entry["finished"] else "unfinished",
-    ]
+    def __call__(self) -> None:
+        """Prints a table."""
+        with invalid_input():
+            entries = run_folder.list_runs(as_path(self.directory))
+        if self.json:
+            print(run_folder.to_json(entries))
+            return
+        right = ("rate", "seed", "step", "accuracy", "time")
+        rows = [_format_run(entry) for entry in entries if "error" not in entry]
+        print_table(["run", "method", "rate", "data", "model", "seed", "step", "accuracy", "time"], rows, right)
+        for entry in entries:
+            if "error" in entry:
+                _print_to_stderr(f"{entry['run']} cannot be read: {entry['error']}")
 
 
-def _print_table(header: Sequence[str], rows: Sequence[Sequence[str]], right: Sequence[str]) -> None:
-    """Prints a table; wraps lines on terminals only."""
-    from rich.console import Console
-    from rich.table import Table
+@dataclasses.dataclass(frozen=True)
+class Check:
+    """Inspect a dataset: contents, sample images and loading speed.
 
-    table = Table(*header, box=None, pad_edge=False, header_style="bold")
-    for column in table.columns:
-        column.justify = "right" if column.header in right else "left"
+    Example:
+      dropcluster data check cifar10 --data.dir ~/tensorflow_datasets
+    """
+
+    name: Positional[str]
+    """digits, the name of a prepared TFDS dataset, folder:PATH or npz:PATH."""
+    data: DataConfig = DataConfig(name="")  # noqa: RUF009 - immutable
+    """How the dataset is read."""
+    batch_size: int | None = None
+    """Images per batch. Default: 128, or all training images if there are fewer."""
+    seed: int = 0
+    """Determines the order and the sample images."""
+    out: pathlib.Path | None = None
+    """Output folder for check.json and the figures. Default: a folder under runs/."""
+    json: bool = False
+    """Print the content of check.json only."""
+
+    def __call__(self) -> None:
+        """Inspects the dataset and prints a summary."""
+        if self.data.name:
+            exit_usage(f"--data.name must not be given in addition to NAME, {self.name!r}, got {self.data.name!r}")
+        presets = [preset for key, (_, preset) in PRESETS.items() if self.name in (key, preset.data.name)]
+        augment = AugmentConfig(resized_crop=True, flip=True) if self.data.image_size else AugmentConfig()
+        preset = presets[0] if presets else TrainConfig(data=DataConfig(name=self.name), augment=augment)
+        check_devices()
+        with invalid_input(), task_progress(4) as start:
+            folder = as_path(self.out or pathlib.Path("runs", f"check-{run_folder.slug(self.name)}"))
+            data = dataclasses.replace(self.data, name=preset.data.name)
+            config = dataclasses.replace(preset, data=data, seed=self.seed)
+            report = data_check.check(config, folder, self.batch_size, start, _print_to_stderr)
+        print(run_folder.to_json(report) if self.json else data_check.describe(report, folder))
+
+
+@dataclasses.dataclass(frozen=True)
+class Presets:
+    """List the presets: network, data, schedule and drop layers.
+
+    Example:
+      dropcluster presets --json
+    """
+
+    json: bool = False
+    """Print all values as JSON only."""
+
+    def __call__(self) -> None:
+        """Prints a table."""
+        if self.json:
+            presets = {name: {"description": text, **config.to_json()} for name, (text, config) in PRESETS.items()}
+            print(json.dumps(presets, indent=2))
+            return
+        header = ["preset", "model", "epochs", "batch", "rate", "places", ""]
+        rows = [[name, *_format_preset(config), text] for name, (text, config) in PRESETS.items()]
+        print_table(header, rows, right=("epochs", "batch", "rate"))
+        print("\nTrain a preset: dropcluster train PRESET. List its options: dropcluster train PRESET --help.")
+
+
+def print_table(header: Sequence[str], rows: Sequence[Sequence[str]], right: Sequence[str]) -> None:
+    """Prints a table, with the columns in `right` aligned to the right; wraps lines on terminals only."""
+    table = Table(box=None, pad_edge=False, header_style="bold")
+    for name in header:
+        table.add_column(name, justify="right" if name in right else "left")
     for row in rows:
         table.add_row(*row)
     console = Console(highlight=False, markup=False, emoji=False)
@@ -223,25 +231,35 @@ def _print_table(header: Sequence[str], rows: Sequence[Sequence[str]], right: Se
     console.print(table)
 
 
-def _check_run(folder: "AnyPath") -> None:
-    """Exits if a folder contains no run, with suggestions."""
-    from dropcluster_jax.runs.paths import children, is_remote
-    from dropcluster_jax.runs.run_folder import is_run
+def _format_run(entry: dict[str, Any]) -> list[str]:
+    accuracy = entry["test_accuracy"]
+    return [
+        *(entry["run"], entry["method"], f"{entry['rate']:g}", entry["data"], entry["model"], str(entry["seed"])),
+        f"{entry['step']:,}",
+        "" if accuracy is None else f"{100 * accuracy:.2f}%",
+        f"{entry['seconds']:,.0f} s" if entry["finished"] else "unfinished",
+    ]
 
-    if is_run(folder):
-        return
-    contained = [path for path in children(folder) if is_run(path)]
-    siblings = {} if is_remote(folder) else {path.name: path for path in children(folder.parent) if is_run(path)}
-    suggestions = contained or [siblings[name] for name in difflib.get_close_matches(folder.name, siblings, cutoff=0.5)]
+
+def _format_preset(config: TrainConfig) -> list[str]:
+    places = ", ".join(config.drop.places)
+    return [config.model, f"{config.epochs:g}", str(config.batch_size), f"{config.drop.rate:g}", places]
+
+
+def _run_folder(path: pathlib.Path) -> AnyPath:
+    """Returns the path of a run; exits with suggestions if there is no run."""
+    with invalid_input():
+        folder = as_path(path)
+        if run_folder.is_run(folder):
+            return folder
+        contained = [path for path in children(folder) if run_folder.is_run(path)]
+        siblings = [] if is_remote(folder) else [path for path in children(folder.parent) if run_folder.is_run(path)]
+    names = difflib.get_close_matches(folder.name, [path.name for path in siblings], cutoff=0.5)
+    suggestions = contained or [folder.with_name(name) for name in names]
     hint = "`dropcluster runs DIR` lists runs"
     if suggestions:
         hint = f"did you mean {' or '.join(map(str, suggestions[:3]))}?"
     exit_usage(f"{folder} is not a run folder: it has no config.json of a run; {hint}")
-
-
-def _print_paths(paths: Iterable["AnyPath"]) -> None:
-    for path in paths:
-        print(path)
 
 
 def _print_to_stderr(message: str) -> None:

@@ -1,141 +1,140 @@
 """The command `dropcluster train`."""
 
+import dataclasses
 import json
+import re
 import shlex
 import sys
-from typing import TYPE_CHECKING
+from typing import Annotated
 
-from dropcluster_jax.cli.errors import check_devices, describe, exit_failure, exit_usage
+import jax
+import tyro
 
-if TYPE_CHECKING:
-    from dropcluster_jax.runs import TrainConfig
-    from dropcluster_jax.runs.paths import AnyPath
-    from dropcluster_jax.runs.trainer import Stopped
+from dropcluster_jax import runs
+from dropcluster_jax.cli.errors import check_devices, describe, exit_failure, exit_usage, invalid_input
+from dropcluster_jax.runs import build, distributed, dry_run, logging, run_folder, trainer
+from dropcluster_jax.runs.aot import DoesNotFitError
+from dropcluster_jax.training import NonFiniteError
+
+# What can be wrong with the folder of a run that proceeds.
+_CONFLICTS = (runs.CheckpointMismatchError, runs.CheckpointVersionError, run_folder.RunFolderError, FileExistsError)
 
 
-def train(
-    config: "TrainConfig",
-    restart: bool,
-    dry_run: bool,
-    processes: tuple[str | None, int | None, int | None] | None,
-    arguments: list[str],
-) -> None:
-    """Trains; `processes` are the arguments of `distributed.initialize`, `arguments` those of the command line."""
-    import jax
+@dataclasses.dataclass(frozen=True)
+class Train:
+    """Train a network."""
 
-    from dropcluster_jax.data import CorruptImageError
-    from dropcluster_jax.runs import (
-        CheckpointMismatchError,
-        CheckpointVersionError,
-        CorruptCheckpointError,
-        logging,
-        run_folder,
-        trainer,
-    )
-    from dropcluster_jax.runs.build import training_flops
-    from dropcluster_jax.training import NonFiniteError
+    config: Annotated[runs.TrainConfig, tyro.conf.arg(name="")]
+    """The run."""
+    restart: bool = False
+    """Remove an existing run in the output folder and start over. Resuming needs no option."""
+    dry_run: bool = False
+    """Print the layers, and the memory and FLOPs of the compiled programs, without training."""
+    topology: str | None = None
+    """Dry run for devices that this machine does not have: a TPU, e.g. v5e:4x4, or GPUs, e.g. h100:8."""
+    json: bool = False
+    """With --dry-run or --topology, print JSON only."""
+    distributed: bool = False
+    """Join the other processes of the TPU pod, SLURM or Kubernetes job (detected automatically)."""
+    coordinator: str | None = None
+    """HOST:PORT of the first process, if processes cannot be detected."""
+    process_id: int | None = None
+    """Index of this process, from 0."""
+    num_processes: int | None = None
+    """Number of processes."""
+    arguments: tyro.conf.Suppress[tyro.conf.Fixed[tuple[str, ...]]] = ()
+    """The command line, which the message of a stopped run repeats."""
 
-    try:
-        if processes is not None:
-            _join(*processes)
+    def __post_init__(self) -> None:
+        if self.json and not self.dry_run and self.topology is None:
+            raise ValueError("--json requires --dry-run or --topology")
+        if self.coordinator is not None and not re.fullmatch(r".+:\d+", self.coordinator):
+            raise ValueError(f"--coordinator must be HOST:PORT, got {self.coordinator!r}")
+        if self.process_id is not None and not 0 <= self.process_id < (self.num_processes or float("inf")):
+            raise ValueError(f"--process-id must be at least 0 and below --num-processes, got {self.process_id}")
+        if not self.distributed and self.coordinator is None and (self.process_id, self.num_processes) != (None, None):
+            raise ValueError("--process-id and --num-processes require --coordinator HOST:PORT")
+
+    def __call__(self) -> None:
+        """Trains, or prints the result of the dry run."""
+        if self.topology is not None:
+            if not jax.config.values["jax_platforms"]:
+                jax.config.update("jax_platforms", "cpu")  # nothing runs on other devices, which may be in use
+        elif self.distributed or self.coordinator is not None:
+            self._join()
         check_devices()
-        first = jax.process_index() == 0
-        if config.out and not restart and not dry_run and (summary := run_folder.finished_run(config.out, config)):
-            if first:
-                print(f"{config.out} already contains this run, finished; pass a different --out to train again")
-                print(logging.format_summary(summary, config.out))
-            return
-        run = trainer.prepare(config, restart, _print_note if first else lambda message: None, dry_run)
-        if dry_run:
-            from dropcluster_jax.runs.dry_run import describe as describe_run
-
-            print(describe_run(run))
-            return
-        flops = training_flops(run.model, run.dataset.spec.image_shape)
-    except (ValueError, TypeError, OSError, ImportError) as error:
-        exit_usage(describe(error, can_skip=True))
-    try:
-        if first:
-            with logging.ProgressBar(run.num_steps, flops) as progress:
-                summary = trainer.execute(run, progress, progress.notify, restart)
-            print(logging.format_summary(summary, run.folder))
+        if self.dry_run or self.topology is not None:
+            self._analyze()
         else:
-            trainer.execute(run, notify=lambda message: None, restart=restart)
-    except (CorruptImageError, CorruptCheckpointError, CheckpointVersionError, CheckpointMismatchError) as error:
-        exit_usage(describe(error, can_skip=True))
-    except (run_folder.RunFolderError, FileExistsError) as error:
-        exit_usage(describe(error))
-    except NonFiniteError as error:
-        exit_failure(
-            f"{error}. To resume from the last good checkpoint in {run.folder}, repeat the command with "
-            "--max-nonfinite-steps; to change other options, pass a different --out, or --restart"
-        )
-    except OSError as error:
-        exit_failure(f"{describe(error)}. {_how_to_repeat(run.folder)}")
-    except trainer.Stopped as stopped:
-        if first:
-            print(_how_to_resume(stopped, str(run.folder), arguments), file=sys.stderr)
-        sys.exit(stopped.status)
-    except jax.errors.JaxRuntimeError as error:
-        if jax.process_count() == 1 or "RESOURCE_EXHAUSTED" in str(error):
-            raise
-        exit_failure(
-            f"another process died: {str(error).splitlines()[0]}. Restart all processes to resume from the last "
-            "checkpoint"
-        )
+            self._train(first=jax.process_index() == 0)
 
+    def _join(self) -> None:
+        try:
+            distributed.initialize(self.coordinator, self.num_processes, self.process_id)
+        except (RuntimeError, ValueError) as error:
+            exit_usage(
+                f"could not find the other processes: {str(error).splitlines()[0]}; "
+                "pass --coordinator HOST:PORT --num-processes N --process-id I"
+            )
 
-def analyze(config: "TrainConfig", topology: str, as_json: bool) -> None:
-    """Prints what the compiler for a topology reports about the programs of a run."""
-    import jax
+    def _analyze(self) -> None:
+        try:
+            with invalid_input(), logging.task_progress(3) as start:
+                report = dry_run.analyze(self.config, self.topology, start)
+        except DoesNotFitError as error:
+            exit_failure(str(error))
+        print(json.dumps(report, indent=2) if self.json else dry_run.describe(report))
 
-    from dropcluster_jax.runs import dry_run
-    from dropcluster_jax.runs.aot import DoesNotFitError
-    from dropcluster_jax.runs.logging import task_progress
+    def _train(self, first: bool) -> None:
+        out = self.config.out
+        with invalid_input():
+            if out and not self.restart and (summary := run_folder.finished_run(out, self.config)):
+                if first:
+                    print(f"{out} already contains this run, finished; pass a different --out to train again")
+                    print(logging.format_summary(summary, out))
+                return
+            run = trainer.prepare(self.config, self.restart, _print_note if first else _ignore)
+            flops = build.training_flops(run.model, run.dataset.spec.image_shape)
+        try:
+            with invalid_input(*_CONFLICTS):
+                if first:
+                    with logging.ProgressBar(run.num_steps, flops) as progress:
+                        summary = trainer.execute(run, progress, progress.notify, self.restart)
+                    print(logging.format_summary(summary, run.folder))
+                else:
+                    trainer.execute(run, notify=_ignore, restart=self.restart)
+        except OSError as error:
+            advice = "to start again: there is no checkpoint yet"
+            if runs.Checkpointer(run.folder / run_folder.CHECKPOINTS).steps():
+                advice = "to resume from the last checkpoint"
+            exit_failure(f"{describe(error)}. Repeat the command {advice}")
+        except NonFiniteError as error:
+            exit_failure(
+                f"{error}. To resume from the last good checkpoint in {run.folder}, repeat the command with "
+                "--max-nonfinite-steps; to change other options, pass a different --out, or --restart"
+            )
+        except trainer.Stopped as stopped:
+            if first:
+                print(self._how_to_resume(stopped, str(run.folder)), file=sys.stderr)
+            sys.exit(stopped.status)
+        except jax.errors.JaxRuntimeError as error:
+            if jax.process_count() == 1 or "RESOURCE_EXHAUSTED" in str(error):
+                raise
+            reason = str(error).splitlines()[0]
+            exit_failure(f"another process died: {reason}. Restart all processes to resume from the last checkpoint")
 
-    if not jax.config.values["jax_platforms"]:
-        jax.config.update("jax_platforms", "cpu")  # nothing runs on other devices, which may be in use
-    check_devices()
-    try:
-        with task_progress(3) as start:
-            analysis = dry_run.analyze(config, topology, start)
-    except (ValueError, TypeError, OSError, ImportError) as error:
-        exit_usage(describe(error))
-    except DoesNotFitError as error:
-        exit_failure(str(error))
-    print(json.dumps(analysis.to_json(), indent=2) if as_json else dry_run.describe_analysis(analysis))
-
-
-def _how_to_repeat(folder: "AnyPath") -> str:
-    from dropcluster_jax.runs import Checkpointer, run_folder
-
-    if Checkpointer(folder / run_folder.CHECKPOINTS).steps():
-        return "Repeat the command to resume from the last checkpoint"
-    return "There is no checkpoint yet: repeat the command to start again"
+    def _how_to_resume(self, stopped: trainer.Stopped, folder: str) -> str:
+        words = [word for word in self.arguments if word != "--restart"]
+        if not any(word.split("=")[0] == "--out" for word in words):
+            words += ["--out", folder]
+        start = "the start" if stopped.checkpoint is None else f"step {stopped.checkpoint}"
+        command = shlex.join(["dropcluster", *words])
+        return f"stopped by {stopped.name} after step {stopped.step}; to resume from {start}:\n  {command}"
 
 
 def _print_note(message: str) -> None:
     print(f"dropcluster: note: {message}", file=sys.stderr)
 
 
-def _join(coordinator: str | None, num_processes: int | None, process_id: int | None) -> None:
-    from dropcluster_jax.runs import distributed
-
-    try:
-        distributed.initialize(coordinator, num_processes, process_id)
-    except (RuntimeError, ValueError) as error:
-        exit_usage(
-            f"could not find the other processes: {str(error).splitlines()[0]}; "
-            "pass --coordinator HOST:PORT --num-processes N --process-id I"
-        )
-
-
-def _how_to_resume(stopped: "Stopped", folder: str, arguments: list[str]) -> str:
-    words = [word for word in arguments if word != "--restart"]
-    if not any(word.split("=")[0] == "--out" for word in words):
-        words += ["--out", folder]
-    start = "the start" if stopped.checkpoint is None else f"step {stopped.checkpoint}"
-    return (
-        f"stopped by {stopped.name} after step {stopped.step}; to resume from {start}:\n"
-        f"  {shlex.join(['dropcluster', *words])}"
-    )
+def _ignore(message: str) -> None:
+    pass

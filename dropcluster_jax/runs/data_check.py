@@ -17,13 +17,14 @@ from dropcluster_jax.runs.config import TrainConfig
 from dropcluster_jax.runs.figures import save_figure
 from dropcluster_jax.runs.paths import AnyPath, create_folder, visible_children
 from dropcluster_jax.runs.run_folder import write_json
-from dropcluster_jax.viz import corruption_figure, image_figure
+from dropcluster_jax.viz import image_figure
 
 _BATCH_SIZE = 128
 _NUM_SAMPLES = 48
 _MEASURE_SECONDS = 2.0
 _WARM_UP_BATCHES = 8  # so that prefetched batches do not count
 _DPI = 110
+_SEVERITIES = range(1, 6)
 
 
 def check(
@@ -151,10 +152,13 @@ def _draw(dataset: Dataset, batch: Mapping[str, np.ndarray], folder: AnyPath) ->
     samples = image_figure(images, titles, title=f"{dataset.name}: training images")
     save_figure(samples, folder / "images.png", _DPI)
     names = [name for name in (*CORRUPTIONS, *EXTRA_CORRUPTIONS) if name != "saturate" or images.shape[-1] == 3]
-    corrupted = {
-        name: [corrupt(name, severity, jax.random.key(0), images[:1])[0] for severity in range(1, 6)] for name in names
-    }
-    figure = corruption_figure(images[0], corrupted, title=f"{dataset.name}: corruptions; frost is a stand-in")
+    sheet, titles = [], []
+    for name in names:
+        corrupted = [corrupt(name, severity, jax.random.key(0), images[:1])[0] for severity in _SEVERITIES]
+        sheet += [images[0], *corrupted]
+        titles += [name, *(f"severity {severity}" for severity in _SEVERITIES)]
+    title = f"{dataset.name}: corruptions, each after the original; frost is a stand-in"
+    figure = image_figure(np.stack(sheet), titles, columns=2 * (1 + len(_SEVERITIES)), title=title)
     save_figure(figure, folder / "corruptions.png", _DPI)
 
 

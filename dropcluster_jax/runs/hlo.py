@@ -1,26 +1,25 @@
 """Cycles, memory traffic and collectives of a compiled program, from its HLO text."""
 
+import collections
+import dataclasses
+import math
 import re
-from collections.abc import Iterator
 from typing import NamedTuple
 
 _COMPUTATION = re.compile(r"^(ENTRY )?%?([\w.\-]+) \(.*\{\s*$")
 _INSTRUCTION = re.compile(r"^\s+(?:ROOT )?%?([\w.\-]+) = (.+?) ([a-z][\w\-]*)\((.*)$")
-_CALLEES = re.compile(
-    r"(?:body|condition|calls|to_apply|branch_computations|\w+_computation)=\{?(%[\w.\-]+(?:, %[\w.\-]+)*)"
-)
+_CALLEES = re.compile(r"(?:body|condition|calls|to_apply|\w+_computations?)=\{?(%[\w.\-]+(?:, %[\w.\-]+)*)")
 _ARRAY = re.compile(r"\b(?:(pred)|[a-z]+(\d+)\w*)\[([\d,]*)\]")
 _CYCLES = re.compile(r'"estimated_cycles":"(\d+)"')
 _PENALTY = 2**60  # libtpu adds it to the estimates of a few operations; the remainder is of the usual magnitude
 _KNOWN_TRIP_COUNT = re.compile(r'"known_trip_count":\{"n":"(\d+)"')
-_COLLECTIVE = re.compile(
-    r"^(all-reduce|all-gather|reduce-scatter|all-to-all|ragged-all-to-all|collective-permute|collective-broadcast)(-start)?$"
-)
+_COLLECTIVE = re.compile(r"^(all-reduce|all-gather|reduce-scatter|(?:ragged-)?all-to-all|collective-\w+)(-start)?$")
 _CONTROL_FLOW = ("while", "conditional", "call")
 _WITHOUT_TRAFFIC = ("parameter", "constant", "get-tuple-element", "tuple", "bitcast", *_CONTROL_FLOW)
 
 
-class Collective(NamedTuple):
+@dataclasses.dataclass(frozen=True)
+class Collective:
     """The collectives of one kind in a program.
 
     Attributes:
@@ -37,17 +36,17 @@ class Collective(NamedTuple):
 class Costs(NamedTuple):
     """The costs of one execution of a program on one device.
 
+    A loop over a constant range counts its number of iterations, other loops count once.
+
     Attributes:
         cycles: Sum of the compiler's estimates, over all branches of conditionals; None if there are none, as on GPUs.
         bytes_accessed: Total size of the operands and results of all kernels.
         collectives: Collectives by kind.
-        has_loops: Whether the program has loops. A loop over a constant range counts that number of times, others once.
     """
 
     cycles: int | None
     bytes_accessed: int
     collectives: tuple[Collective, ...]
-    has_loops: bool
 
 
 class _Instruction(NamedTuple):
@@ -68,25 +67,30 @@ def costs(text: str) -> Costs:
     """
     computations, entry = _parse(text)
     cycles: list[int] = []
-    collectives: dict[str, tuple[int, int]] = {}
-    bytes_accessed, has_loops = 0, False
-    for name, repetitions, fused in _executions(computations, entry):
-        sizes = {instruction.name: _num_bytes(instruction.result) for instruction in computations[name]}
-        for instruction in computations[name]:
+    calls, operand_sizes = collections.Counter[str](), collections.Counter[str]()
+    bytes_accessed = 0
+    pending = [(entry, 1, False)]  # computations, how often they run, and whether they are part of a kernel
+    while pending:
+        name, repetitions, fused = pending.pop()
+        instructions = computations.pop(name, ())  # computations that several instructions apply count once
+        sizes = {instruction.name: _num_bytes(instruction.result) for instruction in instructions}
+        for instruction in instructions:
             operand_bytes = sum(sizes.get(operand, 0) for operand in instruction.operands())
-            has_loops |= instruction.opcode == "while"
             if estimate := _CYCLES.search(instruction.rest):
                 cycles.append(repetitions * (int(estimate[1]) % _PENALTY))
             if match := _COLLECTIVE.match(instruction.opcode):
-                num_calls, total = collectives.get(match[1], (0, 0))
-                collectives[match[1]] = num_calls + repetitions, total + repetitions * operand_bytes
+                calls[match[1]] += repetitions
+                operand_sizes[match[1]] += repetitions * operand_bytes
             if not fused and instruction.opcode not in _WITHOUT_TRAFFIC and not instruction.opcode.endswith("-done"):
                 bytes_accessed += repetitions * (operand_bytes + sizes[instruction.name])
+            trips = _trip_count(instruction, computations) if instruction.opcode == "while" else 1
+            inside = fused or instruction.opcode not in _CONTROL_FLOW
+            for callees in _CALLEES.findall(instruction.rest):
+                pending += [(callee[1:], repetitions * trips, inside) for callee in callees.split(", ")]
     return Costs(
         cycles=sum(cycles) if cycles else None,
         bytes_accessed=bytes_accessed,
-        collectives=tuple(Collective(name, *collectives[name]) for name in sorted(collectives)),
-        has_loops=has_loops,
+        collectives=tuple(Collective(kind, calls[kind], operand_sizes[kind]) for kind in sorted(calls)),
     )
 
 
@@ -101,22 +105,6 @@ def _parse(text: str) -> tuple[dict[str, list[_Instruction]], str]:
         elif match := _INSTRUCTION.match(line):
             instructions.append(_Instruction(*match.groups()))
     return computations, entry
-
-
-def _executions(computations: dict[str, list[_Instruction]], entry: str) -> Iterator[tuple[str, int, bool]]:
-    """Yields each computation that is reachable, how often it is executed, and whether it is part of a kernel."""
-    pending, visited = [(entry, 1, False)], set()
-    while pending:
-        name, repetitions, fused = pending.pop()
-        if name in visited or name not in computations:
-            continue
-        visited.add(name)
-        yield name, repetitions, fused
-        for instruction in computations[name]:
-            trips = _trip_count(instruction, computations) if instruction.opcode == "while" else 1
-            inside = fused or instruction.opcode not in _CONTROL_FLOW
-            for callees in _CALLEES.findall(instruction.rest):
-                pending += [(callee[1:], repetitions * trips, inside) for callee in callees.split(", ")]
 
 
 def _trip_count(loop: _Instruction, computations: dict[str, list[_Instruction]]) -> int:
@@ -137,8 +125,6 @@ def _num_bytes(shapes: str) -> int:
     """Returns the size of the arrays in the type of a result, without padding."""
     total = 0
     for pred, bits, shape in _ARRAY.findall(shapes):
-        size = 8 if pred else int(bits)
-        for length in shape.split(","):
-            size *= int(length or 1)
-        total += -(-size // 8)
+        lengths = [int(length) for length in shape.split(",") if length]
+        total += -(-(8 if pred else int(bits)) * math.prod(lengths) // 8)
     return total

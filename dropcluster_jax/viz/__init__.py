@@ -6,14 +6,13 @@ writes a GIF. All figures are readable without color.
 
 from dropcluster_jax.viz.clusters import cluster_animation, cluster_figure, cluster_history_figure
 from dropcluster_jax.viz.curves import curve_figure, quality_figure
-from dropcluster_jax.viz.images import corruption_figure, image_figure
+from dropcluster_jax.viz.images import image_figure
 from dropcluster_jax.viz.masks import mask_figure
 
 __all__ = [
     "cluster_animation",
     "cluster_figure",
     "cluster_history_figure",
-    "corruption_figure",
     "curve_figure",
     "image_figure",
     "mask_figure",

@@ -1,11 +1,10 @@
 import os
 import re
-import subprocess
-import sys
+import shutil
 
 import numpy as np
 import pytest
-from commands import SHORT
+from commands import SHORT, run_command
 from image_files import encoded
 
 # Options that do not change the results: checkpoints after steps 10, 20 and 24, and event files.
@@ -17,15 +16,18 @@ def finished(tmp_path_factory):
     """The folder and the completed process of a short run on digits, on one device."""
     folder = tmp_path_factory.mktemp("runs") / "digits"
     flags = re.sub(r"--xla_force_host_platform_device_count=\d+", "", os.environ["XLA_FLAGS"])
-    process = subprocess.run(
-        [sys.executable, "-c", "from dropcluster_jax.cli import main; main()", *SHORT, *KEPT, "--out", str(folder)],
-        env={**os.environ, "XLA_FLAGS": flags},
-        capture_output=True,
-        text=True,
-        check=False,
-    )
+    process = run_command(*SHORT, *KEPT, "--out", str(folder), XLA_FLAGS=flags)
     assert process.returncode == 0, process.stderr
     return folder, process
+
+
+@pytest.fixture
+def unfinished(finished, tmp_path):
+    """A copy of the run folder without its summary, which is written last."""
+    folder = tmp_path / "copy"
+    shutil.copytree(finished[0], folder)
+    (folder / "summary.json").unlink()
+    return folder
 
 
 @pytest.fixture

@@ -15,7 +15,6 @@ def test_names_are_not_parsed_as_math(name, tmp_path):
     quality = {"explained_variance": 0.4, "adjusted_rand_index": 0.9}
     for figure in (
         viz.image_figure(image[None], [name], title=name),
-        viz.corruption_figure(image, {name: [image]}, title=name),
         viz.cluster_figure({name: (clusters, x)}, title=name),
         viz.cluster_history_figure({name: [(0, labels)]}, title=name),
         viz.cluster_animation(tmp_path / "clusters.gif", {name: [(0, labels)]}, title=name),
