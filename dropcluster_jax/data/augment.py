@@ -14,6 +14,7 @@ import numpy as np
 from jax.core import Tracer
 from jaxtyping import Array, Bool, Float, Float32, Int, Shaped, UInt8
 
+from dropcluster_jax.data.crops import AREA, NUM_DRAWS, RATIO, crop_box, log_range
 from dropcluster_jax.sharding import preserve_sharding
 
 
@@ -112,8 +113,8 @@ def random_cutout(
 def random_resized_crop(
     key: Array,
     images: Shaped[Array | np.ndarray, "batch height width channels"],
-    area: tuple[float, float] = (0.08, 1.0),
-    ratio: tuple[float, float] = (3 / 4, 4 / 3),
+    area: tuple[float, float] = AREA,
+    ratio: tuple[float, float] = RATIO,
 ) -> Shaped[Array, "batch height width channels"]:
     """Crops a random part of each image and resizes it to the image's size.
 
@@ -148,42 +149,27 @@ def random_resized_crop(
 def _resized_crop(
     key: Array, images: Shaped[Array, "..."], area: tuple[float, float], ratio: tuple[float, float]
 ) -> Shaped[Array, "..."]:
-    batch, *sides, channels = images.shape
-    boxes = _random_boxes(key, batch, sides[0], sides[1], area, ratio)
+    batch, height, width, channels = images.shape
+    area_key, ratio_key, start_key = jax.random.split(key, 3)
+    starts, sizes = crop_box(
+        jax.random.uniform(area_key, (batch, NUM_DRAWS), jnp.float32, *area),
+        jax.random.uniform(ratio_key, (batch, NUM_DRAWS), jnp.float32, *log_range(ratio)),
+        lambda limits: jax.random.randint(start_key, (batch, 2), 0, limits, jnp.int32),
+        height,
+        width,
+        ratio,
+    )
 
-    def crop(image: Shaped[Array, "height width channels"], box: Shaped[Array, "2 2"]) -> Shaped[Array, "..."]:
-        start, length = box.astype(jnp.float32)
-        scale = jnp.array(sides, jnp.float32) / length
+    def crop(image: Shaped[Array, "..."], start: Float[Array, "2"], size: Float[Array, "2"]) -> Shaped[Array, "..."]:
+        scale = jnp.array([height, width], jnp.float32) / size
         return jax.image.scale_and_translate(
-            image.astype(jnp.float32), (*sides, channels), (0, 1), scale, -start * scale, "linear"
+            image.astype(jnp.float32), (height, width, channels), (0, 1), scale, -start * scale, "linear"
         )
 
-    cropped = jax.vmap(crop)(images, boxes)
+    cropped = jax.vmap(crop)(images, starts.astype(jnp.float32), sizes.astype(jnp.float32))
     if jnp.issubdtype(images.dtype, jnp.integer):
         cropped = jnp.round(cropped)
     return cropped.astype(images.dtype)
-
-
-def _random_boxes(
-    key: Array, batch: int, height: int, width: int, area: tuple[float, float], ratio: tuple[float, float]
-) -> Int[Array, "batch 2 2"]:
-    """Draws a crop of each image: its start `(row, column)` and its size `(height, width)`, in pixels."""
-    area_key, ratio_key, start_key = jax.random.split(key, 3)
-    pixels = height * width * jax.random.uniform(area_key, (batch, 10), jnp.float32, *area)
-    low, high = math.log(ratio[0]), math.log(ratio[1])
-    ratios = jnp.exp(jax.random.uniform(ratio_key, (batch, 10), jnp.float32, low, high))
-    candidates = jnp.stack([jnp.sqrt(pixels / ratios), jnp.sqrt(pixels * ratios)], axis=-1)
-    sizes = jnp.maximum(1, jnp.round(candidates)).astype(jnp.int32)
-    sides = jnp.array([[height, width]], jnp.int32)
-    fits = jnp.all(sizes <= sides[None], axis=-1)
-    size = jnp.take_along_axis(sizes, jnp.argmax(fits, axis=1)[:, None, None], axis=1)[:, 0]
-    start = jax.random.randint(start_key, (batch, 2), 0, jnp.maximum(sides - size, 0) + 1, jnp.int32)
-    # If no draw fits: the largest centered crop with an allowed aspect ratio.
-    center_size = jnp.array(
-        [[min(height, max(1, round(width / ratio[0]))), min(width, max(1, round(height * ratio[1])))]], jnp.int32
-    )
-    center = jnp.stack([(sides - center_size) // 2, center_size], axis=1)
-    return jnp.where(jnp.any(fits, axis=1)[:, None, None], jnp.stack([start, size], axis=1), center)
 
 
 def inside_boxes(

@@ -7,7 +7,7 @@ from typing import Any
 
 import numpy as np
 
-from dropcluster_jax.data.examples import ArrayExamples, Examples, check_label_range
+from dropcluster_jax.data.examples import ArrayExamples, Examples
 
 
 @dataclasses.dataclass(frozen=True)
@@ -168,11 +168,18 @@ class Dataset:
             if not len(examples):
                 raise ValueError(f"{split} must contain examples, got none")
             if isinstance(examples, ArrayExamples):
-                check_label_range(f"labels of {split}", examples.labels, len(self.classes))
+                labels = examples.labels
+                invalid = np.flatnonzero((labels < 0) | (labels >= len(self.classes)))
+                if len(invalid):
+                    raise ValueError(
+                        f"labels of {split} of {self.name!r} must be in [0, {len(self.classes)}), "
+                        f"got {labels[invalid[0]]} at index {invalid[0]}"
+                    )
         arrays = [examples for examples in (self.train, self.test) if isinstance(examples, ArrayExamples)]
         if len({examples.shape for examples in arrays}) > 1:
             raise ValueError(
-                f"images of train and test must have the same shape, got {arrays[0].shape} and {arrays[1].shape}"
+                f"images of train and test of {self.name!r} must have the same shape, "
+                f"got {arrays[0].shape} and {arrays[1].shape}"
             )
 
     @functools.cached_property

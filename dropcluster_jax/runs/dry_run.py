@@ -7,8 +7,7 @@ from typing import Any, NamedTuple
 import jax
 import jax.numpy as jnp
 
-from dropcluster_jax.data import DATASETS, DatasetSpec
-from dropcluster_jax.data.config import open_dataset
+from dropcluster_jax.data import DATASETS, DatasetSpec, load
 from dropcluster_jax.data.loaders.loader import check_divisible
 from dropcluster_jax.runs import build
 from dropcluster_jax.runs.aot import Analysis, DoesNotFitError, compile_for, topology_mesh
@@ -269,7 +268,7 @@ def _compile(
 def _spec(config: TrainConfig) -> DatasetSpec:
     """Returns the description of the dataset, without its images if it is known."""
     if config.data.name not in DATASETS:
-        return open_dataset(config.data).spec
+        return load(config.data).spec
     spec = DATASETS[config.data.name]
     if config.data.image_size is not None:
         spec = dataclasses.replace(spec, image_shape=(*2 * (config.data.image_size,), spec.image_shape[-1]))

@@ -35,7 +35,7 @@ def test_repr_omits_arrays(digits):
 @pytest.mark.slow
 def test_cifar10_constants_match_its_images(tfds_dir):
     spec = DATASETS["cifar10"]
-    data = load("cifar10", tfds_dir, train_split="train[:20000]", test_split="test[:10]")
+    data = load("cifar10", dir=tfds_dir, train_split="train[:20000]", test_split="test[:10]")
     assert data.spec.mean == spec.mean and data.spec.std == spec.std
     computed = Dataset("other", data.train, data.test, data.classes).spec
     np.testing.assert_allclose(computed.mean, spec.mean, atol=2e-3)

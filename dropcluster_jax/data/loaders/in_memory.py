@@ -11,7 +11,7 @@ from jaxtyping import Array, Int, UInt8
 from dropcluster_jax.data.dataset import Dataset
 from dropcluster_jax.data.examples import ArrayExamples
 from dropcluster_jax.data.loaders.loader import Batch, BatchIterator, check_divisible, round_up
-from dropcluster_jax.data.sampler import BatchSampler, Indices, evaluation_indices, probe_indices
+from dropcluster_jax.data.sampling import BatchOrder, Indices, evaluation_indices, probe_indices
 from dropcluster_jax.sharding import num_shards, shard_batch
 
 
@@ -37,7 +37,7 @@ class InMemoryLoader:
         train, test = dataset.train, dataset.test
         if not (isinstance(train, ArrayExamples) and isinstance(test, ArrayExamples)):
             raise TypeError(f"the examples of {dataset.name!r} must be arrays, got {type(dataset.train).__name__}")
-        self._sampler = BatchSampler(len(train), batch_size, seed)
+        self._order = BatchOrder(len(train), batch_size, seed)
         check_divisible(batch_size, sharding)
         self._sharding = sharding
         self._replicated = None if sharding is None else NamedSharding(sharding.mesh, PartitionSpec())
@@ -46,26 +46,25 @@ class InMemoryLoader:
             lambda images, labels, indices: {"image": images[indices], "label": labels[indices]}, out_shardings=sharding
         )
         self._shard = jax.jit(lambda weight: weight, out_shardings=sharding)
-        self.skipped: list[str] = []
 
     def train(self) -> BatchIterator:
         """See `Loader.train`."""
 
         def start(first: int) -> Iterator[Batch]:
-            return (self._take(self._train, self._sampler.indices(index)) for index in itertools.count(first))
+            return (self._take(self._train, self._order.indices(index)) for index in itertools.count(first))
 
-        return BatchIterator(self._sampler, start)
+        return BatchIterator(self._order, start)
 
     def test(self, batch_size: int | None = None) -> Iterator[Batch]:
         """See `Loader.test`."""
-        size = round_up(self._sampler.batch_size if batch_size is None else batch_size, num_shards(self._sharding))
+        size = round_up(self._order.batch_size if batch_size is None else batch_size, num_shards(self._sharding))
         for indices, weight in evaluation_indices(len(self._test[1]), size):
             weight = shard_batch({"weight": weight}, self._replicated)["weight"]
             yield {**self._take(self._test, indices), "weight": self._shard(weight)}
 
     def probe(self, size: int, update: int) -> Batch:
         """See `Loader.probe`."""
-        indices = probe_indices(len(self._train[1]), size, self._sampler.seed, update)
+        indices = probe_indices(len(self._train[1]), size, self._order.seed, update)
         shards = num_shards(self._sharding)
         return self._take(self._train, indices[: len(indices) // shards * shards])
 

@@ -5,7 +5,7 @@ from typing import Any, Protocol, runtime_checkable
 
 from jax.sharding import NamedSharding
 
-from dropcluster_jax.data.sampler import BatchSampler, check_integer
+from dropcluster_jax.data.sampling import BatchOrder, check_integer
 from dropcluster_jax.sharding import check_automatic, num_shards
 
 Batch = dict[str, Any]
@@ -18,12 +18,12 @@ class BatchIterator:
     `(batch_size, height, width, channels)`, and `"label"`, int32 `(batch_size,)`.
 
     Args:
-        sampler: Assigns examples to batches.
+        order: Assigns examples to batches.
         start: Function that takes the index of a batch and returns an iterator that starts there.
 
     Example:
-        >>> sampler = BatchSampler(num_examples=10, batch_size=5, seed=0)
-        >>> batches = BatchIterator(sampler, lambda first: iter({"index": i} for i in range(first, 100)))
+        >>> order = BatchOrder(num_examples=10, batch_size=5, seed=0)
+        >>> batches = BatchIterator(order, lambda first: iter({"index": i} for i in range(first, 100)))
         >>> [next(batches)["index"] for _ in range(3)]
         [0, 1, 2]
         >>> state = batches.get_state()
@@ -34,8 +34,8 @@ class BatchIterator:
         3
     """
 
-    def __init__(self, sampler: BatchSampler, start: Callable[[int], Iterator[Batch]]) -> None:
-        self._sampler, self._start = sampler, start
+    def __init__(self, order: BatchOrder, start: Callable[[int], Iterator[Batch]]) -> None:
+        self._order, self._start = order, start
         self._index = 0  # Of the next batch.
         self._iterator: Iterator[Batch] | None = None
 
@@ -51,7 +51,7 @@ class BatchIterator:
 
     def get_state(self) -> dict[str, int]:
         """Returns the position of the next batch, from 0, and the settings that it is valid for; JSON-serializable."""
-        epoch, batch = divmod(self._index, self._sampler.batches_per_epoch)
+        epoch, batch = divmod(self._index, self._order.batches_per_epoch)
         return {"epoch": epoch, "batch": batch, **self._settings()}
 
     def set_state(self, state: dict[str, int]) -> None:
@@ -70,7 +70,7 @@ class BatchIterator:
             if state[name] != value:
                 raise ValueError(f"state must have {name} {value}, got {state[name]}")
         self.close()
-        self._index = state["epoch"] * self._sampler.batches_per_epoch + state["batch"]
+        self._index = state["epoch"] * self._order.batches_per_epoch + state["batch"]
 
     def close(self) -> None:
         """Stops reading ahead; the next batch starts it again."""
@@ -80,19 +80,12 @@ class BatchIterator:
         self._iterator = None
 
     def _settings(self) -> dict[str, int]:
-        return {
-            "num_examples": int(self._sampler.num_examples),
-            "batch_size": int(self._sampler.batch_size),
-            "seed": int(self._sampler.seed),
-        }
+        return {name: int(value) for name, value in vars(self._order).items()}
 
 
 @runtime_checkable
 class Loader(Protocol):
     """Delivers the examples of a dataset to the devices.
-
-    Attributes:
-        skipped: Location and reason for each image that was skipped while reading.
 
     Example:
         >>> from dropcluster_jax.data import load, make_loader
@@ -102,8 +95,6 @@ class Loader(Protocol):
         >>> [int(batch["weight"].sum()) for batch in loader.test(100)]  # The last of 4 batches is padded.
         [100, 100, 100, 60]
     """
-
-    skipped: list[str]
 
     def train(self) -> BatchIterator:
         """Returns an infinite iterator over shuffled training batches, starting at the first.
@@ -148,15 +139,15 @@ class Loader(Protocol):
         ...
 
 
-def check_divisible(batch_size: int, sharding: NamedSharding | None) -> None:
-    """Checks that a batch can be sharded evenly, over automatic mesh axes."""
+def check_divisible(batch_size: int, sharding: NamedSharding | None, process_count: int = 1) -> None:
+    """Checks that a batch can be split evenly over devices, on automatic mesh axes, and over processes."""
     if sharding is not None:
         check_automatic(sharding.mesh)
-    shards = num_shards(sharding)
-    if batch_size % shards:
-        raise ValueError(
-            f"batch_size must be a multiple of the {shards} devices that batches are sharded over, got {batch_size}"
-        )
+    for name, count in (("devices", num_shards(sharding)), ("processes", process_count)):
+        if batch_size % count:
+            raise ValueError(
+                f"batch_size must be a multiple of the {count} {name} that share a batch, got {batch_size}"
+            )
 
 
 def round_up(batch_size: int, shards: int) -> int:

@@ -56,20 +56,20 @@ def test_mean_and_std_are_those_of_the_images_trained_on():
 @pytest.mark.parametrize("image_size", [None, 4], ids=["arrays", "encoded"])
 def test_validation_set_of_a_tfds_dataset_has_no_test_split(tmp_path, image_size):
     prepare(tmp_path, sizes=[(4, 5, 3)] * 20, labels=[0, 1] * 10)
-    data = load("tiny", tmp_path, image_size=image_size, validation_fraction=0.3, evaluate_on="validation")
+    data = load("tiny", dir=tmp_path, image_size=image_size, validation_fraction=0.3, evaluate_on="validation")
     assert len(data.train) == 14 and data.test.labels.tolist().count(1) == 3 and data.test_split is None
-    assert load("tiny", tmp_path, image_size=image_size, validation_fraction=0.3).test_split == "test"
+    assert load("tiny", dir=tmp_path, image_size=image_size, validation_fraction=0.3).test_split == "test"
 
 
 @pytest.mark.parametrize("image_size", [None, 4], ids=["arrays", "encoded"])
 def test_training_subsets_are_balanced_and_nested(tmp_path, image_size):
     prepare(tmp_path, sizes=[(4, 5, 3)] * 20, labels=[0, 1] * 10)
-    small, large = (load("tiny", tmp_path, examples_per_class=count, seed=3, image_size=image_size) for count in (2, 5))
+    small, large = (load("tiny", dir=tmp_path, examples_per_class=count, seed=3, image_size=image_size) for count in (2, 5))
     assert np.bincount(small.train.labels).tolist() == [2, 2] and len(small.test) == 20
     assert np.bincount(large.train.labels).tolist() == [5, 5]
     if image_size is None:
         assert set(identities(small.train)) < set(identities(large.train))
-    same = load("tiny", tmp_path, fraction=0.2, seed=3, image_size=image_size).train
+    same = load("tiny", dir=tmp_path, fraction=0.2, seed=3, image_size=image_size).train
     np.testing.assert_array_equal(same.labels, small.train.labels)
 
 
@@ -77,10 +77,10 @@ def test_examples_with_invalid_labels_are_not_selected(tmp_path):
     prepare(tmp_path, labels=[0, 1, 0, -1, 0, 1])
     for options in ({"examples_per_class": 2}, {"validation_fraction": 0.5}):
         with pytest.raises(CorruptImageError, match="example 3 of 'tiny' has the invalid label -1"):
-            load("tiny", tmp_path, image_size=4, **options)
-    subset = load("tiny", tmp_path, image_size=4, examples_per_class=2, skip_corrupt=True)
+            load("tiny", dir=tmp_path, image_size=4, **options)
+    subset = load("tiny", dir=tmp_path, image_size=4, examples_per_class=2, skip_corrupt=True)
     assert np.bincount(subset.train.labels).tolist() == [2, 2]
-    split = load("tiny", tmp_path, image_size=4, validation_fraction=0.5, evaluate_on="validation", skip_corrupt=True)
+    split = load("tiny", dir=tmp_path, image_size=4, validation_fraction=0.5, evaluate_on="validation", skip_corrupt=True)
     assert np.bincount(split.train.labels).tolist() == [1, 1] and np.bincount(split.test.labels).tolist() == [2, 1]
 
 
@@ -143,10 +143,10 @@ def test_moved_data_are_found_in_data_dir(tmp_path, monkeypatch, kind):
         (f"/nowhere/{path}", "old"),
         (f"{tmp_path}/old/{path}", "elsewhere"),  # an absolute path that exists
     ):
-        moved = load(f"{kind}:{name}", data_dir)
+        moved = load(f"{kind}:{name}", dir=data_dir)
         assert moved.name == f"{kind}:{name}" and moved.test.fingerprint() == original.test.fingerprint()
     with pytest.raises(FileNotFoundError, match=f"was not found: elsewhere/{path} is not a "):
-        load(f"{kind}:/nowhere/{path}", "elsewhere")
+        load(f"{kind}:/nowhere/{path}", dir="elsewhere")
 
 
 def test_class_that_a_split_exhausts_is_named(tmp_path):
@@ -175,4 +175,4 @@ def test_similar_names_are_suggested(tmp_path, monkeypatch, name, suggestion):
     (tmp_path / "photos").mkdir()
     (tmp_path / "photos.npz").touch()
     with pytest.raises((FileNotFoundError, ValueError), match=rf"did you mean '{suggestion}'\?"):
-        load(name, tmp_path)
+        load(name, dir=tmp_path)

@@ -2,10 +2,9 @@ import itertools
 
 import numpy as np
 import pytest
+from dropcluster_jax.data.sampling import BatchOrder, evaluation_indices, probe_indices
 from hypothesis import given
 from hypothesis import strategies as st
-
-from dropcluster_jax.data.sampler import BatchSampler, evaluation_indices, probe_indices
 
 sizes_and_batch_sizes = st.integers(1, 60).flatmap(lambda n: st.tuples(st.just(n), st.integers(1, n)))
 seeds = st.integers(0, 2**70)
@@ -18,7 +17,7 @@ def take(count, sampler, start=0):
 @given(sizes_and_batch_sizes, seeds)
 def test_epoch_contains_each_example_once_except_for_the_remainder(sizes, seed):
     num_examples, batch_size = sizes
-    sampler = BatchSampler(num_examples, batch_size, seed)
+    sampler = BatchOrder(num_examples, batch_size, seed)
     assert sampler.batches_per_epoch == num_examples // batch_size
     for epoch in range(3):
         batches = take(sampler.batches_per_epoch, sampler, epoch * sampler.batches_per_epoch)
@@ -32,27 +31,27 @@ def test_epoch_contains_each_example_once_except_for_the_remainder(sizes, seed):
 def test_processes_read_slices_of_the_same_batch(process_count, part, remainder, seed, batch):
     batch_size = process_count * part
     num_examples = batch_size + remainder
-    expected = BatchSampler(num_examples, batch_size, seed).indices(batch)
+    expected = BatchOrder(num_examples, batch_size, seed).indices(batch)
     parts = [
-        BatchSampler(num_examples, batch_size, seed, process_index, process_count).indices(batch)
+        BatchOrder(num_examples, batch_size, seed, process_index, process_count).indices(batch)
         for process_index in range(process_count)
     ]
     np.testing.assert_array_equal(np.concatenate(parts), expected)
 
 
 def test_late_batches_are_accessed_directly():
-    assert len(BatchSampler(10, 5, seed=0).indices(2 * 10**12 + 1)) == 5
+    assert len(BatchOrder(10, 5, seed=0).indices(2 * 10**12 + 1)) == 5
 
 
 def test_order_is_as_documented():
     """Saved runs can be resumed and repeated only as long as the order does not change."""
     epochs = [np.random.default_rng([7, epoch]).permutation(10).tolist() for epoch in (0, 1)]
     expected = [epochs[0][0:4], epochs[0][4:8], epochs[1][0:4], epochs[1][4:8]]
-    assert take(4, BatchSampler(10, 4, seed=7)) == expected
+    assert take(4, BatchOrder(10, 4, seed=7)) == expected
 
 
 def test_epochs_and_seeds_differ():
-    epochs = take(2, BatchSampler(50, 50, seed=0)) + take(2, BatchSampler(50, 50, seed=1))
+    epochs = take(2, BatchOrder(50, 50, seed=0)) + take(2, BatchOrder(50, 50, seed=1))
     assert len({tuple(epoch) for epoch in epochs}) == 4
 
 
@@ -83,7 +82,7 @@ def test_probe_examples_are_distinct_and_reproducible(num_examples, size, seed, 
 
 def test_probes_differ_between_updates_and_from_epochs():
     probes = [probe_indices(50, 50, seed, update).tolist() for seed in (0, 1) for update in (0, 1)]
-    epochs = [epoch for seed in (0, 1) for epoch in take(2, BatchSampler(50, 50, seed))]
+    epochs = [epoch for seed in (0, 1) for epoch in take(2, BatchOrder(50, 50, seed))]
     assert len({tuple(order) for order in probes + epochs}) == 8
 
 
@@ -101,14 +100,14 @@ def test_every_example_is_probed_eventually():
 @pytest.mark.parametrize(
     ("call", "error", "message"),
     [
-        (lambda: BatchSampler(5, 6, 0), ValueError, "batch_size must be at least 1 and at most 5, .* got 6"),
-        (lambda: BatchSampler(5, 0, 0), ValueError, "batch_size must be at least 1 and at most 5, .* got 0"),
-        (lambda: BatchSampler(5, 2.0, 0), TypeError, r"batch_size must be an integer, got 2\.0"),
-        (lambda: BatchSampler(5, 2, -1), ValueError, "seed must be at least 0, got -1"),
-        (lambda: BatchSampler(0, 2, 0), ValueError, "the training set must not be empty"),
-        (lambda: BatchSampler(5, 3, 0, 0, 2), ValueError, "multiple of the number of processes, 2, got 3"),
-        (lambda: BatchSampler(5, 2, 0, 2, 2), ValueError, "process_index must be less than process_count, 2, got 2"),
-        (lambda: BatchSampler(5, 2, 0, 0, 0), ValueError, "process_count must be at least 1, got 0"),
+        (lambda: BatchOrder(5, 6, 0), ValueError, "batch_size must be at least 1 and at most 5, .* got 6"),
+        (lambda: BatchOrder(5, 0, 0), ValueError, "batch_size must be at least 1 and at most 5, .* got 0"),
+        (lambda: BatchOrder(5, 2.0, 0), TypeError, r"batch_size must be an integer, got 2\.0"),
+        (lambda: BatchOrder(5, 2, -1), ValueError, "seed must be at least 0, got -1"),
+        (lambda: BatchOrder(0, 2, 0), ValueError, "the training set must not be empty"),
+        (lambda: BatchOrder(5, 3, 0, 0, 2), ValueError, "multiple of the number of processes, 2, got 3"),
+        (lambda: BatchOrder(5, 2, 0, 2, 2), ValueError, "process_index must be less than process_count, 2, got 2"),
+        (lambda: BatchOrder(5, 2, 0, 0, 0), ValueError, "process_count must be at least 1, got 0"),
         (lambda: probe_indices(5, 0, 0, 0), ValueError, "size must be at least 1, got 0"),
         (lambda: probe_indices(5, 1, 0, -1), ValueError, "update must be at least 0, got -1"),
         (lambda: probe_indices(5, 1, -1, 0), ValueError, "seed must be at least 0, got -1"),

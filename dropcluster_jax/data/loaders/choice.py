@@ -1,17 +1,14 @@
 """The choice between the loaders."""
 
-from typing import Literal
-
 import jax
 from jax.sharding import NamedSharding
 
+from dropcluster_jax.data.config import LoaderName
 from dropcluster_jax.data.dataset import Dataset
 from dropcluster_jax.data.examples import ArrayExamples
 from dropcluster_jax.data.loaders.grain import GrainLoader
 from dropcluster_jax.data.loaders.in_memory import InMemoryLoader
 from dropcluster_jax.data.loaders.loader import Loader
-
-LoaderName = Literal["auto", "memory", "grain"]
 
 _MEMORY_FRACTION = 1 / 4  # Fraction of a device's memory that all images may take.
 _DEFAULT_LIMIT = 2**31  # Bytes that they may take on devices that do not report their memory.
@@ -27,7 +24,6 @@ def make_loader(
     random_crop: bool = False,
     flip: bool = False,
     workers: int = 0,
-    skip_corrupt: bool = False,
 ) -> Loader:
     """Makes the loader of a dataset.
 
@@ -40,7 +36,6 @@ def make_loader(
         random_crop: Whether encoded training images are cropped at random, instead of at the center.
         flip: Whether encoded training images are mirrored with probability 1/2.
         workers: Number of processes in which the Grain loader reads; 0 for threads.
-        skip_corrupt: Whether to skip encoded images that are corrupt, instead of raising an error.
 
     Returns:
         An `InMemoryLoader` or a `GrainLoader`.
@@ -67,14 +62,7 @@ def make_loader(
     if loader == "memory" or (loader == "auto" and arrays and _fits_in_memory(dataset)):
         return InMemoryLoader(dataset, batch_size, seed, sharding=sharding)
     return GrainLoader(
-        dataset,
-        batch_size,
-        seed,
-        sharding=sharding,
-        random_crop=random_crop,
-        flip=flip,
-        workers=workers,
-        skip_corrupt=skip_corrupt,
+        dataset, batch_size, seed, sharding=sharding, random_crop=random_crop, flip=flip, workers=workers
     )
 
 
