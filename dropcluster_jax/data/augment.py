@@ -17,10 +17,12 @@ from jaxtyping import Array, Bool, Float, Float32, Int, Shaped, UInt8
 from dropcluster_jax.data.crops import AREA, NUM_DRAWS, RATIO, crop_box, log_range
 from dropcluster_jax.sharding import preserve_sharding
 
+InputImages = Shaped[Array | np.ndarray, "batch height width channels"]
+Images = Shaped[Array, "batch height width channels"]
+Range = tuple[float, float]
 
-def random_flip(
-    key: Array, images: Shaped[Array | np.ndarray, "batch height width channels"]
-) -> Shaped[Array, "batch height width channels"]:
+
+def random_flip(key: Array, images: InputImages) -> Images:
     """Mirrors each image horizontally with probability 1/2.
 
     Args:
@@ -44,9 +46,7 @@ def random_flip(
     return jnp.where(flipped, images[:, :, ::-1], images)
 
 
-def random_shift(
-    key: Array, images: Shaped[Array | np.ndarray, "batch height width channels"], pixels: int
-) -> Shaped[Array, "batch height width channels"]:
+def random_shift(key: Array, images: InputImages, pixels: int) -> Images:
     """Shifts each image by up to `pixels` vertically and horizontally, filling with zeros.
 
     This is the usual "pad and crop at random". The two shifts are independent and uniform over the integers in
@@ -77,10 +77,10 @@ def _shift(key: Array, images: Shaped[Array, "..."], pixels: int) -> Shaped[Arra
 
 def random_cutout(
     key: Array,
-    images: Shaped[Array | np.ndarray, "batch height width channels"],
+    images: InputImages,
     side: int,
     fill: Shaped[Array | np.ndarray, " channels"] | int = 0,
-) -> Shaped[Array, "batch height width channels"]:
+) -> Images:
     """Fills a square of each image, centered at a uniformly drawn pixel and clipped at the border.
 
     As in the paper, as little as a quarter of the square is filled in a corner. (`dropcluster_jax.cutout` instead drops
@@ -112,10 +112,10 @@ def random_cutout(
 
 def random_resized_crop(
     key: Array,
-    images: Shaped[Array | np.ndarray, "batch height width channels"],
-    area: tuple[float, float] = AREA,
-    ratio: tuple[float, float] = RATIO,
-) -> Shaped[Array, "batch height width channels"]:
+    images: InputImages,
+    area: Range = AREA,
+    ratio: Range = RATIO,
+) -> Images:
     """Crops a random part of each image and resizes it to the image's size.
 
     The crop's relative area is uniform in `area`, the logarithm of its aspect ratio uniform in that of `ratio`, its
@@ -146,9 +146,7 @@ def random_resized_crop(
     return preserve_sharding(functools.partial(_resized_crop, area=area, ratio=ratio), key, images)
 
 
-def _resized_crop(
-    key: Array, images: Shaped[Array, "..."], area: tuple[float, float], ratio: tuple[float, float]
-) -> Shaped[Array, "..."]:
+def _resized_crop(key: Array, images: Shaped[Array, "..."], area: Range, ratio: Range) -> Shaped[Array, "..."]:
     batch, height, width, channels = images.shape
     area_key, ratio_key, start_key = jax.random.split(key, 3)
     starts, sizes = crop_box(
@@ -220,7 +218,7 @@ def normalize(
     return (scaled - mean) / std
 
 
-def _as_images(images: Shaped[Array | np.ndarray, "..."]) -> Shaped[Array, "batch height width channels"]:
+def _as_images(images: Shaped[Array | np.ndarray, "..."]) -> Images:
     if images.ndim != 4:
         raise ValueError(f"images must have shape (batch, height, width, channels), got {images.shape}")
     return jnp.asarray(images)

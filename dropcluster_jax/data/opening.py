@@ -96,6 +96,8 @@ def load(data: DataConfig | str, **options: Any) -> Dataset:
         >>> len(tuning.train), len(tuning.test)
         (50, 142)
     """
+    if options.get("dir") is not None:
+        options["dir"] = pathlib.Path(options["dir"])
     config = dataclasses.replace(DataConfig(data) if isinstance(data, str) else data, **options)
     prefix, _, path = config.name.partition(":")
     kind = prefix if prefix in ("folder", "npz") or config.name == "digits" else "tfds"

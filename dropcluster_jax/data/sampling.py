@@ -12,6 +12,7 @@ import numpy as np
 from jaxtyping import Float32, Int
 
 Indices = Int[np.ndarray, " _"]
+WeightedIndices = tuple[Indices, Float32[np.ndarray, " _"]]
 
 # Spawn keys that make the random streams of one seed independent; the stream that shuffles epochs has none.
 PROBE_STREAM, CROP_STREAM = (1,), (2,)
@@ -74,7 +75,7 @@ def probe_indices(num_examples: int, size: int, seed: int, update: int) -> Indic
     return rng.choice(num_examples, min(size, num_examples), replace=False)
 
 
-def evaluation_indices(num_examples: int, batch_size: int) -> Iterator[tuple[Indices, Float32[np.ndarray, " _"]]]:
+def evaluation_indices(num_examples: int, batch_size: int) -> Iterator[WeightedIndices]:
     """Yields the indices and weights of all examples, once and in order, in batches of equal size.
 
     The last batch is padded with the first example; the weight of padding is 0, that of all other examples 1.

@@ -1,5 +1,6 @@
 """Datasets stored in a NumPy archive, `.npz`."""
 
+import dataclasses
 import pathlib
 import struct
 import zipfile
@@ -37,14 +38,15 @@ def load_npz(config: DataConfig, path: pathlib.Path) -> Dataset:
         )
     splits = [_examples(path, arrays, *pair) for pair in zip(keys[::2], keys[1::2], strict=True)]
     classes = _classes(path, names, [split.labels for split in splits])
+    mean_std = _mean_and_std(path, mean, std, splits[0].shape[-1])
+    dataset = Dataset(config.name, splits[0], splits[-1], classes, mean_std=mean_std)
     if keys == _WITHOUT_TEST_SPLIT:
-        indices = stratified_split(splits[0].labels, config.test_fraction or DEFAULT_TEST_FRACTION, classes)
-        splits = map(splits[0].take, indices)
-    elif config.test_fraction is not None:
+        indices = stratified_split(dataset.train.labels, config.test_fraction or DEFAULT_TEST_FRACTION, classes)
+        train, test = map(splits[0].take, indices)
+        return dataclasses.replace(dataset, train=train, test=test)
+    if config.test_fraction is not None:
         raise ValueError(f"test_fraction applies to archives without a test split, {path} has one")
-    train, test = splits
-    mean_std = _mean_and_std(path, mean, std, train.shape[-1])
-    return Dataset(config.name, train, test, classes, mean_std=mean_std)
+    return dataset
 
 
 def _read(name: str, path: pathlib.Path) -> dict[str, np.ndarray]:

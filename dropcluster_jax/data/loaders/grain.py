@@ -1,10 +1,9 @@
 """The loader for datasets that do not fit into memory; Grain reads, decodes and crops batches ahead on the host."""
 
 import dataclasses
-import math
 import os
 import sys
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 from typing import Any
 
 import jax
@@ -16,22 +15,15 @@ from dropcluster_jax._optional import optional_import
 from dropcluster_jax.data.dataset import Dataset
 from dropcluster_jax.data.decoding import Pixels, decode_center, decode_random_crop
 from dropcluster_jax.data.examples import ArrayExamples, Examples
-from dropcluster_jax.data.loaders.loader import Batch, BatchIterator, check_divisible, round_up
+from dropcluster_jax.data.loaders.loader import Batch, Loader
 from dropcluster_jax.data.reading import DecodeImage, read_block
-from dropcluster_jax.data.sampling import (
-    CROP_STREAM,
-    BatchOrder,
-    Indices,
-    check_integer,
-    evaluation_indices,
-    probe_indices,
-)
-from dropcluster_jax.sharding import num_shards, shard_batch
+from dropcluster_jax.data.sampling import CROP_STREAM, BatchOrder, Indices, WeightedIndices, check_integer
+from dropcluster_jax.sharding import shard_batch
 
 _PREFETCH = 2  # Batches buffered on the device, and in each worker.
 
 
-class GrainLoader:
+class GrainLoader(Loader):
     """Streams batches that Grain reads ahead. See `Loader` for the methods and `make_loader` for the options.
 
     Each batch is read by one thread or worker, and transferred to the device while the previous one is in use. With
@@ -65,35 +57,23 @@ class GrainLoader:
         with optional_import("Grain"):
             import grain
 
-        self._grain, self._sharding, self._workers = grain, sharding, workers
-        self._order = BatchOrder(len(dataset.train), batch_size, seed)
-        process = _Process(
-            jax.process_index() if process_index is None else process_index,
-            jax.process_count() if process_count is None else process_count,
-        )
         check_integer("workers", workers, 0)
-        check_divisible(batch_size, sharding, process.count)
-        self._divisor = math.lcm(num_shards(sharding), process.count)
-        self._reader = _TrainingReader(dataset.train, dataset.image_size, process, self._order, random_crop, flip)
+        process_index = jax.process_index() if process_index is None else process_index
+        process_count = jax.process_count() if process_count is None else process_count
+        super().__init__(dataset, batch_size, seed, sharding, process_count)
+        self._grain, self._workers = grain, workers
+        process = (process_index, process_count)
+        self._train = _TrainingReader(dataset.train, dataset.image_size, process, self._order, random_crop, flip)
         self._test = _TestReader(dataset.test, dataset.image_size, process)
 
-    def train(self) -> BatchIterator:
-        """See `Loader.train`."""
-        return BatchIterator(
-            self._order, lambda first: self._stream(self._grain.MapDataset.range(first, sys.maxsize).map(self._reader))
-        )
+    def _train_from(self, first: int) -> Iterator[Batch]:
+        return self._stream(self._grain.MapDataset.range(first, sys.maxsize).map(self._train))
 
-    def test(self, batch_size: int | None = None) -> Iterator[Batch]:
-        """See `Loader.test`."""
-        size = round_up(self._order.batch_size if batch_size is None else batch_size, self._divisor)
-        batches = list(evaluation_indices(len(self._test.examples), size))
-        return self._stream(self._grain.MapDataset.source(batches).map(self._test))
+    def _test_batches(self, batches: Iterable[WeightedIndices]) -> Iterator[Batch]:
+        return self._stream(self._grain.MapDataset.source(list(batches)).map(self._test))
 
-    def probe(self, size: int, update: int) -> Batch:
-        """See `Loader.probe`."""
-        indices = probe_indices(self._order.num_examples, size, self._order.seed, update)
-        indices = indices[: len(indices) // self._divisor * self._divisor]
-        return shard_batch(self._reader.read(indices, self._reader.decode_center), self._sharding)
+    def _probe_batch(self, indices: Indices) -> Batch:
+        return shard_batch(self._train.read(indices, self._train.decode_center), self._sharding)
 
     def _stream(self, host_batches: Any) -> Iterator[Batch]:
         """Yields host batches on the device, read ahead by threads or workers."""
@@ -134,26 +114,19 @@ def _num_cores() -> int:
 
 
 @dataclasses.dataclass(frozen=True)
-class _Process:
-    """This process among those that share every batch."""
-
-    index: int
-    count: int
-
-    def part(self, batch: Shaped[np.ndarray, " batch"]) -> Shaped[np.ndarray, " part"]:
-        return np.split(batch, self.count)[self.index]
-
-
-@dataclasses.dataclass(frozen=True)
 class _Reader:
     """Reads this process's part of a batch of examples; encoded images are cropped to `size`."""
 
     examples: Examples
     size: int | None
-    process: _Process
+    process: tuple[int, int]  # Its index and the number of processes.
+
+    def part(self, batch: Shaped[np.ndarray, " batch"]) -> Shaped[np.ndarray, " part"]:
+        index, count = self.process
+        return np.split(batch, count)[index]
 
     def read(self, indices: Indices, decode_image: DecodeImage) -> dict[str, np.ndarray]:
-        indices = self.process.part(indices)
+        indices = self.part(indices)
         if isinstance(self.examples, ArrayExamples):
             return {"image": self.examples.images[indices], "label": self.examples.labels[indices]}
         images, labels = zip(*read_block(self.examples, indices.tolist(), decode_image), strict=True)
@@ -194,4 +167,4 @@ class _TestReader(_Reader):
 
     def __call__(self, batch: tuple[Indices, np.ndarray]) -> dict[str, np.ndarray]:
         indices, weight = batch
-        return {**self.read(indices, self.decode_center), "weight": self.process.part(weight)}
+        return {**self.read(indices, self.decode_center), "weight": self.part(weight)}

@@ -1,11 +1,21 @@
 """The interface of loaders: training, test and probe batches."""
 
-from collections.abc import Callable, Iterator
-from typing import Any, Protocol, runtime_checkable
+import abc
+import math
+from collections.abc import Callable, Iterable, Iterator
+from typing import Any
 
 from jax.sharding import NamedSharding
 
-from dropcluster_jax.data.sampling import BatchOrder, check_integer
+from dropcluster_jax.data.dataset import Dataset
+from dropcluster_jax.data.sampling import (
+    BatchOrder,
+    Indices,
+    WeightedIndices,
+    check_integer,
+    evaluation_indices,
+    probe_indices,
+)
 from dropcluster_jax.sharding import check_automatic, num_shards
 
 Batch = dict[str, Any]
@@ -83,8 +93,7 @@ class BatchIterator:
         return {name: int(value) for name, value in vars(self._order).items()}
 
 
-@runtime_checkable
-class Loader(Protocol):
+class Loader(abc.ABC):
     """Delivers the examples of a dataset to the devices.
 
     Example:
@@ -96,13 +105,21 @@ class Loader(Protocol):
         [100, 100, 100, 60]
     """
 
+    def __init__(
+        self, dataset: Dataset, batch_size: int, seed: int, sharding: NamedSharding | None, process_count: int = 1
+    ) -> None:
+        self._order = BatchOrder(len(dataset.train), batch_size, seed)
+        check_divisible(batch_size, sharding, process_count)
+        self._num_test, self._sharding = len(dataset.test), sharding
+        self._divisor = math.lcm(num_shards(sharding), process_count)
+
     def train(self) -> BatchIterator:
         """Returns an infinite iterator over shuffled training batches, starting at the first.
 
         Returns:
             Batches of `"image"`, uint8 `(batch_size, height, width, channels)`, and `"label"`, int32 `(batch_size,)`.
         """
-        ...
+        return BatchIterator(self._order, self._train_from)
 
     def test(self, batch_size: int | None = None) -> Iterator[Batch]:
         """Yields every test example once, in order, in batches of equal size.
@@ -119,7 +136,10 @@ class Loader(Protocol):
             TypeError: If `batch_size` is not an integer.
             ValueError: If `batch_size` is less than 1.
         """
-        ...
+        size = self._order.batch_size if batch_size is None else batch_size
+        check_integer("batch_size", size, 1)
+        rounded = -(-size // self._divisor) * self._divisor
+        return self._test_batches(evaluation_indices(self._num_test, rounded))
 
     def probe(self, size: int, update: int) -> Batch:
         """Returns the probe batch of a cluster update: training images drawn without replacement.
@@ -136,7 +156,20 @@ class Loader(Protocol):
             TypeError: If an argument is not an integer.
             ValueError: If an argument is out of range.
         """
-        ...
+        indices = probe_indices(self._order.num_examples, size, self._order.seed, update)
+        return self._probe_batch(indices[: len(indices) // self._divisor * self._divisor])
+
+    @abc.abstractmethod
+    def _train_from(self, first: int) -> Iterator[Batch]:
+        """Yields the training batches from the one with the index `first`."""
+
+    @abc.abstractmethod
+    def _test_batches(self, batches: Iterable[WeightedIndices]) -> Iterator[Batch]:
+        """Yields test batches, given the indices and weights of their examples."""
+
+    @abc.abstractmethod
+    def _probe_batch(self, indices: Indices) -> Batch:
+        """Returns a batch of training images."""
 
 
 def check_divisible(batch_size: int, sharding: NamedSharding | None, process_count: int = 1) -> None:
@@ -148,9 +181,3 @@ def check_divisible(batch_size: int, sharding: NamedSharding | None, process_cou
             raise ValueError(
                 f"batch_size must be a multiple of the {count} {name} that share a batch, got {batch_size}"
             )
-
-
-def round_up(batch_size: int, shards: int) -> int:
-    """Returns the smallest multiple of `shards` that is at least `batch_size`, a positive integer."""
-    check_integer("batch_size", batch_size, 1)
-    return -(-batch_size // shards) * shards
