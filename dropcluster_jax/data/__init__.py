@@ -15,7 +15,7 @@ from dropcluster_jax.data.decoding import CorruptImageError
 from dropcluster_jax.data.examples import ArrayExamples
 from dropcluster_jax.data.loaders import BatchIterator, GrainLoader, InMemoryLoader, Loader, make_loader
 from dropcluster_jax.data.mixing import cutmix, mixup
-from dropcluster_jax.data.opening import load, open_data
+from dropcluster_jax.data.opening import load
 from dropcluster_jax.data.subsets import stratified_split, stratified_subset
 
 __all__ = [
@@ -38,7 +38,6 @@ __all__ = [
     "make_loader",
     "mixup",
     "normalize",
-    "open_data",
     "random_cutout",
     "random_flip",
     "random_resized_crop",

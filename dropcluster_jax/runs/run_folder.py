@@ -35,9 +35,9 @@ from dropcluster_jax.data import (
     load,
     make_loader,
     normalize,
-    open_data,
 )
 from dropcluster_jax.data.corrupted import computed_origin
+from dropcluster_jax.data.opening import open_data
 from dropcluster_jax.models import ResNet
 from dropcluster_jax.runs import paths
 from dropcluster_jax.runs.build import abstract_batch, make_model, make_run_steps

@@ -16,7 +16,8 @@ from typing import Any, NamedTuple
 import jax
 
 from dropcluster_jax import __version__
-from dropcluster_jax.data import BatchIterator, Dataset, DatasetSpec, Loader, normalize, open_data
+from dropcluster_jax.data import BatchIterator, Dataset, DatasetSpec, Loader, normalize
+from dropcluster_jax.data.opening import open_data
 from dropcluster_jax.linen import cluster_states
 from dropcluster_jax.models import ResNet
 from dropcluster_jax.runs import build, distributed, figures, run_folder

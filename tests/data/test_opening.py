@@ -11,9 +11,9 @@ from dropcluster_jax.data import (
     DataConfig,
     GrainLoader,
     load,
-    open_data,
     stratified_subset,
 )
+from dropcluster_jax.data.opening import open_data
 
 
 def write_folder(root):

@@ -94,7 +94,7 @@ class BatchIterator:
 
 
 class Loader(abc.ABC):
-    """Delivers the examples of a dataset to the devices.
+    """Delivers the examples of a dataset to the devices. See `make_loader` for the arguments.
 
     Example:
         >>> from dropcluster_jax.data import load, make_loader
@@ -179,5 +179,5 @@ def check_divisible(batch_size: int, sharding: NamedSharding | None, process_cou
     for name, count in (("devices", num_shards(sharding)), ("processes", process_count)):
         if batch_size % count:
             raise ValueError(
-                f"batch_size must be a multiple of the {count} {name} that share a batch, got {batch_size}"
+                f"batch_size must be a multiple of the {count} {name} that batches are sharded over, got {batch_size}"
             )
