@@ -76,10 +76,7 @@ def _shift(key: Array, images: Shaped[Array, "..."], pixels: int) -> Shaped[Arra
 
 
 def random_cutout(
-    key: Array,
-    images: InputImages,
-    side: int,
-    fill: Shaped[Array | np.ndarray, " channels"] | int = 0,
+    key: Array, images: InputImages, side: int, fill: Shaped[Array | np.ndarray, " channels"] | int = 0
 ) -> Images:
     """Fills a square of each image, centered at a uniformly drawn pixel and clipped at the border.
 
@@ -110,12 +107,7 @@ def random_cutout(
     return jnp.where(inside_boxes(starts, jnp.full_like(starts, side), height, width), fill, images)
 
 
-def random_resized_crop(
-    key: Array,
-    images: InputImages,
-    area: Range = AREA,
-    ratio: Range = RATIO,
-) -> Images:
+def random_resized_crop(key: Array, images: InputImages, area: Range = AREA, ratio: Range = RATIO) -> Images:
     """Crops a random part of each image and resizes it to the image's size.
 
     The crop's relative area is uniform in `area`, the logarithm of its aspect ratio uniform in that of `ratio`, its

@@ -18,10 +18,10 @@ def read_block(
     examples: EncodedExamples, indices: Sequence[int], decode_image: DecodeImage
 ) -> list[tuple[Pixels, int]]:
     """Decodes examples and returns them with their labels; raises CorruptImageError for the first corrupt one."""
-    decoded = []
-    for index, (encoded, label) in zip(indices, examples.read(indices), strict=True):
-        decoded.append((decode_image(encoded, examples.location(index), index), label))
-    return decoded
+    return [
+        (decode_image(encoded, examples.location(index), index), label)
+        for index, (encoded, label) in zip(indices, examples.read(indices), strict=True)
+    ]
 
 
 def read_dataset(dataset: Dataset, skip_corrupt: bool) -> Dataset:

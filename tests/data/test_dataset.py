@@ -86,7 +86,7 @@ def test_invalid_arrays_raise(images, labels, message):
         ),
         ({"test": ArrayExamples(IMAGES[:, 1:], LABELS)}, r"the same shape, got \(4, 4, 3\) and \(3, 4, 3\)"),
         ({"test": ArrayExamples(IMAGES[:0], LABELS[:0])}, "test must contain examples, got none"),
-        ({"classes": ("a", "b", "a")}, "classes must be distinct, got a, b, a"),
+        ({"classes": ("a", "b", "a")}, "classes of 'mine' must be distinct, got a, b, a"),
         ({"classes": "abc"}, "classes must be a sequence of strings, got 'abc'"),
         ({"classes": (0, 1, 2)}, "classes must be a sequence of strings"),
     ],

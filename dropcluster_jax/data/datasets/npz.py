@@ -108,6 +108,4 @@ def _classes(path: pathlib.Path, names: np.ndarray | None, labels: list[np.ndarr
         return tuple(map(str, range(len(distinct))))
     if names.ndim != 1 or names.dtype.kind != "U":
         raise ValueError(f"classes of {path} must be a list of strings, got {names.dtype} of shape {names.shape}")
-    if len(set(names.tolist())) < len(names):
-        raise ValueError(f"classes of {path} must be distinct, got {', '.join(names)}")
     return tuple(names.tolist())

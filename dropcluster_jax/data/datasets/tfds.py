@@ -5,7 +5,6 @@ Nothing is downloaded unless requested.
 
 import difflib
 import os
-import pathlib
 import re
 import shlex
 from collections.abc import Mapping
@@ -89,12 +88,12 @@ def _data_dir(data_dir: str | os.PathLike[str] | None) -> tuple[Any, str]:
     """Returns the folder of prepared datasets and the name of the setting that it comes from."""
     from etils import epath  # A dependency of TFDS that also reads Google Cloud Storage.
 
-    if data_dir is not None:
-        origin = "dir"
-    elif os.environ.get("TFDS_DATA_DIR"):
-        data_dir, origin = os.environ["TFDS_DATA_DIR"], "the environment variable TFDS_DATA_DIR"
-    else:
-        data_dir, origin = "~/tensorflow_datasets", _DEFAULT_DIR
+    origins = {
+        "dir": data_dir,
+        "the environment variable TFDS_DATA_DIR": os.environ.get("TFDS_DATA_DIR"),
+        _DEFAULT_DIR: "~/tensorflow_datasets",
+    }
+    origin, data_dir = next((origin, path) for origin, path in origins.items() if path)
     address = parse_address(data_dir)
     if address is None:
         return epath.Path(data_dir).expanduser(), origin
@@ -127,17 +126,14 @@ def _find(name: str, data_dir: str | os.PathLike[str] | None, download: bool) ->
 
 def _suggest(name: str) -> str:
     """Returns a question with the name that was probably meant, followed by a space; empty if there is none."""
-    if name in DATASETS:
-        return ""
-    kind, colon, path = name.partition(":")
-    if colon and kind.lower() in ("npz", "folder"):
-        return f"did you mean {f'{kind.lower()}:{path}'!r}? "
-    if pathlib.Path(name).is_file():
-        return f"did you mean {f'npz:{name}'!r}? "
-    if name and pathlib.Path(name).is_dir():
-        return f"did you mean {f'folder:{name}'!r}? "
-    similar = difflib.get_close_matches(name.lower(), DATASETS, n=1)
-    return f"did you mean {similar[0]!r}? " if similar else ""
+    kind, _, path = name.partition(":")
+    if kind.lower() in ("npz", "folder"):
+        meant = f"{kind.lower()}:{path}"
+    elif name and os.path.exists(name):
+        meant = f"{'folder' if os.path.isdir(name) else 'npz'}:{name}"
+    else:
+        meant = next(iter(difflib.get_close_matches(name.lower(), DATASETS, n=1)), name)
+    return "" if meant == name else f"did you mean {meant!r}? "
 
 
 def _newest_version(root: Any, name: str) -> Any:

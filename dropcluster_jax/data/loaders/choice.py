@@ -1,5 +1,7 @@
 """The choice between the loaders."""
 
+from collections.abc import Sequence
+
 import jax
 from jax.sharding import NamedSharding
 
@@ -54,19 +56,19 @@ def make_loader(
     """
     if loader not in ("auto", "memory", "grain"):
         raise ValueError(f"loader must be 'auto', 'memory' or 'grain', got {loader!r}")
-    arrays = isinstance(dataset.train, ArrayExamples) and isinstance(dataset.test, ArrayExamples)
-    if loader == "memory" and not arrays:
+    arrays = [examples for examples in (dataset.train, dataset.test) if isinstance(examples, ArrayExamples)]
+    if loader == "memory" and len(arrays) < 2:
         raise ValueError(
             f"loader must be 'grain' or 'auto' for {dataset.name!r}, whose images are encoded, got 'memory'"
         )
-    if loader == "memory" or (loader == "auto" and arrays and _fits_in_memory(dataset)):
+    if loader == "memory" or (loader == "auto" and len(arrays) == 2 and _fit_in_memory(arrays)):
         return InMemoryLoader(dataset, batch_size, seed, sharding=sharding)
     return GrainLoader(
         dataset, batch_size, seed, sharding=sharding, random_crop=random_crop, flip=flip, workers=workers
     )
 
 
-def _fits_in_memory(dataset: Dataset) -> bool:
-    size = sum(part.images.nbytes for part in (dataset.train, dataset.test) if isinstance(part, ArrayExamples))
+def _fit_in_memory(arrays: Sequence[ArrayExamples]) -> bool:
     memory = (jax.local_devices()[0].memory_stats() or {}).get("bytes_limit")
-    return size <= (memory * _MEMORY_FRACTION if memory else _DEFAULT_LIMIT)
+    limit = memory * _MEMORY_FRACTION if memory else _DEFAULT_LIMIT
+    return sum(examples.images.nbytes for examples in arrays) <= limit

@@ -137,12 +137,6 @@ def test_constant_channel_raises_with_a_remedy(tmp_path):
         _ = load(save(tmp_path, images=images, labels=LABELS)).spec
 
 
-def test_train_and_test_images_of_different_sizes_raise(tmp_path):
-    arrays = {"train_images": IMAGES, "train_labels": LABELS, "test_images": IMAGES[:, 1:], "test_labels": LABELS}
-    with pytest.raises(ValueError, match=r"must have the same shape, got \(4, 5, 3\) and \(3, 5, 3\)"):
-        load(save(tmp_path, **arrays))
-
-
 @pytest.mark.parametrize("damage", ["text", "truncated", "empty", "foreign", "compressed"])
 def test_damaged_archives_raise(tmp_path, damage):
     name = save(tmp_path, images=IMAGES, labels=LABELS)
@@ -161,8 +155,3 @@ def test_damaged_archives_raise(tmp_path, damage):
     reason = {"foreign": ": images is not an array", "text": ": File is not a zip file"}.get(damage, "")
     with pytest.raises(ValueError, match=rf"data\.npz cannot be read as an \.npz archive{reason}"):
         load(name)
-
-
-def test_missing_file_raises(tmp_path):
-    with pytest.raises(FileNotFoundError, match=r"nothing\.npz is not a file"):
-        load(f"npz:{tmp_path / 'nothing.npz'}")
