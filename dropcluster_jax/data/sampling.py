@@ -2,6 +2,10 @@
 
 A batch depends only on the seed and its index, not on the loader, the machine, the number of processes or the batches
 before it. An interrupted run therefore resumes with exactly the batches that it would have read.
+
+An epoch's permutation takes 8 bytes per example. Grain's shuffle takes none, but 18 ms per batch of 1,024 instead of
+0.07 ms, 553 us per index for 50 examples, and its second epoch with one seed is the first with the next seed. The state
+of Grain's iterators depends on the number of workers, and restores other batches with another number (Grain 0.2.18).
 """
 
 import dataclasses

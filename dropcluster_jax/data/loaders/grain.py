@@ -1,6 +1,7 @@
 """The loader for datasets that do not fit into memory; Grain reads, decodes and crops batches ahead on the host."""
 
 import dataclasses
+import functools
 import os
 import sys
 from collections.abc import Iterable, Iterator
@@ -16,7 +17,7 @@ from dropcluster_jax.data.dataset import Dataset
 from dropcluster_jax.data.decoding import Pixels, decode_center, decode_random_crop
 from dropcluster_jax.data.examples import ArrayExamples, Examples
 from dropcluster_jax.data.loaders.loader import Batch, Loader
-from dropcluster_jax.data.reading import DecodeImage, read_block
+from dropcluster_jax.data.reading import read_block
 from dropcluster_jax.data.sampling import CROP_STREAM, BatchOrder, Indices, WeightedIndices, check_integer
 from dropcluster_jax.sharding import shard_batch
 
@@ -63,17 +64,17 @@ class GrainLoader(Loader):
         super().__init__(dataset, batch_size, seed, sharding, process_count)
         self._grain, self._workers = grain, workers
         process = (process_index, process_count)
-        self._train = _TrainingReader(dataset.train, dataset.image_size, process, self._order, random_crop, flip)
-        self._test = _TestReader(dataset.test, dataset.image_size, process)
+        self._train = _Reader(dataset.train, dataset.image_size, self._order, process, random_crop, flip)
+        self._test = dataclasses.replace(self._train, examples=dataset.test)
 
     def _train_from(self, first: int) -> Iterator[Batch]:
-        return self._stream(self._grain.MapDataset.range(first, sys.maxsize).map(self._train))
+        return self._stream(self._grain.MapDataset.range(first, sys.maxsize).map(self._train.training_batch))
 
     def _test_batches(self, batches: Iterable[WeightedIndices]) -> Iterator[Batch]:
-        return self._stream(self._grain.MapDataset.source(list(batches)).map(self._test))
+        return self._stream(self._grain.MapDataset.source(list(batches)).map(self._test.test_batch))
 
     def _probe_batch(self, indices: Indices) -> Batch:
-        return shard_batch(self._train.read(indices, self._train.decode_center), self._sharding)
+        return shard_batch(self._train.read(indices), self._sharding)
 
     def _stream(self, host_batches: Any) -> Iterator[Batch]:
         """Yields host batches on the device, read ahead by threads or workers."""
@@ -110,61 +111,47 @@ def _num_cores() -> int:
     return len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
 
 
-# The classes below run in Grain's threads and workers and must not use JAX.
-
-
 @dataclasses.dataclass(frozen=True)
 class _Reader:
-    """Reads this process's part of a batch of examples; encoded images are cropped to `size`."""
+    """Reads this process's part of a batch of examples; runs in Grain's threads and workers and must not use JAX."""
 
     examples: Examples
-    size: int | None
-    process: tuple[int, int]  # Its index and the number of processes.
-
-    def part(self, batch: Shaped[np.ndarray, " batch"]) -> Shaped[np.ndarray, " part"]:
-        index, count = self.process
-        return np.split(batch, count)[index]
-
-    def read(self, indices: Indices, decode_image: DecodeImage) -> dict[str, np.ndarray]:
-        indices = self.part(indices)
-        if isinstance(self.examples, ArrayExamples):
-            return {"image": self.examples.images[indices], "label": self.examples.labels[indices]}
-        images, labels = zip(*read_block(self.examples, indices.tolist(), decode_image), strict=True)
-        return {"image": np.stack(images), "label": np.array(labels, np.int32)}
-
-    def decode_center(self, encoded: bytes, location: str, index: int) -> Pixels:
-        assert self.size is not None
-        return decode_center(encoded, location, self.size)
-
-
-@dataclasses.dataclass(frozen=True)
-class _TrainingReader(_Reader):
-    """Reads training batches; crops are a function of the seed, the epoch and the example's index."""
-
+    size: int | None  # The side to which encoded images are cropped.
     order: BatchOrder
+    process: tuple[int, int]  # Its index and the number of processes.
     random_crop: bool
     flip: bool
 
-    def __call__(self, batch: int) -> dict[str, np.ndarray]:
-        epoch = batch // self.order.batches_per_epoch
+    def training_batch(self, batch: int) -> dict[str, np.ndarray]:
+        return self.read(self.order.indices(batch), batch // self.order.batches_per_epoch)
 
-        def decode(encoded: bytes, location: str, index: int) -> Pixels:
-            sequence = np.random.SeedSequence([self.order.seed, epoch, index], spawn_key=CROP_STREAM)
-            rng = np.random.default_rng(sequence)
-            mirrored = self.flip and bool(rng.integers(2))
-            if self.random_crop and self.size is not None:
-                pixels = decode_random_crop(encoded, location, self.size, rng)
-            else:
-                pixels = self.decode_center(encoded, location, index)
-            return pixels[:, ::-1] if mirrored else pixels
-
-        return self.read(self.order.indices(batch), decode)
-
-
-@dataclasses.dataclass(frozen=True)
-class _TestReader(_Reader):
-    """Reads test batches, given their indices and weights."""
-
-    def __call__(self, batch: tuple[Indices, np.ndarray]) -> dict[str, np.ndarray]:
+    def test_batch(self, batch: WeightedIndices) -> dict[str, np.ndarray]:
         indices, weight = batch
-        return {**self.read(indices, self.decode_center), "weight": self.part(weight)}
+        return {**self.read(indices), "weight": self._part(weight)}
+
+    def read(self, indices: Indices, epoch: int | None = None) -> dict[str, np.ndarray]:
+        """Returns examples, cropped as in an epoch of training, or at the center."""
+        indices = self._part(indices)
+        if isinstance(self.examples, ArrayExamples):
+            return {"image": self.examples.images[indices], "label": self.examples.labels[indices]}
+        decoded = read_block(self.examples, indices.tolist(), functools.partial(self._decode, epoch))
+        images, labels = zip(*decoded, strict=True)
+        return {"image": np.stack(images), "label": np.array(labels, np.int32)}
+
+    def _decode(self, epoch: int | None, encoded: bytes, location: str, index: int) -> Pixels:
+        """Crops an image at random if asked to, as a function of the seed, the epoch and the example's index."""
+        assert self.size is not None
+        if epoch is None:
+            return decode_center(encoded, location, self.size)
+        sequence = np.random.SeedSequence([self.order.seed, epoch, index], spawn_key=CROP_STREAM)
+        rng = np.random.default_rng(sequence)
+        mirrored = self.flip and bool(rng.integers(2))
+        if self.random_crop:
+            pixels = decode_random_crop(encoded, location, self.size, rng)
+        else:
+            pixels = decode_center(encoded, location, self.size)
+        return pixels[:, ::-1] if mirrored else pixels
+
+    def _part(self, batch: Shaped[np.ndarray, " batch"]) -> Shaped[np.ndarray, " part"]:
+        index, count = self.process
+        return np.split(batch, count)[index]
