@@ -61,11 +61,11 @@ def main() -> None:
     options = parser.parse_args()
     print(f"{platform.machine()}, {os.cpu_count()} CPU cores, {jax.devices()[0].device_kind}; jax {version('jax')}")
     if options.training:
-        measure_training(load(options.data, options.data_dir), options.training, options.batch, options.seconds)
+        measure_training(load(options.data, dir=options.data_dir), options.training, options.batch, options.seconds)
         return
     print(", ".join(f"{name} {version(name)}" for name in ("grain", "pillow")), end="\n\n")
-    cifar10 = load("cifar10", options.data_dir)
-    measure_loaders(cifar10, load("cifar10", options.data_dir, image_size=32), options)
+    cifar10 = load("cifar10", dir=options.data_dir)
+    measure_loaders(cifar10, load("cifar10", dir=options.data_dir, image_size=32), options)
     if not options.no_corruptions:
         assert isinstance(cifar10.test, ArrayExamples)
         measure_corruptions(cifar10.test.images[:10_000])

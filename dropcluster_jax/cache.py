@@ -57,7 +57,7 @@ def cached(name: str, key: Any, make: Callable[[], Mapping[str, np.ndarray]]) ->
     return arrays
 
 
-def fingerprint(path: Any) -> tuple[str, int, int]:
+def file_stamp(path: Any) -> tuple[str, int, int]:
     """Returns a file's path, size in bytes and modification time, which change when the file does."""
     if os.path.exists(path):
         # Nanoseconds; epath reports seconds, too coarse to notice a file that was just rewritten.

@@ -85,7 +85,7 @@ class Measure:
     @functools.cached_property
     def _dataset(self) -> Dataset:
         """The whole dataset."""
-        return load(self.data.name, self.data.dir, image_size=self.data.image_size)
+        return load(self.data.name, dir=self.data.dir, image_size=self.data.image_size)
 
     def __call__(self, job: Job) -> Line:
         """Trains the network of a job, unless its run folder contains it, and evaluates it.

@@ -7,14 +7,15 @@ training step. `corrupt` and `corrupted_test` corrupt test images to measure rob
 """
 
 from dropcluster_jax.data.augment import normalize, random_cutout, random_flip, random_resized_crop, random_shift
+from dropcluster_jax.data.config import DataConfig
 from dropcluster_jax.data.corrupted import corrupted_test
 from dropcluster_jax.data.corruptions import CORRUPTIONS, EXTRA_CORRUPTIONS, corrupt
 from dropcluster_jax.data.dataset import DATASETS, Dataset, DatasetSpec
-from dropcluster_jax.data.datasets import fake_data, load
 from dropcluster_jax.data.decoding import CorruptImageError
 from dropcluster_jax.data.examples import ArrayExamples
 from dropcluster_jax.data.loaders import BatchIterator, GrainLoader, InMemoryLoader, Loader, make_loader
 from dropcluster_jax.data.mixing import cutmix, mixup
+from dropcluster_jax.data.opening import load
 from dropcluster_jax.data.subsets import stratified_split, stratified_subset
 
 __all__ = [
@@ -24,6 +25,7 @@ __all__ = [
     "ArrayExamples",
     "BatchIterator",
     "CorruptImageError",
+    "DataConfig",
     "Dataset",
     "DatasetSpec",
     "GrainLoader",
@@ -32,7 +34,6 @@ __all__ = [
     "corrupt",
     "corrupted_test",
     "cutmix",
-    "fake_data",
     "load",
     "make_loader",
     "mixup",

@@ -14,12 +14,15 @@ import numpy as np
 from jax.core import Tracer
 from jaxtyping import Array, Bool, Float, Float32, Int, Shaped, UInt8
 
+from dropcluster_jax.data.crops import AREA, NUM_DRAWS, RATIO, crop_box, log_range
 from dropcluster_jax.sharding import preserve_sharding
 
+InputImages = Shaped[Array | np.ndarray, "batch height width channels"]
+Images = Shaped[Array, "batch height width channels"]
+Range = tuple[float, float]
 
-def random_flip(
-    key: Array, images: Shaped[Array | np.ndarray, "batch height width channels"]
-) -> Shaped[Array, "batch height width channels"]:
+
+def random_flip(key: Array, images: InputImages) -> Images:
     """Mirrors each image horizontally with probability 1/2.
 
     Args:
@@ -43,9 +46,7 @@ def random_flip(
     return jnp.where(flipped, images[:, :, ::-1], images)
 
 
-def random_shift(
-    key: Array, images: Shaped[Array | np.ndarray, "batch height width channels"], pixels: int
-) -> Shaped[Array, "batch height width channels"]:
+def random_shift(key: Array, images: InputImages, pixels: int) -> Images:
     """Shifts each image by up to `pixels` vertically and horizontally, filling with zeros.
 
     This is the usual "pad and crop at random". The two shifts are independent and uniform over the integers in
@@ -75,11 +76,8 @@ def _shift(key: Array, images: Shaped[Array, "..."], pixels: int) -> Shaped[Arra
 
 
 def random_cutout(
-    key: Array,
-    images: Shaped[Array | np.ndarray, "batch height width channels"],
-    side: int,
-    fill: Shaped[Array | np.ndarray, " channels"] | int = 0,
-) -> Shaped[Array, "batch height width channels"]:
+    key: Array, images: InputImages, side: int, fill: Shaped[Array | np.ndarray, " channels"] | int = 0
+) -> Images:
     """Fills a square of each image, centered at a uniformly drawn pixel and clipped at the border.
 
     As in the paper, as little as a quarter of the square is filled in a corner. (`dropcluster_jax.cutout` instead drops
@@ -109,12 +107,7 @@ def random_cutout(
     return jnp.where(inside_boxes(starts, jnp.full_like(starts, side), height, width), fill, images)
 
 
-def random_resized_crop(
-    key: Array,
-    images: Shaped[Array | np.ndarray, "batch height width channels"],
-    area: tuple[float, float] = (0.08, 1.0),
-    ratio: tuple[float, float] = (3 / 4, 4 / 3),
-) -> Shaped[Array, "batch height width channels"]:
+def random_resized_crop(key: Array, images: InputImages, area: Range = AREA, ratio: Range = RATIO) -> Images:
     """Crops a random part of each image and resizes it to the image's size.
 
     The crop's relative area is uniform in `area`, the logarithm of its aspect ratio uniform in that of `ratio`, its
@@ -145,45 +138,28 @@ def random_resized_crop(
     return preserve_sharding(functools.partial(_resized_crop, area=area, ratio=ratio), key, images)
 
 
-def _resized_crop(
-    key: Array, images: Shaped[Array, "..."], area: tuple[float, float], ratio: tuple[float, float]
-) -> Shaped[Array, "..."]:
-    batch, *sides, channels = images.shape
-    boxes = _random_boxes(key, batch, sides[0], sides[1], area, ratio)
+def _resized_crop(key: Array, images: Shaped[Array, "..."], area: Range, ratio: Range) -> Shaped[Array, "..."]:
+    batch, height, width, channels = images.shape
+    area_key, ratio_key, start_key = jax.random.split(key, 3)
+    starts, sizes = crop_box(
+        jax.random.uniform(area_key, (batch, NUM_DRAWS), jnp.float32, *area),
+        jax.random.uniform(ratio_key, (batch, NUM_DRAWS), jnp.float32, *log_range(ratio)),
+        lambda limits: jax.random.randint(start_key, (batch, 2), 0, limits, jnp.int32),
+        height,
+        width,
+        ratio,
+    )
 
-    def crop(image: Shaped[Array, "height width channels"], box: Shaped[Array, "2 2"]) -> Shaped[Array, "..."]:
-        start, length = box.astype(jnp.float32)
-        scale = jnp.array(sides, jnp.float32) / length
+    def crop(image: Shaped[Array, "..."], start: Float[Array, "2"], size: Float[Array, "2"]) -> Shaped[Array, "..."]:
+        scale = jnp.array([height, width], jnp.float32) / size
         return jax.image.scale_and_translate(
-            image.astype(jnp.float32), (*sides, channels), (0, 1), scale, -start * scale, "linear"
+            image.astype(jnp.float32), (height, width, channels), (0, 1), scale, -start * scale, "linear"
         )
 
-    cropped = jax.vmap(crop)(images, boxes)
+    cropped = jax.vmap(crop)(images, starts.astype(jnp.float32), sizes.astype(jnp.float32))
     if jnp.issubdtype(images.dtype, jnp.integer):
         cropped = jnp.round(cropped)
     return cropped.astype(images.dtype)
-
-
-def _random_boxes(
-    key: Array, batch: int, height: int, width: int, area: tuple[float, float], ratio: tuple[float, float]
-) -> Int[Array, "batch 2 2"]:
-    """Draws a crop of each image: its start `(row, column)` and its size `(height, width)`, in pixels."""
-    area_key, ratio_key, start_key = jax.random.split(key, 3)
-    pixels = height * width * jax.random.uniform(area_key, (batch, 10), jnp.float32, *area)
-    low, high = math.log(ratio[0]), math.log(ratio[1])
-    ratios = jnp.exp(jax.random.uniform(ratio_key, (batch, 10), jnp.float32, low, high))
-    candidates = jnp.stack([jnp.sqrt(pixels / ratios), jnp.sqrt(pixels * ratios)], axis=-1)
-    sizes = jnp.maximum(1, jnp.round(candidates)).astype(jnp.int32)
-    sides = jnp.array([[height, width]], jnp.int32)
-    fits = jnp.all(sizes <= sides[None], axis=-1)
-    size = jnp.take_along_axis(sizes, jnp.argmax(fits, axis=1)[:, None, None], axis=1)[:, 0]
-    start = jax.random.randint(start_key, (batch, 2), 0, jnp.maximum(sides - size, 0) + 1, jnp.int32)
-    # If no draw fits: the largest centered crop with an allowed aspect ratio.
-    center_size = jnp.array(
-        [[min(height, max(1, round(width / ratio[0]))), min(width, max(1, round(height * ratio[1])))]], jnp.int32
-    )
-    center = jnp.stack([(sides - center_size) // 2, center_size], axis=1)
-    return jnp.where(jnp.any(fits, axis=1)[:, None, None], jnp.stack([start, size], axis=1), center)
 
 
 def inside_boxes(
@@ -234,7 +210,7 @@ def normalize(
     return (scaled - mean) / std
 
 
-def _as_images(images: Shaped[Array | np.ndarray, "..."]) -> Shaped[Array, "batch height width channels"]:
+def _as_images(images: Shaped[Array | np.ndarray, "..."]) -> Images:
     if images.ndim != 4:
         raise ValueError(f"images must have shape (batch, height, width, channels), got {images.shape}")
     return jnp.asarray(images)

@@ -7,9 +7,9 @@ import jax
 
 from dropcluster_jax.data.corruptions import check_corruption, corrupt
 from dropcluster_jax.data.dataset import Dataset
-from dropcluster_jax.data.datasets.load import load
 from dropcluster_jax.data.datasets.tfds import is_prepared
 from dropcluster_jax.data.examples import ArrayExamples
+from dropcluster_jax.data.opening import load
 
 # Names in TFDS that differ from ours.
 _TFDS_NAMES = {"glass_blur": "frosted_glass_blur", "elastic_transform": "elastic"}
@@ -51,7 +51,7 @@ def corrupted_test(
         published = f"cifar10_corrupted/{_TFDS_NAMES.get(name, name)}_{severity}"
         if is_prepared(published, data_dir):
             # The published dataset has only a test split; its files are decoded once and then cached.
-            examples = load(published, data_dir, train_split="test").test
+            examples = load(published, dir=data_dir, train_split="test").test
             assert isinstance(examples, ArrayExamples)
             return CorruptedTest(examples, "cifar10_corrupted")
     images = corrupt(name, severity, jax.random.key(seed), dataset.test.images)

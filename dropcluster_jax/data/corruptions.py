@@ -19,16 +19,18 @@ from jaxtyping import Array, Float, Int, UInt8, UInt32
 
 from dropcluster_jax._optional import optional_import
 
+Images = UInt8[Array | np.ndarray, "batch height width channels"]
 Image = Float[Array, "height width channels"]
 Scalar = Float[Array, ""]
+Weights = Float[Array | np.ndarray, " steps"]
+Matrix = Float[Array | np.ndarray, "rows columns"]
 Matrices = tuple[Float[Array, "height height"], Float[Array, "width width"]]  # For the columns and rows of an image.
+Shape = tuple[int, int]
 
 _CHUNK = 500 * 32 * 32  # Pixels corrupted at a time; bounds the memory.
 
 
-def corrupt(
-    name: str, severity: int, key: Array, images: UInt8[Array | np.ndarray, "batch height width channels"]
-) -> UInt8[np.ndarray, "batch height width channels"]:
+def corrupt(name: str, severity: int, key: Array, images: Images) -> UInt8[np.ndarray, "..."]:
     """Corrupts images as in CIFAR-10-C.
 
     The result for an image depends only on the key, the image and its index. Values are truncated to 8 bits, as in the
@@ -89,12 +91,8 @@ def corrupt(
 
 @functools.partial(jax.jit, static_argnames="name")
 def _corrupt_chunk(
-    name: str,
-    key: Array,
-    indices: UInt32[Array | np.ndarray, " batch"],
-    images: UInt8[Array | np.ndarray, "batch height width channels"],
-    arguments: tuple[Any, ...],
-) -> UInt8[Array, "batch height width channels"]:
+    name: str, key: Array, indices: UInt32[Array | np.ndarray, " batch"], images: Images, arguments: tuple[Any, ...]
+) -> Images:
     def corrupt_one(index: UInt32[Array, ""], image: UInt8[Array, "height width channels"]) -> Image:
         scaled = image.astype(jnp.float32) / 255
         return _truncate(_CORRUPTIONS[name].function(jax.random.fold_in(key, index), scaled, *arguments))
@@ -145,7 +143,7 @@ def _shot_noise(key: Array, image: Image, count: Scalar, cdf: Float[Array, "256 
     return events.astype(jnp.float32) / count
 
 
-def _prepare_shot_noise(shape: tuple[int, int], count: float) -> tuple[float, Float[np.ndarray, "256 events"]]:
+def _prepare_shot_noise(shape: Shape, count: float) -> tuple[float, Float[np.ndarray, "256 events"]]:
     """Returns the count and the CDF of Poisson(count * level / 255) for levels 0 to 255."""
     events = np.arange(1024)  # For the largest count, 500, the CDF rounds to 1 well before.
     log_factorials = np.cumsum(np.log(np.maximum(events, 1)))
@@ -165,7 +163,7 @@ def _speckle_noise(key: Array, image: Image, sigma: Scalar) -> Image:
 # ---- Blur
 
 
-def _defocus_blur(key: Array, image: Image, kernel: Float[Array, "taps taps"]) -> Image:
+def _defocus_blur(key: Array, image: Image, kernel: Matrix) -> Image:
     """Convolves with a kernel; edges are mirrored."""
     height, width, _ = image.shape
     reach = len(kernel) // 2
@@ -177,9 +175,7 @@ def _defocus_blur(key: Array, image: Image, kernel: Float[Array, "taps taps"]) -
     return blurred
 
 
-def _prepare_defocus_blur(
-    shape: tuple[int, int], radius: float, alias_sigma: float
-) -> tuple[Float[np.ndarray, "taps taps"]]:
+def _prepare_defocus_blur(shape: Shape, radius: float, alias_sigma: float) -> tuple[Matrix]:
     """Returns a disk smoothed by a Gaussian of three taps."""
     offsets = np.arange(-2, 3)  # The largest radius is 1.5.
     disk = (offsets[:, None] ** 2 + offsets**2 <= radius**2).astype(np.float64)
@@ -208,34 +204,20 @@ def _glass_blur(key: Array, image: Image, passes: Scalar, blur: Matrices) -> Ima
     return _along_sides(image, blur)
 
 
-def _prepare_glass_blur(shape: tuple[int, int], sigma: float, passes: int) -> tuple[Any, ...]:
-    return passes, *_prepare_blur(shape, sigma)
-
-
-def _motion_blur(key: Array, image: Image, weights: Float[Array, " steps"]) -> Image:
+def _motion_blur(key: Array, image: Image, weights: Weights) -> Image:
     return _round(_blur_along(image, weights, _uniform(key, -math.pi / 4, math.pi / 4)))
 
 
-def _prepare_motion_blur(shape: tuple[int, int], radius: int, sigma: float) -> tuple[Float[np.ndarray, " steps"]]:
-    return (_half_gaussian(radius, sigma, max_radius=9),)
-
-
-def _zoom_blur(
-    key: Array,
-    image: Image,
-    count: Scalar,
-    rows: Float[Array, "zooms height height"],
-    columns: Float[Array, "zooms width width"],
-) -> Image:
-    """Averages the first `count` zooms."""
+def _zoom_blur(key: Array, image: Image, count: Scalar, zooms: tuple[Array, Array]) -> Image:
+    """Averages the first `count` zooms, whose matrices are `(zooms, height, height)` and `(zooms, width, width)`."""
 
     def add_zoom(index: Int[Array, ""], total: Image) -> Image:
-        return total + _along_sides(image, (rows[index], columns[index]))
+        return total + _along_sides(image, (zooms[0][index], zooms[1][index]))
 
     return jax.lax.fori_loop(jnp.int32(0), count.astype(jnp.int32), add_zoom, jnp.zeros_like(image)) / count
 
 
-def _prepare_zoom_blur(shape: tuple[int, int], stop: float) -> tuple[Any, ...]:
+def _prepare_zoom_blur(shape: Shape, stop: float) -> tuple[Any, ...]:
     """Returns the number and the matrices of zooms: the image, and zooms by 1, 1.01, ..., up to about `stop`.
 
     Uses `numpy.arange` as the published code does: because of rounding errors, the largest factors are 1.06, 1.11,
@@ -243,8 +225,7 @@ def _prepare_zoom_blur(shape: tuple[int, int], stop: float) -> tuple[Any, ...]:
     """
     factors = [1.0, *np.arange(1, stop, 0.01).tolist()]
     padding = ((0, 27 - len(factors)), (0, 0), (0, 0))  # All severities have arrays of the same shape.
-    rows, columns = (np.pad([_zoom_matrix(side, factor) for factor in factors], padding) for side in shape)
-    return len(factors), rows, columns
+    return len(factors), tuple(np.pad([_zoom_matrix(side, factor) for factor in factors], padding) for side in shape)
 
 
 def _gaussian_blur(key: Array, image: Image, blur: Matrices) -> Image:
@@ -254,17 +235,9 @@ def _gaussian_blur(key: Array, image: Image, blur: Matrices) -> Image:
 # ---- Weather
 
 
-def _snow(
-    key: Array,
-    image: Image,
-    mean: Scalar,
-    sd: Scalar,
-    threshold: Scalar,
-    mix: Scalar,
-    zoom: Matrices,
-    weights: Float[Array, " steps"],
-) -> Image:
+def _snow(key: Array, image: Image, levels: Float[Array, "4"], zoom: Matrices, weights: Weights) -> Image:
     """Adds flakes, which are thresholded noise blurred along a line, and their rotation by 180 degrees."""
+    mean, sd, threshold, mix = levels
     noise_key, angle_key = jax.random.split(key)
     noise = _along_sides(mean + sd * jax.random.normal(noise_key, (*image.shape[:2], 1), jnp.float32), zoom)
     flakes = _truncate(jnp.where(noise < threshold, 0, noise))
@@ -274,10 +247,10 @@ def _snow(
 
 
 def _prepare_snow(
-    shape: tuple[int, int], mean: float, sd: float, zoom: float, threshold: float, radius: int, sigma: float, mix: float
+    shape: Shape, mean: float, sd: float, zoom: float, threshold: float, radius: int, sigma: float, mix: float
 ) -> tuple[Any, ...]:
-    zoom_matrices = tuple(_zoom_matrix(side, zoom) for side in shape)
-    return mean, sd, threshold, mix, zoom_matrices, _half_gaussian(radius, sigma, max_radius=14)
+    levels = np.array([mean, sd, threshold, mix])
+    return levels, tuple(_zoom_matrix(side, zoom) for side in shape), _half_gaussian(radius, sigma, max_radius=14)
 
 
 def _frost(key: Array, image: Image, image_weight: Scalar, frost_weight: Scalar) -> Image:
@@ -365,9 +338,7 @@ def _elastic_transform(key: Array, image: Image, alpha: Scalar, affine: Scalar, 
     return _sample(image, down + displacement[..., 0], across + displacement[..., 1], "reflect")
 
 
-def _prepare_elastic_transform(
-    shape: tuple[int, int], alpha: float, sigma: float, affine: float
-) -> tuple[float, float, tuple[np.ndarray, ...]]:
+def _prepare_elastic_transform(shape: Shape, alpha: float, sigma: float, affine: float) -> tuple[Any, ...]:
     """Converts parameters relative to the shorter side to pixels."""
     side = min(shape)
     smooth = tuple(_gaussian_matrix(length, sigma * side, 3, "symmetric") for length in shape)
@@ -378,9 +349,7 @@ def _cross(first: Array | Sequence[Array], second: Array | Sequence[Array]) -> A
     return first[0] * second[1] - first[1] * second[0]
 
 
-def _sample(
-    image: Image, down: Float[Array, "height width"], across: Float[Array, "height width"], edges: str
-) -> Image:
+def _sample(image: Image, down: Matrix, across: Matrix, edges: str) -> Image:
     """Interpolates the image linearly at the given coordinates; `edges` is a mode of `scipy.ndimage`."""
     sample = functools.partial(map_coordinates, coordinates=[down, across], order=1, mode=edges)
     return jax.vmap(sample, in_axes=-1, out_axes=-1)(image)
@@ -393,11 +362,7 @@ def _pixelate(key: Array, image: Image, boxes: Matrices) -> Image:
     return _round(jnp.einsum("ih,hjc->ijc", down, image, precision=jax.lax.Precision.HIGHEST))
 
 
-def _prepare_pixelate(shape: tuple[int, int], scale: float) -> tuple[tuple[np.ndarray, ...]]:
-    return (tuple(_pixelate_matrix(side, scale) for side in shape),)
-
-
-def _pixelate_matrix(side: int, scale: float) -> Float[np.ndarray, "side side"]:
+def _pixelate_matrix(side: int, scale: float) -> Matrix:
     """Averages the pixels whose centers are in a box of the smaller grid, and assigns the mean to them."""
     boxes = max(1, int(scale * side))
     ends = np.arange(boxes + 1) * side / boxes
@@ -406,17 +371,14 @@ def _pixelate_matrix(side: int, scale: float) -> Float[np.ndarray, "side side"]:
     return (inside / inside.sum(1, keepdims=True))[(centers * boxes / side).astype(int)]
 
 
-def _jpeg_compression(
-    images: UInt8[np.ndarray, "batch height width channels"], quality: int
-) -> UInt8[np.ndarray, "batch height width channels"]:
+def _jpeg_compression(images: UInt8[np.ndarray, "..."], quality: int) -> UInt8[np.ndarray, "..."]:
     with optional_import("Pillow"):
         from PIL import Image as PillowImage
     decoded = np.empty_like(images)
     for image, result in zip(images, decoded, strict=True):
-        encoded = io.BytesIO()
-        pixels = image[:, :, 0] if image.shape[2] == 1 else image
-        PillowImage.fromarray(pixels).save(encoded, "JPEG", quality=quality)
-        result[:] = np.asarray(PillowImage.open(encoded)).reshape(image.shape)
+        file = io.BytesIO()
+        PillowImage.fromarray(image[:, :, 0] if image.shape[2] == 1 else image).save(file, "JPEG", quality=quality)
+        result[:] = np.asarray(PillowImage.open(file)).reshape(image.shape)
     return decoded
 
 
@@ -454,12 +416,12 @@ def _along_sides(image: Image, matrices: Matrices) -> Image:
     return jnp.einsum("ih,jw,hwc->ijc", *matrices, image, precision=jax.lax.Precision.HIGHEST)
 
 
-def _prepare_blur(shape: tuple[int, int], sigma: float) -> tuple[tuple[np.ndarray, ...]]:
+def _prepare_blur(shape: Shape, sigma: float) -> tuple[tuple[np.ndarray, ...]]:
     """Returns the matrices of a Gaussian blur truncated at 4 sigma; edges are repeated."""
     return (tuple(_gaussian_matrix(side, sigma, 4, "edge") for side in shape),)
 
 
-def _blur_along(image: Image, weights: Float[Array, " steps"], angle: Scalar) -> Image:
+def _blur_along(image: Image, weights: Weights, angle: Scalar) -> Image:
     """Averages pixels along a line, with one weight per step; edges are repeated."""
     reach = len(weights) - 1
     steps = np.arange(reach + 1, dtype=np.float32)
@@ -472,13 +434,13 @@ def _blur_along(image: Image, weights: Float[Array, " steps"], angle: Scalar) ->
     return blurred
 
 
-def _half_gaussian(radius: int, sigma: float, max_radius: int) -> Float[np.ndarray, " steps"]:
+def _half_gaussian(radius: int, sigma: float, max_radius: int) -> Weights:
     """Returns 2 * radius + 1 weights that decrease from the first, followed by zeros up to 2 * max_radius + 1."""
     weights = np.exp(-(np.arange(2 * radius + 1) ** 2) / (2 * sigma**2))
     return np.pad(weights / weights.sum(), (0, 2 * (max_radius - radius)))
 
 
-def _gaussian_matrix(side: int, sigma: float, truncate: float, edges: Any) -> Float[np.ndarray, "side side"]:
+def _gaussian_matrix(side: int, sigma: float, truncate: float, edges: Any) -> Matrix:
     """Returns Gaussian weights up to truncate * sigma from each pixel; `edges` is a mode of `numpy.pad`."""
     reach = int(truncate * sigma + 0.5)
     weights = np.exp(-(np.arange(-reach, reach + 1) ** 2) / (2 * max(sigma, 1e-6) ** 2))
@@ -486,7 +448,7 @@ def _gaussian_matrix(side: int, sigma: float, truncate: float, edges: Any) -> Fl
     return np.sum([weight * padded[i : i + side] for i, weight in enumerate(weights / weights.sum())], axis=0)
 
 
-def _zoom_matrix(side: int, factor: float) -> Float[np.ndarray, "side side"]:
+def _zoom_matrix(side: int, factor: float) -> Matrix:
     """Enlarges the central `ceil(side / factor)` pixels by linear interpolation and crops the result to `side`."""
     inner = math.ceil(side / factor)
     outer = round(inner * factor)
@@ -524,8 +486,16 @@ _CORRUPTIONS: dict[str, _Corruption] = {
     "defocus_blur": _Corruption(
         _defocus_blur, [(0.3, 0.4), (0.4, 0.5), (0.5, 0.6), (1, 0.2), (1.5, 0.1)], _prepare_defocus_blur
     ),
-    "glass_blur": _Corruption(_glass_blur, [(0.05, 1), (0.25, 1), (0.4, 1), (0.25, 2), (0.4, 2)], _prepare_glass_blur),
-    "motion_blur": _Corruption(_motion_blur, [(6, 1), (6, 1.5), (6, 2), (8, 2), (9, 2.5)], _prepare_motion_blur),
+    "glass_blur": _Corruption(
+        _glass_blur,
+        [(0.05, 1), (0.25, 1), (0.4, 1), (0.25, 2), (0.4, 2)],
+        lambda shape, sigma, passes: (passes, *_prepare_blur(shape, sigma)),
+    ),
+    "motion_blur": _Corruption(
+        _motion_blur,
+        [(6, 1), (6, 1.5), (6, 2), (8, 2), (9, 2.5)],
+        lambda shape, radius, sigma: (_half_gaussian(radius, sigma, max_radius=9),),
+    ),
     "zoom_blur": _Corruption(_zoom_blur, [(1.06,), (1.11,), (1.16,), (1.21,), (1.26,)], _prepare_zoom_blur),
     "snow": _Corruption(
         _snow,
@@ -547,7 +517,11 @@ _CORRUPTIONS: dict[str, _Corruption] = {
         [(0, 0, 0.08), (0.05, 0.2, 0.07), (0.08, 0.06, 0.06), (0.1, 0.04, 0.05), (0.1, 0.03, 0.03)],
         _prepare_elastic_transform,
     ),
-    "pixelate": _Corruption(_pixelate, [(0.95,), (0.90,), (0.85,), (0.75,), (0.65,)], _prepare_pixelate),
+    "pixelate": _Corruption(
+        _pixelate,
+        [(0.95,), (0.90,), (0.85,), (0.75,), (0.65,)],
+        lambda shape, scale: (tuple(_pixelate_matrix(side, scale) for side in shape),),
+    ),
     "jpeg_compression": _Corruption(_jpeg_compression, [(80,), (65,), (58,), (50,), (40,)]),
     "speckle_noise": _Corruption(_speckle_noise, [(0.06,), (0.10,), (0.12,), (0.16,), (0.20,)]),
     "gaussian_blur": _Corruption(_gaussian_blur, [(0.4,), (0.6,), (0.7,), (0.8,), (1,)], _prepare_blur),

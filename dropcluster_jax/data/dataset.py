@@ -7,7 +7,7 @@ from typing import Any
 
 import numpy as np
 
-from dropcluster_jax.data.examples import ArrayExamples, Examples, check_label_range
+from dropcluster_jax.data.examples import ArrayExamples, Examples
 
 
 @dataclasses.dataclass(frozen=True)
@@ -62,10 +62,8 @@ class DatasetSpec:
         for name in ("image_shape", "num_train_examples"):
             if getattr(self, name) != getattr(other, name):
                 phrases.append(f"{name} is {getattr(self, name)!r} there and {getattr(other, name)!r} here")
-        if (
-            None not in (self.test_fingerprint, other.test_fingerprint)
-            and self.test_fingerprint != other.test_fingerprint
-        ):
+        fingerprints = {self.test_fingerprint, other.test_fingerprint}
+        if None not in fingerprints and len(fingerprints) > 1:
             phrases.append("the test examples are different")
         return phrases
 
@@ -76,19 +74,14 @@ class DatasetSpec:
     @classmethod
     def from_json(cls, content: Mapping[str, Any]) -> "DatasetSpec":
         """Inverse of `to_json`."""
-        fields: dict[str, Any] = {
-            name: tuple(value) if isinstance(value, list) else value for name, value in content.items()
-        }
-        return cls(**fields)
+        return cls(**{name: tuple(value) if isinstance(value, list) else value for name, value in content.items()})
 
 
 def _describe_classes(there: tuple[str, ...], here: tuple[str, ...]) -> str:
-    """Describes how class names differ, with at most 10 names."""
+    """Describes how class names differ, with at most 10 names of each."""
     if max(len(there), len(here)) <= 10:
         return f"classes is {there!r} there and {here!r} here"
-    added, removed = (
-        [name for name in names if name not in others] for names, others in ((here, there), (there, here))
-    )
+    removed, added = sorted(set(there) - set(here)), sorted(set(here) - set(there))
     if not added and not removed:
         return "the order of the classes is different"
     return f"{len(removed)} classes are only there {removed[:5]} and {len(added)} only here {added[:5]}"
@@ -163,16 +156,23 @@ class Dataset:
             raise ValueError(f"classes must be a sequence of strings, got {self.classes!r}")
         object.__setattr__(self, "classes", tuple(self.classes))
         if len(set(self.classes)) < len(self.classes):
-            raise ValueError(f"classes must be distinct, got {', '.join(self.classes)}")
+            raise ValueError(f"classes of {self.name!r} must be distinct, got {', '.join(self.classes)}")
         for split, examples in (("train", self.train), ("test", self.test)):
             if not len(examples):
                 raise ValueError(f"{split} must contain examples, got none")
             if isinstance(examples, ArrayExamples):
-                check_label_range(f"labels of {split}", examples.labels, len(self.classes))
+                labels = examples.labels
+                invalid = np.flatnonzero((labels < 0) | (labels >= len(self.classes)))
+                if len(invalid):
+                    raise ValueError(
+                        f"labels of {split} of {self.name!r} must be in [0, {len(self.classes)}), "
+                        f"got {labels[invalid[0]]} at index {invalid[0]}"
+                    )
         arrays = [examples for examples in (self.train, self.test) if isinstance(examples, ArrayExamples)]
         if len({examples.shape for examples in arrays}) > 1:
             raise ValueError(
-                f"images of train and test must have the same shape, got {arrays[0].shape} and {arrays[1].shape}"
+                f"images of train and test of {self.name!r} must have the same shape, "
+                f"got {arrays[0].shape} and {arrays[1].shape}"
             )
 
     @functools.cached_property

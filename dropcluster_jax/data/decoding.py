@@ -12,6 +12,7 @@ import numpy as np
 from jaxtyping import UInt8
 
 from dropcluster_jax._optional import optional_import
+from dropcluster_jax.data.crops import AREA, NUM_DRAWS, RATIO, crop_box, log_range
 
 Pixels = UInt8[np.ndarray, "height width channels"]
 
@@ -70,26 +71,15 @@ def decode_center(encoded: bytes, location: str, size: int) -> Pixels:
 
 
 def decode_random_crop(encoded: bytes, location: str, size: int, rng: np.random.Generator) -> Pixels:
-    """Decodes a random crop of an image, resized to `(size, size, 3)`.
+    """Decodes a random crop of an image, resized to `(size, size, 3)`; see `random_resized_crop`.
 
-    The crop's area is uniform in [0.08, 1] of the image's, the logarithm of its aspect ratio uniform in that of
-    [3/4, 4/3]. After ten draws that do not fit, the center is used, as in torchvision. JPEG images are decoded at the
-    smallest scale that has enough pixels.
-
-    References:
-        Szegedy et al., "Going deeper with convolutions", CVPR 2015, https://arxiv.org/abs/1409.4842
+    JPEG images are decoded at the smallest scale that has enough pixels.
     """
     image = _open(encoded, location)
     width, height = _upright_size(image)
-    for _ in range(10):
-        area, ratio = width * height * rng.uniform(0.08, 1), math.exp(rng.uniform(math.log(3 / 4), math.log(4 / 3)))
-        crop_width, crop_height = max(1, round(math.sqrt(area * ratio))), max(1, round(math.sqrt(area / ratio)))
-        if crop_width <= width and crop_height <= height:
-            left, top = int(rng.integers(0, width - crop_width + 1)), int(rng.integers(0, height - crop_height + 1))
-            break
-    else:
-        crop_width, crop_height = min(width, round(height * 4 / 3)), min(height, round(width * 4 / 3))
-        left, top = (width - crop_width) // 2, (height - crop_height) // 2
+    areas, log_ratios = rng.uniform(*AREA, NUM_DRAWS), rng.uniform(*log_range(RATIO), NUM_DRAWS)
+    start, sides = crop_box(areas, log_ratios, rng.integers, height, width)
+    (top, left), (crop_height, crop_width) = start.tolist(), sides.tolist()
     return _crop(image, location, (left, top, left + crop_width, top + crop_height), size)
 
 

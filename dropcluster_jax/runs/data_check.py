@@ -10,8 +10,17 @@ from typing import Any
 import jax
 import numpy as np
 
-from dropcluster_jax.data import CORRUPTIONS, EXTRA_CORRUPTIONS, Dataset, InMemoryLoader, Loader, corrupt, normalize
-from dropcluster_jax.data.config import open_dataset, open_loader
+from dropcluster_jax.data import (
+    CORRUPTIONS,
+    EXTRA_CORRUPTIONS,
+    Dataset,
+    InMemoryLoader,
+    Loader,
+    corrupt,
+    load,
+    make_loader,
+    normalize,
+)
 from dropcluster_jax.runs.build import make_augmentation
 from dropcluster_jax.runs.config import TrainConfig
 from dropcluster_jax.runs.figures import save_figure
@@ -37,25 +46,33 @@ def check(
     """Inspects the data of a run and writes `check.json`, `images.png` and `corruptions.png`.
 
     Batches have 128 images by default, or all training images if there are fewer. Returns the content of `check.json`.
-    The figures require Matplotlib. Encoded images are decoded when they are read, so `skipped` lists only those that
-    were read. `on_progress` is called before each long task, `notify` if the figures cannot be drawn.
+    The figures require Matplotlib. `on_progress` is called before each long task, `notify` if the figures cannot be
+    drawn.
     """
     if isinstance(folder, pathlib.Path) and folder.exists() and not folder.is_dir():
         raise FileExistsError(f"out must be a folder, got the file {folder}")
     on_progress("opening the dataset")
     start = time.perf_counter()
-    dataset = open_dataset(config.data)
+    dataset = load(config.data)
     if batch_size is None:
         batch_size = min(_BATCH_SIZE, len(dataset.train))
     crop, flip = config.augment.resized_crop, config.augment.flip
-    loader = open_loader(config.data, dataset, batch_size, config.seed, random_crop=crop, flip=flip)
+    loader = make_loader(
+        dataset,
+        batch_size,
+        config.seed,
+        loader=config.data.loader,
+        workers=config.data.workers,
+        random_crop=crop,
+        flip=flip,
+    )
     on_progress("measuring the loading speed")
     speed = _measure_speed(config, dataset, loader, batch_size, start)
     on_progress("counting labels")
     spec = dataset.spec
     counts = {
-        "train": _count_labels(dataset.train.labels, spec.num_classes),
-        "test": _count_labels(dataset.test.labels, spec.num_classes),
+        "train": np.bincount(dataset.train.labels, minlength=spec.num_classes),
+        "test": np.bincount(dataset.test.labels, minlength=spec.num_classes),
     }
     report = {
         "name": dataset.name,
@@ -72,7 +89,7 @@ def check(
         **speed,
     }
     samples = jax.device_get(loader.probe(_NUM_SAMPLES, 0))
-    report["skipped"] = [*dataset.skipped, *loader.skipped]
+    report["skipped"] = list(dataset.skipped)
     create_folder(folder)
     write_json(folder / "check.json", report)
     if importlib.util.find_spec("matplotlib"):
@@ -104,7 +121,7 @@ def describe(report: Mapping[str, Any], folder: AnyPath, max_classes: int = 10) 
         f"{report['first_batch_seconds']:.1f} s, then {report['images_per_second']:,} images/s, augmented and "
         "normalized",
     ]
-    if report["loader"] == "grain":
+    if report["loader"] == "grain" and not report["skipped"]:
         lines.append("encoded images are decoded when they are read; not all of them were checked")
     if report["skipped"]:
         lines.append(f"{len(report['skipped'])} images were skipped, the first: {report['skipped'][0]}")
@@ -139,11 +156,6 @@ def _measure_speed(
         "first_batch_seconds": round(first, 2),
         "images_per_second": round(count * batch_size / seconds),
     }
-
-
-def _count_labels(labels: np.ndarray, num_classes: int) -> np.ndarray:
-    """Counts the labels of each class; invalid labels of encoded examples are reported when these are read."""
-    return np.bincount(labels[(labels >= 0) & (labels < num_classes)], minlength=num_classes)
 
 
 def _draw(dataset: Dataset, batch: Mapping[str, np.ndarray], folder: AnyPath) -> None:

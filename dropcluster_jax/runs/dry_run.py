@@ -8,8 +8,7 @@ import jax
 import jax.numpy as jnp
 from jax.sharding import Mesh
 
-from dropcluster_jax.data import DATASETS, DatasetSpec
-from dropcluster_jax.data.config import open_dataset
+from dropcluster_jax.data import DATASETS, DatasetSpec, load
 from dropcluster_jax.data.loaders.loader import check_divisible
 from dropcluster_jax.models import ResNet
 from dropcluster_jax.runs import build
@@ -152,7 +151,7 @@ def describe(report: Mapping[str, Any]) -> str:
 def _spec(config: TrainConfig, topology: str | None) -> DatasetSpec:
     """Returns the description of the dataset; for a topology without its images if it is known."""
     if config.data.name not in DATASETS or (topology is None and not config.fake_data):
-        return open_dataset(config.data).spec
+        return load(config.data).spec
     spec = DATASETS[config.data.name]
     if config.data.image_size is not None:
         spec = dataclasses.replace(spec, image_shape=(*2 * (config.data.image_size,), spec.image_shape[-1]))

@@ -32,11 +32,12 @@ from dropcluster_jax.data import (
     Loader,
     corrupt,
     corrupted_test,
+    load,
     make_loader,
     normalize,
 )
-from dropcluster_jax.data.config import open_data
 from dropcluster_jax.data.corrupted import computed_origin
+from dropcluster_jax.data.opening import open_data
 from dropcluster_jax.models import ResNet
 from dropcluster_jax.runs import paths
 from dropcluster_jax.runs.build import abstract_batch, make_model, make_run_steps
@@ -202,8 +203,7 @@ def read_config(folder: AnyPath) -> tuple[TrainConfig, DatasetSpec]:
 def finished_run(folder: AnyPath, config: TrainConfig) -> dict[str, Any] | None:
     """Returns the summary if the folder contains this run, finished; None if it is empty or the run is unfinished.
 
-    A different path of the dataset is not a difference, as long as the examples are the same. Nor is it to skip corrupt
-    images from now on: a run that does not stops at the first one.
+    A different path of the dataset is not a difference, as long as the examples are the same.
 
     Raises:
         FileExistsError: If the folder contains anything else; for a different configuration, with the differences.
@@ -215,8 +215,6 @@ def finished_run(folder: AnyPath, config: TrainConfig) -> dict[str, Any] | None:
     moved = _is_moved(saved.data.name, config.data.name) and spec.test_fingerprint is not None
     if moved:
         saved = dataclasses.replace(saved, data=dataclasses.replace(saved.data, name=config.data.name))
-    if config.data.skip_corrupt:
-        saved = dataclasses.replace(saved, data=dataclasses.replace(saved.data, skip_corrupt=True))
     differences = _differences(without_runtime_fields(saved), without_runtime_fields(config))
     _check_equal(
         f"a run with a different configuration, {folder}",
@@ -224,7 +222,7 @@ def finished_run(folder: AnyPath, config: TrainConfig) -> dict[str, Any] | None:
     )
     summary = read_summary(folder)
     if moved and summary is not None:  # an unfinished run is checked when its data are opened
-        check_same_dataset(folder, open_data(config.data, config.batch_size, config.seed)[0].spec)
+        check_same_dataset(folder, load(config.data).spec)
     return summary
 
 

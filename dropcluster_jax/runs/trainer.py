@@ -17,7 +17,7 @@ import jax
 
 from dropcluster_jax import __version__
 from dropcluster_jax.data import BatchIterator, Dataset, DatasetSpec, Loader, normalize
-from dropcluster_jax.data.config import open_data
+from dropcluster_jax.data.opening import open_data
 from dropcluster_jax.linen import cluster_states
 from dropcluster_jax.models import ResNet
 from dropcluster_jax.runs import build, distributed, figures, run_folder
@@ -224,11 +224,11 @@ def execute(
         if step not in saved:
             raise OSError(f"the checkpoint of the last step, {step}, could not be written")
         last = _with_test(run, state, writer.last)
-        probe, skipped = run.loader.probe(run.config.drop.probe_size, 0), progress.skipped()  # in all processes
+        probe = run.loader.probe(run.config.drop.probe_size, 0)  # in all processes
         summary: dict[str, Any] = {}
 
         def write_results() -> None:
-            summary.update(_write_results(run, staging.local, state, last, progress.seconds(), skipped, probe, notify))
+            summary.update(_write_results(run, staging.local, state, last, progress.seconds(), probe, notify))
             staging.upload(last=run_folder.SUMMARY)
 
         # The others wait: the first process is terminated soon after any of them has exited.
@@ -297,19 +297,14 @@ def _open_writer(run: Run, folder: pathlib.Path, state: TrainState, metadata: di
 
 
 class _Progress:
-    """Totals over restarts: training time and skipped images."""
+    """The training time over restarts."""
 
     def __init__(self, run: Run, metadata: dict[str, Any], start: float) -> None:
         self._run, self._start = run, start
         self._seconds = metadata.get("seconds", 0)
-        self._skipped = metadata.get("skipped", run.dataset.skipped)
 
     def seconds(self) -> float:
         return round(self._seconds + time.perf_counter() - self._start, 1)
-
-    def skipped(self) -> list[str]:
-        """Skipped images of all processes."""
-        return list(dict.fromkeys(distributed.allgather([*self._skipped, *self._run.loader.skipped])))
 
     def metadata(self, batches: BatchIterator, writer: RunWriter | NullWriter, nonfinite_steps: int) -> dict[str, Any]:
         """The metadata of a checkpoint."""
@@ -319,7 +314,6 @@ class _Progress:
             "batches": batches.get_state(),
             "nonfinite_steps": nonfinite_steps,
             "log_sizes": writer.sizes(),
-            "skipped": self.skipped(),
             "seconds": self.seconds(),
         }
 
@@ -382,7 +376,6 @@ def _write_results(
     state: TrainState,
     last: dict[str, LogEntry],
     seconds: float,
-    skipped: list[str],
     probe: Batch,
     notify: Callable[[str], None],
 ) -> dict[str, Any]:
@@ -394,7 +387,7 @@ def _write_results(
         "nonfinite_steps": last["nonfinite"]["nonfinite_steps"] if "nonfinite" in last else 0,
         "parameters": sum(leaf.size for leaf in jax.tree.leaves(state.params)),
         "seconds": seconds,
-        "skipped": skipped,
+        "skipped": list(run.dataset.skipped),
         "clusters": figures.summarize_clusters(run.model, state.clusters),
     }
     run_folder.write_json(folder / run_folder.SUMMARY, summary)

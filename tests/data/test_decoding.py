@@ -6,7 +6,6 @@ from image_files import CORRUPT, PHOTO, encoded
 from PIL import Image, ImageOps
 
 from dropcluster_jax.data.decoding import CorruptImageError, decode, decode_center, decode_random_crop
-from dropcluster_jax.data.examples import FileExamples, decode_all
 
 
 @pytest.mark.parametrize("image_format", ["PNG", "WEBP"])
@@ -85,46 +84,3 @@ def test_random_crops_are_reproducible_and_have_the_expected_area():
     assert (widths > 0).all()
     # The mean of sqrt(area) is 0.71 for areas uniform in [0.08, 1] and aspect ratios around 1.
     assert abs(widths.mean() - 0.71) < 0.05
-
-
-@pytest.fixture
-def with_corrupt(tmp_path):
-    """Files of which the second and fourth are corrupt and the last has an invalid label."""
-    contents = {
-        "a": encoded(PHOTO),
-        "b": b"text",
-        "c": encoded(PHOTO[::-1]),
-        "d": CORRUPT["truncated"][0],
-        "e": encoded(PHOTO),
-    }
-    for name, content in contents.items():
-        (tmp_path / name).write_bytes(content)
-    return FileExamples([str(tmp_path / name) for name in contents], np.array([0, 1, 1, 0, 5], np.int32))
-
-
-def test_corrupt_files_raise_or_are_skipped(with_corrupt):
-    with pytest.raises(CorruptImageError, match=r"/b cannot be read as a JPEG"):
-        decode_all("images", with_corrupt, 3, 2)
-    examples, skipped = decode_all("images", with_corrupt, 3, 2, skip_corrupt=True)
-    assert examples.labels.tolist() == [0, 1] and len(skipped) == 3
-    np.testing.assert_array_equal(examples.images, [PHOTO, PHOTO[::-1]])
-    assert "/b cannot" in skipped[0] and "/d cannot" in skipped[1] and "/e has the label 5" in skipped[2]
-
-
-def test_missing_files_raise(with_corrupt, tmp_path):
-    (tmp_path / "a").unlink()
-    with pytest.raises(CorruptImageError, match="/a cannot be read: No such file"):
-        decode_all("images", with_corrupt.take(slice(0, 1)), 3, 2)
-
-
-def test_different_sizes_raise(with_corrupt, tmp_path):
-    (tmp_path / "b").write_bytes(encoded(PHOTO[:100]))
-    with pytest.raises(ValueError, match=r"must have the same size, got \(100, 400, 3\), \(300, 400, 3\)"):
-        decode_all("images", with_corrupt.take(slice(1, 3)), 3, 2)
-
-
-def test_no_valid_images_raise(with_corrupt):
-    with pytest.raises(ValueError, match=r"all images of 'images' were skipped, the first: .*/d cannot"):
-        decode_all("images", with_corrupt.take(slice(3, 4)), 3, 2, skip_corrupt=True)
-    with pytest.raises(ValueError, match="'images' contains no images"):
-        decode_all("images", with_corrupt.take(slice(0)), 3, 2)

@@ -18,11 +18,6 @@ def test_subsets_are_balanced_and_nested(labels, first, second, seed):
     assert (np.diff(larger) > 0).all()
 
 
-@given(label_arrays, st.integers(0, 100))
-def test_full_fraction_selects_everything(labels, seed):
-    np.testing.assert_array_equal(stratified_subset(labels, fraction=1.0, seed=seed), np.arange(len(labels)))
-
-
 def test_all_examples_are_equally_likely():
     labels = np.repeat(np.arange(3, dtype=np.int32), 20)
     counts = sum(

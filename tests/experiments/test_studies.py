@@ -7,7 +7,6 @@ import numpy as np
 import pytest
 
 from dropcluster_jax.data import load, stratified_subset
-from dropcluster_jax.data.config import open_data
 from experiments import studies
 from experiments.studies import METHODS, ON_TEST_SET, SCALES, STUDIES, override
 
@@ -145,7 +144,7 @@ def test_a_part_of_each_class_is_held_out_and_never_trained_on(study, name, frac
     held_out = stratified_subset(whole.train.labels, fraction=fraction)
     for job in studies.jobs(study, scale, CHOSEN):
         if job.method == "none" and job.config.seed in (0, 100):
-            dataset, _ = open_data(job.config.data, 32)
+            dataset = load(job.config.data)
             test = whole.test if study == "limited_data" else whole.train.take(held_out)
             assert np.array_equal(dataset.test.images, test.images)
             trained = {image.tobytes() for image in dataset.train.images}

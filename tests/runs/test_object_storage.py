@@ -213,19 +213,19 @@ def test_folders_are_moved_and_removed(bucket):
 @pytest.mark.parametrize("path_type", [str, pathlib.Path])
 def test_prepared_datasets_are_read_from_google_cloud_storage(bucket, path_type, tmp_path):
     if bucket.startswith("s3"):
-        with pytest.raises(ValueError, match=r"data_dir must be a local folder or gs://\.\.\., got s3://bucket/tfds"):
-            load("tiny", path_type("s3://bucket/tfds"))
+        with pytest.raises(ValueError, match=r"dir must be a local folder or gs://\.\.\., got s3://bucket/tfds"):
+            load("tiny", dir=path_type("s3://bucket/tfds"))
         return
     local = prepare(tmp_path)
     store, _ = paths.file_system(as_path(bucket))
     store.put(f"{local}/tiny", "bucket/tfds/", recursive=True)
-    dataset, expected = load("tiny", path_type("gs://bucket/tfds")), load("tiny", local)
+    dataset, expected = load("tiny", dir=path_type("gs://bucket/tfds")), load("tiny", dir=local)
     assert dataset.spec == expected.spec and (dataset.train.images == expected.train.images).all()
 
 
 def test_archives_must_be_local():
-    with pytest.raises(ValueError, match=r"data_dir must be a local folder for 'npz:x\.npz', got gs://bucket/x"):
-        load("npz:x.npz", "gs://bucket/x")
+    with pytest.raises(ValueError, match=r"dir must be a local folder for 'npz:x\.npz', got gs://bucket/x"):
+        load("npz:x.npz", dir="gs://bucket/x")
 
 
 @pytest.mark.parametrize(("scheme", "package", "extra"), [("gs", "gcsfs", "gcs"), ("s3", "s3fs", "s3")])

@@ -169,15 +169,13 @@ def test_moved_archives_are_the_same_run_if_their_images_are(tmp_path, monkeypat
         return dataclasses.replace(CONFIG, data=dataclasses.replace(CONFIG.data, name=name))
 
     opened = []
-    monkeypatch.setattr(
-        run_folder, "open_data", lambda data, *_: opened.append(data.name) or (types.SimpleNamespace(spec=SPEC),)
-    )
+    monkeypatch.setattr(run_folder, "load", lambda data: opened.append(data.name) or types.SimpleNamespace(spec=SPEC))
     write_run(tmp_path, renamed("npz:a.npz"), finished=True)
     assert run_folder.finished_run(tmp_path, renamed("npz:b.npz")) and opened == ["npz:b.npz"]
     with pytest.raises(FileExistsError, match=r"data\.name is 'npz:a\.npz' there and 'folder:b' here"):
         run_folder.finished_run(tmp_path, renamed("folder:b"))
     monkeypatch.undo()
-    monkeypatch.setattr(run_folder, "open_data", lambda *_: (types.SimpleNamespace(spec=OTHER_SPEC),))
+    monkeypatch.setattr(run_folder, "load", lambda _: types.SimpleNamespace(spec=OTHER_SPEC))
     with pytest.raises(FileExistsError, match=r"a run on a different dataset, .*: the test examples are different"):
         run_folder.finished_run(tmp_path, renamed("npz:b.npz"))
 

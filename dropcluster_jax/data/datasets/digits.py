@@ -7,12 +7,13 @@ import numpy as np
 from jaxtyping import Int
 
 from dropcluster_jax._optional import optional_import
+from dropcluster_jax.data.config import DataConfig
 from dropcluster_jax.data.dataset import Dataset
 from dropcluster_jax.data.datasets.tfds import split_error
 from dropcluster_jax.data.examples import ArrayExamples
 
 
-def load_digits(train_split: str | None, test_split: str | None) -> Dataset:
+def load_digits(config: DataConfig) -> Dataset:
     """Loads the 1,797 images of 8x8 pixels, with values scaled from [0, 16] to [0, 255].
 
     A fifth of each class is the test split. The splits are fixed, and shuffled so that a slice contains all classes.
@@ -26,8 +27,8 @@ def load_digits(train_split: str | None, test_split: str | None) -> Dataset:
     labels = bunch.target.astype(np.int32)
     train, test = train_test_split(np.arange(len(labels)), test_size=0.2, stratify=labels, random_state=0)
     splits = {"train": train, "test": test}
-    train = _slice_split("train_split", "train" if train_split is None else train_split, splits)
-    test = _slice_split("test_split", "test" if test_split is None else test_split, splits)
+    train = _slice_split("train_split", "train" if config.train_split is None else config.train_split, splits)
+    test = _slice_split("test_split", "test" if config.test_split is None else config.test_split, splits)
     train, test = (ArrayExamples(images[indices], labels[indices]) for indices in (train, test))
     return Dataset("digits", train, test, classes=tuple(map(str, bunch.target_names)))
 

@@ -2,31 +2,28 @@
 
 import numpy as np
 
-from dropcluster_jax.data.dataset import Dataset, DatasetSpec
+from dropcluster_jax.data.config import DataConfig
+from dropcluster_jax.data.dataset import DATASETS, Dataset
 from dropcluster_jax.data.examples import ArrayExamples
 
+_MIN_TRAIN_IMAGES = 1024
 
-def fake_data(spec: DatasetSpec, num_train_examples: int) -> Dataset:
-    """Returns random images and labels in the shape of a dataset.
 
-    Args:
-        spec: Description of the dataset to imitate, e.g. `DATASETS["cifar10"]`.
-        num_train_examples: Number of training examples, at least 1.
+def fake_dataset(config: DataConfig, batch_size: int) -> Dataset:
+    """Returns random images and labels in the shape of a dataset of `DATASETS`, without reading it.
 
-    Returns:
-        Uint8 images of shape `spec.image_shape`, identical on every call; there are a quarter as many test examples.
-
-    Example:
-        >>> from dropcluster_jax.data import DATASETS
-        >>> fake = fake_data(DATASETS["fashion_mnist"], 8)
-        >>> fake.spec.image_shape, fake.spec.num_classes, len(fake.train), len(fake.test)
-        ((28, 28, 1), 10, 8, 2)
+    They are the same at every call. There are enough training images for a batch, and a quarter as many test images.
     """
-    rng = np.random.default_rng(0)
+    if config.name not in DATASETS:
+        raise ValueError(f"fake data needs one of the datasets {', '.join(DATASETS)}, got {config.name!r}")
+    spec, rng = DATASETS[config.name], np.random.default_rng(0)
+    height, width, channels = spec.image_shape
+    sides = (height, width) if config.image_size is None else (config.image_size, config.image_size)
 
     def random_examples(count: int) -> ArrayExamples:
-        images = rng.integers(0, 256, (count, *spec.image_shape), np.uint8)
+        images = rng.integers(0, 256, (count, *sides, channels), np.uint8)
         return ArrayExamples(images, rng.integers(0, spec.num_classes, count).astype(np.int32))
 
-    train, test = random_examples(num_train_examples), random_examples(-(-num_train_examples // 4))
+    num_train = max(batch_size, _MIN_TRAIN_IMAGES)
+    train, test = random_examples(num_train), random_examples(-(-num_train // 4))
     return Dataset(spec.name, train, test, spec.classes, mean_std=(spec.mean, spec.std))

@@ -4,10 +4,11 @@ import pathlib
 
 import numpy as np
 
+from dropcluster_jax.data.config import DataConfig
 from dropcluster_jax.data.dataset import Dataset
 from dropcluster_jax.data.decoding import CorruptImageError
-from dropcluster_jax.data.examples import FileExamples, decode_cached, unequal_sizes
-from dropcluster_jax.data.subsets import stratified_split
+from dropcluster_jax.data.examples import FileExamples
+from dropcluster_jax.data.subsets import DEFAULT_TEST_FRACTION, stratified_split
 
 _SUFFIXES = (".jpg", ".jpeg", ".png", ".webp")
 # Names of the splits, in any case; of several test folders, the first is used.
@@ -17,22 +18,20 @@ _TEST_FOLDERS = ("test", "testing", "val", "valid", "validation")
 _SYSTEM_FILES = ("thumbs.db", "ehthumbs.db", "desktop.ini", "__macosx", "@eadir")
 
 
-def load_folder(
-    name: str, root: pathlib.Path, test_fraction: float | None, image_size: int | None, skip_corrupt: bool
-) -> Dataset:
-    """Opens a folder; without an `image_size` the images are decoded into memory, or read from the cache."""
+def load_folder(config: DataConfig, root: pathlib.Path) -> Dataset:
+    """Lists the images of a folder; those that are not in the folder of a class are an error or `skipped`."""
     if not root.is_dir():
-        raise FileNotFoundError(f"{name!r} was not found: {root} is not a folder with one folder per class")
-    skipped: list[str] = []
+        raise FileNotFoundError(f"{config.name!r} was not found: {root} is not a folder with one folder per class")
     train_folder, test_folder = _find_folder(root, _TRAIN_FOLDERS), _find_folder(root, _TEST_FOLDERS)
     if train_folder is not None and test_folder is not None:
-        if test_fraction is not None:
+        if config.test_fraction is not None:
             raise ValueError(
                 f"test_fraction applies to folders without a test split, {root} has {train_folder.name} and "
                 f"{test_folder.name}"
             )
-        train_files = _list_classes(train_folder, skip_corrupt, skipped)
-        test_files = _list_classes(test_folder, skip_corrupt, skipped)
+        train_files, problems = _list_classes(train_folder)
+        test_files, test_problems = _list_classes(test_folder)
+        problems += test_problems
         classes = tuple(sorted(train_files))
         if unknown := sorted(set(test_files) - set(train_files)):
             raise ValueError(
@@ -45,18 +44,14 @@ def load_folder(
             f"{_TEST_FOLDERS[-1]}, or split the training images with folder:{train_folder}"
         )
     else:
-        files = _list_classes(root, skip_corrupt, skipped)
+        files, problems = _list_classes(root)
         classes = tuple(sorted(files))
         examples = _label(files, classes)
-        splits = stratified_split(examples.labels, 0.2 if test_fraction is None else test_fraction, classes)
-        train, test = map(examples.take, splits)
-    if image_size is not None:
-        return Dataset(name, train, test, classes, image_size, skipped=tuple(skipped))
-    train, train_skipped = decode_cached(f"{name}, train", train, 3, len(classes), skip_corrupt)
-    test, test_skipped = decode_cached(f"{name}, test", test, 3, len(classes), skip_corrupt)
-    if train.shape != test.shape:
-        raise unequal_sizes(name, [train.shape, test.shape])
-    return Dataset(name, train, test, classes, skipped=(*skipped, *train_skipped, *test_skipped))
+        indices = stratified_split(examples.labels, config.test_fraction or DEFAULT_TEST_FRACTION, classes)
+        train, test = map(examples.take, indices)
+    if problems and not config.skip_corrupt:
+        raise CorruptImageError(problems[0])
+    return Dataset(config.name, train, test, classes, config.image_size, skipped=tuple(problems))
 
 
 def _visible(folder: pathlib.Path) -> list[pathlib.Path]:
@@ -70,32 +65,27 @@ def _find_folder(root: pathlib.Path, names: tuple[str, ...]) -> pathlib.Path | N
     return next((folders[name] for name in names if name in folders), None)
 
 
-def _list_classes(folder: pathlib.Path, skip_corrupt: bool, skipped: list[str]) -> dict[str, list[str]]:
-    """Returns the image files of each class; anything else that is visible is added to `skipped` or an error."""
-
-    def skip(message: str) -> None:
-        if not skip_corrupt:
-            raise CorruptImageError(message)
-        skipped.append(message)
-
+def _list_classes(folder: pathlib.Path) -> tuple[dict[str, list[str]], list[str]]:
+    """Returns the image files of each class, and what is wrong with anything else that is visible."""
     classes: dict[str, list[str]] = {}
+    problems = []
     for entry in _visible(folder):
         if not entry.is_dir():
-            skip(f"{entry} is not in the folder of a class")
+            problems.append(f"{entry} is not in the folder of a class")
             continue
-        files = []
+        images = []
         for file in _visible(entry):
             if file.suffix.lower() in _SUFFIXES and not file.is_dir():
-                files.append(str(file))
+                images.append(str(file))
             else:
-                skip(f"{file} does not have the suffix of a JPEG, PNG or WebP image")
-        if files:
-            classes[entry.name] = files
+                problems.append(f"{file} does not have the suffix of a JPEG, PNG or WebP image")
+        if images:
+            classes[entry.name] = images
         else:
-            skip(f"{entry} is the folder of a class but contains no images")
+            problems.append(f"{entry} is the folder of a class but contains no images")
     if not classes:
         raise ValueError(f"{folder} contains no folders with images")
-    return classes
+    return classes, problems
 
 
 def _label(files: dict[str, list[str]], classes: tuple[str, ...]) -> FileExamples:

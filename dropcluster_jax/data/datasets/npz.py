@@ -1,5 +1,6 @@
 """Datasets stored in a NumPy archive, `.npz`."""
 
+import dataclasses
 import pathlib
 import struct
 import zipfile
@@ -7,9 +8,10 @@ import zlib
 
 import numpy as np
 
+from dropcluster_jax.data.config import DataConfig
 from dropcluster_jax.data.dataset import Dataset
-from dropcluster_jax.data.examples import ArrayExamples, check_images, check_label_range, convert_labels
-from dropcluster_jax.data.subsets import stratified_split
+from dropcluster_jax.data.examples import ArrayExamples
+from dropcluster_jax.data.subsets import DEFAULT_TEST_FRACTION, stratified_split
 
 # Names of images and labels for training and for testing: ours, which are also those of MedMNIST, and those of Keras.
 _WITH_TEST_SPLIT = (
@@ -23,10 +25,10 @@ _NPY_MAGIC = b"\x93NUMPY"
 _ARCHIVE_ERRORS = (OSError, ValueError, EOFError, RuntimeError, zipfile.BadZipFile, zlib.error, struct.error)
 
 
-def load_npz(name: str, path: pathlib.Path, test_fraction: float | None) -> Dataset:
+def load_npz(config: DataConfig, path: pathlib.Path) -> Dataset:
     """Loads and validates the arrays of an archive, without pickle, so that no code in it is run."""
-    arrays = _read(name, path)
-    class_names, mean, std = (arrays.pop(key, None) for key in ("classes", "mean", "std"))
+    arrays = _read(config.name, path)
+    names, mean, std = (arrays.pop(key, None) for key in ("classes", "mean", "std"))
     layouts = (*_WITH_TEST_SPLIT, _WITHOUT_TEST_SPLIT)
     keys = next((layout for layout in layouts if set(layout) == set(arrays) - _UNUSED), None)
     if keys is None:
@@ -34,23 +36,17 @@ def load_npz(name: str, path: pathlib.Path, test_fraction: float | None) -> Data
             f"{path} must contain {', or '.join(map(', '.join, layouts))}, and optionally classes, mean and std, "
             f"but contains {', '.join(sorted(arrays)) or 'nothing'}"
         )
-    labels = [convert_labels(f"{key} of {path}", arrays[key]) for key in keys[1::2]]
-    classes = _classes(path, class_names, labels)
-    splits = [
-        _examples(path, (images_key, labels_key), arrays[images_key], split_labels, len(classes))
-        for images_key, labels_key, split_labels in zip(keys[::2], keys[1::2], labels, strict=True)
-    ]
+    splits = [_examples(path, arrays, *pair) for pair in zip(keys[::2], keys[1::2], strict=True)]
+    classes = _classes(path, names, [split.labels for split in splits])
+    mean_std = _mean_and_std(path, mean, std, splits[0].shape[-1])
+    dataset = Dataset(config.name, splits[0], splits[-1], classes, mean_std=mean_std)
     if keys == _WITHOUT_TEST_SPLIT:
-        indices = stratified_split(splits[0].labels, 0.2 if test_fraction is None else test_fraction, classes)
-        splits = map(splits[0].take, indices)
-    elif test_fraction is not None:
+        indices = stratified_split(dataset.train.labels, config.test_fraction or DEFAULT_TEST_FRACTION, classes)
+        train, test = map(splits[0].take, indices)
+        return dataclasses.replace(dataset, train=train, test=test)
+    if config.test_fraction is not None:
         raise ValueError(f"test_fraction applies to archives without a test split, {path} has one")
-    train, test = splits
-    if train.shape != test.shape:
-        raise ValueError(
-            f"the training and test images of {path} must have the same size, got {train.shape} and {test.shape}"
-        )
-    return Dataset(name, train, test, classes, mean_std=_mean_and_std(path, mean, std, train.shape[-1]))
+    return dataset
 
 
 def _read(name: str, path: pathlib.Path) -> dict[str, np.ndarray]:
@@ -71,21 +67,17 @@ def _read(name: str, path: pathlib.Path) -> dict[str, np.ndarray]:
     return arrays
 
 
-def _examples(
-    path: pathlib.Path, keys: tuple[str, str], images: np.ndarray, labels: np.ndarray, num_classes: int
-) -> ArrayExamples:
-    images_name, labels_name = (f"{key} of {path}" for key in keys)
-    if images.ndim == 3:
-        images = images[..., None]
-    images = check_images(images_name, images)
-    if images.shape[-1] not in (1, 3) or not len(images):
+def _examples(path: pathlib.Path, arrays: dict[str, np.ndarray], images_key: str, labels_key: str) -> ArrayExamples:
+    images = arrays[images_key]
+    try:
+        examples = ArrayExamples(images[..., None] if images.ndim == 3 else images, arrays[labels_key])
+    except ValueError as error:
+        raise ValueError(f"{images_key} and {labels_key} of {path} are invalid: {error}") from None
+    if examples.shape[-1] not in (1, 3) or not len(examples):
         raise ValueError(
-            f"{images_name} must have 1 or 3 channels and at least one example, got the shape {images.shape}"
+            f"{images_key} of {path} must have 1 or 3 channels and at least one example, got the shape {images.shape}"
         )
-    if len(labels) != len(images):
-        raise ValueError(f"{labels_name} must have the length of {keys[0]}, {len(images)}, got {len(labels)}")
-    check_label_range(labels_name, labels, num_classes)
-    return ArrayExamples(images, labels)
+    return examples
 
 
 def _mean_and_std(
@@ -116,6 +108,4 @@ def _classes(path: pathlib.Path, names: np.ndarray | None, labels: list[np.ndarr
         return tuple(map(str, range(len(distinct))))
     if names.ndim != 1 or names.dtype.kind != "U":
         raise ValueError(f"classes of {path} must be a list of strings, got {names.dtype} of shape {names.shape}")
-    if len(set(names.tolist())) < len(names):
-        raise ValueError(f"classes of {path} must be distinct, got {', '.join(names)}")
     return tuple(names.tolist())

@@ -1,12 +1,10 @@
 """Datasets prepared by TFDS, read from disk without TensorFlow.
 
-Nothing is downloaded unless requested. Datasets that fit into one array are decoded once and then read from the cache
-(`dropcluster_jax.cache`).
+Nothing is downloaded unless requested.
 """
 
 import difflib
 import os
-import pathlib
 import re
 import shlex
 from collections.abc import Mapping
@@ -15,35 +13,29 @@ from typing import Any
 import numpy as np
 
 from dropcluster_jax._optional import optional_import
-from dropcluster_jax.cache import fingerprint
+from dropcluster_jax.cache import file_stamp
 from dropcluster_jax.data.addresses import parse_address
+from dropcluster_jax.data.config import DataConfig
 from dropcluster_jax.data.dataset import DATASETS, Dataset
-from dropcluster_jax.data.examples import RecordExamples, decode_cached, unequal_sizes
+from dropcluster_jax.data.examples import RecordExamples
 
 # Datasets of `DATASETS` whose test split is not named "test", or that have several configurations.
 _TEST_SPLITS = {"imagenette": "validation", "imagenet2012": "validation"}
 _DEFAULT_CONFIGS = {"imagenette": "full-size-v2"}
 
-_DEFAULT_DIR = "the default of data_dir"
+_DEFAULT_DIR = "the default of dir"
 
 
-def load_tfds(
-    name: str,
-    data_dir: str | os.PathLike[str] | None,
-    train_split: str | None,
-    test_split: str | None,
-    image_size: int | None,
-    skip_corrupt: bool,
-    download: bool,
-) -> Dataset:
-    """Opens a prepared dataset; images are decoded into memory unless `image_size` or the spec sets a size."""
+def load_tfds(config: DataConfig) -> Dataset:
+    """Opens a prepared dataset; its images stay encoded."""
     with optional_import("tensorflow-datasets"):
         import tensorflow_datasets as tfds
 
+    name = config.name
     dataset, _, _ = _parse_name(name)
     spec = DATASETS.get(dataset)
     # From the files alone: `tfds.data_source(name)` requires the version of the installed TFDS and would download it.
-    folder = _find(name, data_dir, download)
+    folder = _find(name, config.dir, config.download)
     try:
         builder = tfds.builder_from_directory(folder)
     except Exception as error:  # Undocumented: UnicodeDecodeError, JSONDecodeError, ParseError of Protocol Buffers, ...
@@ -52,20 +44,18 @@ def load_tfds(
     if spec is not None and len(classes) != spec.num_classes:
         raise ValueError(f"{name!r} has {spec.num_classes} classes, but the dataset in {folder} has {len(classes)}")
 
-    train_split = "train" if train_split is None else train_split
-    test_split = _TEST_SPLITS.get(dataset, "test") if test_split is None else test_split
-    train = _open_split(name, builder, "train_split", train_split)
-    test = _open_split(name, builder, "test_split", test_split)
-    mean_std = None if spec is None else (spec.mean, spec.std)
+    splits = {
+        "train_split": "train" if config.train_split is None else config.train_split,
+        "test_split": _TEST_SPLITS.get(dataset, "test") if config.test_split is None else config.test_split,
+    }
+    train, test = (
+        _open_split(name, builder, argument, split, channels, len(classes)) for argument, split in splits.items()
+    )
+    image_size = config.image_size
     if image_size is None and spec is not None and spec.encoded:
         image_size = spec.image_shape[0]
-    if image_size is not None:
-        return Dataset(name, train, test, classes, image_size, test_split, mean_std)
-    train, train_skipped = decode_cached(train.name, train, channels, len(classes), skip_corrupt)
-    test, test_skipped = decode_cached(test.name, test, channels, len(classes), skip_corrupt)
-    if train.shape != test.shape:
-        raise unequal_sizes(name, [train.shape, test.shape])
-    return Dataset(name, train, test, classes, None, test_split, mean_std, (*train_skipped, *test_skipped))
+    mean_std = None if spec is None else (spec.mean, spec.std)
+    return Dataset(name, train, test, classes, image_size, splits["test_split"], mean_std)
 
 
 def is_prepared(name: str, data_dir: str | os.PathLike[str] | None) -> bool:
@@ -98,12 +88,12 @@ def _data_dir(data_dir: str | os.PathLike[str] | None) -> tuple[Any, str]:
     """Returns the folder of prepared datasets and the name of the setting that it comes from."""
     from etils import epath  # A dependency of TFDS that also reads Google Cloud Storage.
 
-    if data_dir is not None:
-        origin = "data_dir"
-    elif os.environ.get("TFDS_DATA_DIR"):
-        data_dir, origin = os.environ["TFDS_DATA_DIR"], "the environment variable TFDS_DATA_DIR"
-    else:
-        data_dir, origin = "~/tensorflow_datasets", _DEFAULT_DIR
+    origins = {
+        "dir": data_dir,
+        "the environment variable TFDS_DATA_DIR": os.environ.get("TFDS_DATA_DIR"),
+        _DEFAULT_DIR: "~/tensorflow_datasets",
+    }
+    origin, data_dir = next((origin, path) for origin, path in origins.items() if path)
     address = parse_address(data_dir)
     if address is None:
         return epath.Path(data_dir).expanduser(), origin
@@ -136,17 +126,14 @@ def _find(name: str, data_dir: str | os.PathLike[str] | None, download: bool) ->
 
 def _suggest(name: str) -> str:
     """Returns a question with the name that was probably meant, followed by a space; empty if there is none."""
-    if name in DATASETS:
-        return ""
-    kind, colon, path = name.partition(":")
-    if colon and kind.lower() in ("npz", "folder"):
-        return f"did you mean {f'{kind.lower()}:{path}'!r}? "
-    if pathlib.Path(name).is_file():
-        return f"did you mean {f'npz:{name}'!r}? "
-    if name and pathlib.Path(name).is_dir():
-        return f"did you mean {f'folder:{name}'!r}? "
-    similar = difflib.get_close_matches(name.lower(), DATASETS, n=1)
-    return f"did you mean {similar[0]!r}? " if similar else ""
+    kind, _, path = name.partition(":")
+    if kind.lower() in ("npz", "folder"):
+        meant = f"{kind.lower()}:{path}"
+    elif name and os.path.exists(name):
+        meant = f"{'folder' if os.path.isdir(name) else 'npz'}:{name}"
+    else:
+        meant = next(iter(difflib.get_close_matches(name.lower(), DATASETS, n=1)), name)
+    return "" if meant == name else f"did you mean {meant!r}? "
 
 
 def _newest_version(root: Any, name: str) -> Any:
@@ -201,7 +188,7 @@ def _describe(features: Any) -> str:
     return " ".join(", ".join(f"{key!r}: {feature}" for key, feature in sorted(features.items())).split())
 
 
-def _open_split(name: str, builder: Any, argument: str, split: str) -> RecordExamples:
+def _open_split(name: str, builder: Any, argument: str, split: str, channels: int, num_classes: int) -> RecordExamples:
     import tensorflow_datasets as tfds
 
     try:
@@ -217,5 +204,5 @@ def _open_split(name: str, builder: Any, argument: str, split: str) -> RecordExa
     except ValueError as error:
         sizes = {part: info.num_examples for part, info in builder.info.splits.items()}
         raise split_error(name, argument, split, sizes, str(error).splitlines()[0]) from error
-    key = (builder.info.full_name, split, *(fingerprint(path) for path in info.filepaths))
-    return RecordExamples(f"{name}/{split}", source, key)
+    files = (builder.info.full_name, split, *(file_stamp(path) for path in info.filepaths))
+    return RecordExamples(f"{name}/{split}", source, files, channels, num_classes, np.arange(len(source)))

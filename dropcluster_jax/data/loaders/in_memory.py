@@ -1,7 +1,7 @@
 """The loader for datasets that fit into device memory; batches are gathered on the device."""
 
 import itertools
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 from typing import Any
 
 import jax
@@ -10,12 +10,12 @@ from jaxtyping import Array, Int, UInt8
 
 from dropcluster_jax.data.dataset import Dataset
 from dropcluster_jax.data.examples import ArrayExamples
-from dropcluster_jax.data.loaders.loader import Batch, BatchIterator, check_divisible, round_up
-from dropcluster_jax.data.sampler import BatchSampler, Indices, evaluation_indices, probe_indices
-from dropcluster_jax.sharding import num_shards, shard_batch
+from dropcluster_jax.data.loaders.loader import Batch, Loader
+from dropcluster_jax.data.sampling import Indices, WeightedIndices
+from dropcluster_jax.sharding import shard_batch
 
 
-class InMemoryLoader:
+class InMemoryLoader(Loader):
     """Gathers batches from arrays in device memory. See `Loader` for the methods and `make_loader` for the options.
 
     Only the indices of a batch are transferred. If batches are sharded, every device holds all images, so that none are
@@ -37,37 +37,24 @@ class InMemoryLoader:
         train, test = dataset.train, dataset.test
         if not (isinstance(train, ArrayExamples) and isinstance(test, ArrayExamples)):
             raise TypeError(f"the examples of {dataset.name!r} must be arrays, got {type(dataset.train).__name__}")
-        self._sampler = BatchSampler(len(train), batch_size, seed)
-        check_divisible(batch_size, sharding)
-        self._sharding = sharding
+        super().__init__(dataset, batch_size, seed, sharding)
         self._replicated = None if sharding is None else NamedSharding(sharding.mesh, PartitionSpec())
         self._train, self._test = self._replicate(train), self._replicate(test)
         self._gather = jax.jit(
             lambda images, labels, indices: {"image": images[indices], "label": labels[indices]}, out_shardings=sharding
         )
         self._shard = jax.jit(lambda weight: weight, out_shardings=sharding)
-        self.skipped: list[str] = []
 
-    def train(self) -> BatchIterator:
-        """See `Loader.train`."""
+    def _train_from(self, first: int) -> Iterator[Batch]:
+        return (self._take(self._train, self._order.indices(index)) for index in itertools.count(first))
 
-        def start(first: int) -> Iterator[Batch]:
-            return (self._take(self._train, self._sampler.indices(index)) for index in itertools.count(first))
-
-        return BatchIterator(self._sampler, start)
-
-    def test(self, batch_size: int | None = None) -> Iterator[Batch]:
-        """See `Loader.test`."""
-        size = round_up(self._sampler.batch_size if batch_size is None else batch_size, num_shards(self._sharding))
-        for indices, weight in evaluation_indices(len(self._test[1]), size):
+    def _test_batches(self, batches: Iterable[WeightedIndices]) -> Iterator[Batch]:
+        for indices, weight in batches:
             weight = shard_batch({"weight": weight}, self._replicated)["weight"]
             yield {**self._take(self._test, indices), "weight": self._shard(weight)}
 
-    def probe(self, size: int, update: int) -> Batch:
-        """See `Loader.probe`."""
-        indices = probe_indices(len(self._train[1]), size, self._sampler.seed, update)
-        shards = num_shards(self._sharding)
-        return self._take(self._train, indices[: len(indices) // shards * shards])
+    def _probe_batch(self, indices: Indices) -> Batch:
+        return self._take(self._train, indices)
 
     def _replicate(
         self, examples: ArrayExamples

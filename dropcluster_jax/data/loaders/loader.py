@@ -1,11 +1,21 @@
 """The interface of loaders: training, test and probe batches."""
 
-from collections.abc import Callable, Iterator
-from typing import Any, Protocol, runtime_checkable
+import abc
+import math
+from collections.abc import Callable, Iterable, Iterator
+from typing import Any
 
 from jax.sharding import NamedSharding
 
-from dropcluster_jax.data.sampler import BatchSampler, check_integer
+from dropcluster_jax.data.dataset import Dataset
+from dropcluster_jax.data.sampling import (
+    BatchOrder,
+    Indices,
+    WeightedIndices,
+    check_integer,
+    evaluation_indices,
+    probe_indices,
+)
 from dropcluster_jax.sharding import check_automatic, num_shards
 
 Batch = dict[str, Any]
@@ -18,12 +28,12 @@ class BatchIterator:
     `(batch_size, height, width, channels)`, and `"label"`, int32 `(batch_size,)`.
 
     Args:
-        sampler: Assigns examples to batches.
+        order: Assigns examples to batches.
         start: Function that takes the index of a batch and returns an iterator that starts there.
 
     Example:
-        >>> sampler = BatchSampler(num_examples=10, batch_size=5, seed=0)
-        >>> batches = BatchIterator(sampler, lambda first: iter({"index": i} for i in range(first, 100)))
+        >>> order = BatchOrder(num_examples=10, batch_size=5, seed=0)
+        >>> batches = BatchIterator(order, lambda first: iter({"index": i} for i in range(first, 100)))
         >>> [next(batches)["index"] for _ in range(3)]
         [0, 1, 2]
         >>> state = batches.get_state()
@@ -34,8 +44,8 @@ class BatchIterator:
         3
     """
 
-    def __init__(self, sampler: BatchSampler, start: Callable[[int], Iterator[Batch]]) -> None:
-        self._sampler, self._start = sampler, start
+    def __init__(self, order: BatchOrder, start: Callable[[int], Iterator[Batch]]) -> None:
+        self._order, self._start = order, start
         self._index = 0  # Of the next batch.
         self._iterator: Iterator[Batch] | None = None
 
@@ -51,7 +61,7 @@ class BatchIterator:
 
     def get_state(self) -> dict[str, int]:
         """Returns the position of the next batch, from 0, and the settings that it is valid for; JSON-serializable."""
-        epoch, batch = divmod(self._index, self._sampler.batches_per_epoch)
+        epoch, batch = divmod(self._index, self._order.batches_per_epoch)
         return {"epoch": epoch, "batch": batch, **self._settings()}
 
     def set_state(self, state: dict[str, int]) -> None:
@@ -70,7 +80,7 @@ class BatchIterator:
             if state[name] != value:
                 raise ValueError(f"state must have {name} {value}, got {state[name]}")
         self.close()
-        self._index = state["epoch"] * self._sampler.batches_per_epoch + state["batch"]
+        self._index = state["epoch"] * self._order.batches_per_epoch + state["batch"]
 
     def close(self) -> None:
         """Stops reading ahead; the next batch starts it again."""
@@ -80,19 +90,11 @@ class BatchIterator:
         self._iterator = None
 
     def _settings(self) -> dict[str, int]:
-        return {
-            "num_examples": int(self._sampler.num_examples),
-            "batch_size": int(self._sampler.batch_size),
-            "seed": int(self._sampler.seed),
-        }
+        return {name: int(value) for name, value in vars(self._order).items()}
 
 
-@runtime_checkable
-class Loader(Protocol):
-    """Delivers the examples of a dataset to the devices.
-
-    Attributes:
-        skipped: Location and reason for each image that was skipped while reading.
+class Loader(abc.ABC):
+    """Delivers the examples of a dataset to the devices. See `make_loader` for the arguments.
 
     Example:
         >>> from dropcluster_jax.data import load, make_loader
@@ -103,7 +105,13 @@ class Loader(Protocol):
         [100, 100, 100, 60]
     """
 
-    skipped: list[str]
+    def __init__(
+        self, dataset: Dataset, batch_size: int, seed: int, sharding: NamedSharding | None, process_count: int = 1
+    ) -> None:
+        self._order = BatchOrder(len(dataset.train), batch_size, seed)
+        check_divisible(batch_size, sharding, process_count)
+        self._num_test, self._sharding = len(dataset.test), sharding
+        self._divisor = math.lcm(num_shards(sharding), process_count)
 
     def train(self) -> BatchIterator:
         """Returns an infinite iterator over shuffled training batches, starting at the first.
@@ -111,7 +119,7 @@ class Loader(Protocol):
         Returns:
             Batches of `"image"`, uint8 `(batch_size, height, width, channels)`, and `"label"`, int32 `(batch_size,)`.
         """
-        ...
+        return BatchIterator(self._order, self._train_from)
 
     def test(self, batch_size: int | None = None) -> Iterator[Batch]:
         """Yields every test example once, in order, in batches of equal size.
@@ -128,7 +136,10 @@ class Loader(Protocol):
             TypeError: If `batch_size` is not an integer.
             ValueError: If `batch_size` is less than 1.
         """
-        ...
+        size = self._order.batch_size if batch_size is None else batch_size
+        check_integer("batch_size", size, 1)
+        rounded = -(-size // self._divisor) * self._divisor
+        return self._test_batches(evaluation_indices(self._num_test, rounded))
 
     def probe(self, size: int, update: int) -> Batch:
         """Returns the probe batch of a cluster update: training images drawn without replacement.
@@ -145,21 +156,28 @@ class Loader(Protocol):
             TypeError: If an argument is not an integer.
             ValueError: If an argument is out of range.
         """
-        ...
+        indices = probe_indices(self._order.num_examples, size, self._order.seed, update)
+        return self._probe_batch(indices[: len(indices) // self._divisor * self._divisor])
+
+    @abc.abstractmethod
+    def _train_from(self, first: int) -> Iterator[Batch]:
+        """Yields the training batches from the one with the index `first`."""
+
+    @abc.abstractmethod
+    def _test_batches(self, batches: Iterable[WeightedIndices]) -> Iterator[Batch]:
+        """Yields test batches, given the indices and weights of their examples."""
+
+    @abc.abstractmethod
+    def _probe_batch(self, indices: Indices) -> Batch:
+        """Returns a batch of training images."""
 
 
-def check_divisible(batch_size: int, sharding: NamedSharding | None) -> None:
-    """Checks that a batch can be sharded evenly, over automatic mesh axes."""
+def check_divisible(batch_size: int, sharding: NamedSharding | None, process_count: int = 1) -> None:
+    """Checks that a batch can be split evenly over devices, on automatic mesh axes, and over processes."""
     if sharding is not None:
         check_automatic(sharding.mesh)
-    shards = num_shards(sharding)
-    if batch_size % shards:
-        raise ValueError(
-            f"batch_size must be a multiple of the {shards} devices that batches are sharded over, got {batch_size}"
-        )
-
-
-def round_up(batch_size: int, shards: int) -> int:
-    """Returns the smallest multiple of `shards` that is at least `batch_size`, a positive integer."""
-    check_integer("batch_size", batch_size, 1)
-    return -(-batch_size // shards) * shards
+    for name, count in (("devices", num_shards(sharding)), ("processes", process_count)):
+        if batch_size % count:
+            raise ValueError(
+                f"batch_size must be a multiple of the {count} {name} that batches are sharded over, got {batch_size}"
+            )

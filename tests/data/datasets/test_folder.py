@@ -2,7 +2,7 @@ import numpy as np
 import pytest
 from image_files import CORRUPT, PHOTO, encoded
 
-from dropcluster_jax.data import CorruptImageError, load
+from dropcluster_jax.data import CorruptImageError, load, reading
 
 
 def constant(value):
@@ -124,12 +124,24 @@ def test_missing_and_empty_folders_raise(tmp_path):
         load("folder:~nobody-of-this-name/photos")
 
 
-def test_dangling_links_are_corrupt_images(tmp_path):
+@pytest.mark.parametrize("options", [{}, {"skip_corrupt": True}, {"skip_corrupt": True, "image_size": 4}])
+def test_unreadable_files_are_errors_and_not_corrupt(tmp_path, options):
     name = write_unsplit(tmp_path)
     (tmp_path / "a" / "link.png").symlink_to(tmp_path / "gone.png")
-    with pytest.raises(CorruptImageError, match=r"/a/link\.png cannot be read: No such file"):
-        load(name)
-    assert "link.png" in load(name, skip_corrupt=True).skipped[0]
+    with pytest.raises(FileNotFoundError, match=r"No such file.*/a/link\.png"):
+        load(name, **options)
+
+
+def test_streamed_images_are_checked_once_if_corrupt_ones_are_left_out(tmp_path, monkeypatch):
+    name = write_unsplit(tmp_path, {"a/corrupt.jpg": CORRUPT["truncated"][0], "b/text.png": b"text"})
+    data = load(name, image_size=4, skip_corrupt=True)
+    assert len(data.train) + len(data.test) == 20 and len(data.skipped) == 2
+    monkeypatch.setattr(reading, "read_block", lambda *_: pytest.fail("read again"))
+    again = load(name, image_size=4, skip_corrupt=True)
+    assert again.train.paths == data.train.paths and again.skipped == data.skipped
+    monkeypatch.undo()
+    (tmp_path / "b" / "text.png").write_bytes(constant(0))
+    assert len(load(name, image_size=4, skip_corrupt=True).skipped) == 1
 
 
 def test_files_of_operating_systems_are_ignored(tmp_path):

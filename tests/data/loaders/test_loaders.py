@@ -1,5 +1,3 @@
-import dataclasses
-import importlib
 import itertools
 import json
 import subprocess
@@ -21,6 +19,7 @@ from dropcluster_jax.data import (
     load,
     make_loader,
 )
+from dropcluster_jax.data.loaders import choice
 
 NUM_TRAIN, NUM_TEST = 50, 23
 
@@ -255,48 +254,15 @@ if __name__ == "__main__":
     assert run.returncode == 0 and run.stdout == run.stderr == "", run.stderr
 
 
-@pytest.fixture
-def with_corrupt(tmp_path):
-    """Six training and test images, of which those with the indices 1 and 2 are corrupt."""
-    for split in ("train", "test"):
-        for index in range(6):
-            folder = tmp_path / split / f"{index:02}"
-            folder.mkdir(parents=True)
-            valid = encoded(np.full((9, 9, 3), index, np.uint8))
-            (folder / "image.png").write_bytes(CORRUPT["truncated"][0] if index in (1, 2) else valid)
-    return load(f"folder:{tmp_path}", image_size=4, skip_corrupt=True)
-
-
-def test_corrupt_images_stop_the_stream(with_corrupt):
-    loader = GrainLoader(with_corrupt, 2)
-    with pytest.raises(CorruptImageError, match=r"/0[12]/image\.png cannot be read as a JPEG"):
-        take(3, loader.train())
-    with pytest.raises(CorruptImageError, match=r"/0[12]/image\.png cannot be read as a JPEG"):
-        list(loader.test())
-
-
-def test_skipped_images_are_replaced_in_training_and_ignored_in_evaluation(with_corrupt):
-    loader = GrainLoader(with_corrupt, 2, skip_corrupt=True)
-    assert sorted(itertools.chain(*take(3, loader.train()))) == [0, 3, 3, 3, 4, 5]  # 3 is the next valid image.
-    assert len(loader.skipped) == 2
-    seen = [
-        label
-        for batch in loader.test()
-        for label, weight in zip(np.asarray(batch["label"]), np.asarray(batch["weight"]), strict=True)
-        if weight
-    ]
-    assert seen == [0, 3, 4, 5]
-    assert len(loader.skipped) == 4 and any("/test/01/image.png" in message for message in loader.skipped)
-
-
-def test_skipping_all_images_raises(with_corrupt):
-    corrupt = with_corrupt.test.take(slice(1, 3))
-    loader = GrainLoader(dataclasses.replace(with_corrupt, test=corrupt), 2, skip_corrupt=True)
-    with pytest.raises(CorruptImageError, match=r"all test images were skipped, the first: .*/test/01/image"):
-        list(loader.test())
-    loader = GrainLoader(dataclasses.replace(with_corrupt, train=corrupt), 2, skip_corrupt=True)
-    with pytest.raises(CorruptImageError, match=r"all images were skipped, the first: .*/test/0[12]/image"):
-        next(loader.train())
+def test_corrupt_images_stop_the_stream(tmp_path):
+    for index in range(6):
+        (tmp_path / "a").mkdir(exist_ok=True)
+        corrupt = index in (1, 2, 4)
+        (tmp_path / "a" / f"{index}.png").write_bytes(CORRUPT["truncated"][0] if corrupt else encoded(PHOTO))
+    loader = GrainLoader(load(f"folder:{tmp_path}", image_size=4, test_fraction=0.5), 2)
+    for batches in (loader.train(), loader.test()):
+        with pytest.raises(CorruptImageError, match=r"/a/\d\.png cannot be read as a JPEG"):
+            list(itertools.islice(batches, 3))
 
 
 def test_auto_chooses_the_loader_by_size(files, monkeypatch):
@@ -305,7 +271,7 @@ def test_auto_chooses_the_loader_by_size(files, monkeypatch):
     assert isinstance(make_loader(files, 4), GrainLoader)
     with pytest.raises(ValueError, match="loader must be 'grain' or 'auto' for 'folder:"):
         make_loader(files, 4, loader="memory")
-    monkeypatch.setattr(importlib.import_module("dropcluster_jax.data.loaders.make_loader"), "_DEFAULT_LIMIT", 10)
+    monkeypatch.setattr(choice, "_DEFAULT_LIMIT", 10)
     assert isinstance(make_loader(ARRAYS, 4), GrainLoader)
 
 

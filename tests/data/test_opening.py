@@ -1,9 +1,19 @@
+import dataclasses
+
 import numpy as np
 import pytest
 from image_files import encoded
 from tfds_folders import prepare
 
-from dropcluster_jax.data import CorruptImageError, load, stratified_subset
+from dropcluster_jax.data import (
+    DATASETS,
+    CorruptImageError,
+    DataConfig,
+    GrainLoader,
+    load,
+    stratified_subset,
+)
+from dropcluster_jax.data.opening import open_data
 
 
 def write_folder(root):
@@ -46,41 +56,29 @@ def test_training_subset_is_drawn_after_holding_out(subset):
     np.testing.assert_array_equal(data.test.labels, full.labels[held_out])
 
 
-def test_mean_and_std_are_those_of_the_images_trained_on():
-    data = load("digits", validation_fraction=0.5, fraction=0.1)
-    assert data.spec.mean == pytest.approx([data.train.images.mean() / 255])
-    assert data.spec.std == pytest.approx([data.train.images.std() / 255])
-    assert data.spec.num_train_examples == len(data.train)
-
-
-@pytest.mark.parametrize("image_size", [None, 4], ids=["arrays", "encoded"])
-def test_validation_set_of_a_tfds_dataset_has_no_test_split(tmp_path, image_size):
-    prepare(tmp_path, sizes=[(4, 5, 3)] * 20, labels=[0, 1] * 10)
-    data = load("tiny", tmp_path, image_size=image_size, validation_fraction=0.3, evaluate_on="validation")
-    assert len(data.train) == 14 and data.test.labels.tolist().count(1) == 3 and data.test_split is None
-    assert load("tiny", tmp_path, image_size=image_size, validation_fraction=0.3).test_split == "test"
-
-
 @pytest.mark.parametrize("image_size", [None, 4], ids=["arrays", "encoded"])
 def test_training_subsets_are_balanced_and_nested(tmp_path, image_size):
     prepare(tmp_path, sizes=[(4, 5, 3)] * 20, labels=[0, 1] * 10)
-    small, large = (load("tiny", tmp_path, examples_per_class=count, seed=3, image_size=image_size) for count in (2, 5))
+    options = {"dir": tmp_path, "seed": 3, "image_size": image_size}
+    small, large = (load("tiny", examples_per_class=count, **options) for count in (2, 5))
     assert np.bincount(small.train.labels).tolist() == [2, 2] and len(small.test) == 20
     assert np.bincount(large.train.labels).tolist() == [5, 5]
     if image_size is None:
         assert set(identities(small.train)) < set(identities(large.train))
-    same = load("tiny", tmp_path, fraction=0.2, seed=3, image_size=image_size).train
+    same = load("tiny", fraction=0.2, **options).train
     np.testing.assert_array_equal(same.labels, small.train.labels)
 
 
 def test_examples_with_invalid_labels_are_not_selected(tmp_path):
     prepare(tmp_path, labels=[0, 1, 0, -1, 0, 1])
     for options in ({"examples_per_class": 2}, {"validation_fraction": 0.5}):
-        with pytest.raises(CorruptImageError, match="example 3 of 'tiny' has the invalid label -1"):
-            load("tiny", tmp_path, image_size=4, **options)
-    subset = load("tiny", tmp_path, image_size=4, examples_per_class=2, skip_corrupt=True)
+        with pytest.raises(CorruptImageError, match=r"tiny/train, example 3, has the label -1, labels must"):
+            load("tiny", dir=tmp_path, image_size=4, **options)
+    subset = load("tiny", dir=tmp_path, image_size=4, examples_per_class=2, skip_corrupt=True)
     assert np.bincount(subset.train.labels).tolist() == [2, 2]
-    split = load("tiny", tmp_path, image_size=4, validation_fraction=0.5, evaluate_on="validation", skip_corrupt=True)
+    split = load(
+        "tiny", dir=tmp_path, image_size=4, validation_fraction=0.5, evaluate_on="validation", skip_corrupt=True
+    )
     assert np.bincount(split.train.labels).tolist() == [1, 1] and np.bincount(split.test.labels).tolist() == [2, 1]
 
 
@@ -143,10 +141,10 @@ def test_moved_data_are_found_in_data_dir(tmp_path, monkeypatch, kind):
         (f"/nowhere/{path}", "old"),
         (f"{tmp_path}/old/{path}", "elsewhere"),  # an absolute path that exists
     ):
-        moved = load(f"{kind}:{name}", data_dir)
+        moved = load(f"{kind}:{name}", dir=data_dir)
         assert moved.name == f"{kind}:{name}" and moved.test.fingerprint() == original.test.fingerprint()
     with pytest.raises(FileNotFoundError, match=f"was not found: elsewhere/{path} is not a "):
-        load(f"{kind}:/nowhere/{path}", "elsewhere")
+        load(f"{kind}:/nowhere/{path}", dir="elsewhere")
 
 
 def test_class_that_a_split_exhausts_is_named(tmp_path):
@@ -175,4 +173,27 @@ def test_similar_names_are_suggested(tmp_path, monkeypatch, name, suggestion):
     (tmp_path / "photos").mkdir()
     (tmp_path / "photos.npz").touch()
     with pytest.raises((FileNotFoundError, ValueError), match=rf"did you mean '{suggestion}'\?"):
-        load(name, tmp_path)
+        load(name, dir=tmp_path)
+
+
+def test_options_reach_the_dataset_and_the_loader():
+    config = DataConfig(examples_per_class=5, seed=3, loader="grain", test_split="test[:20]")
+    dataset, loader = open_data(config, batch_size=10, seed=1)
+    expected = load(config)
+    np.testing.assert_array_equal(dataset.train.images, expected.train.images)
+    assert len(dataset.test) == 20 and isinstance(loader, GrainLoader)
+    labels, other_labels = (
+        np.asarray(next(open_data(dataclasses.replace(config, loader="memory"), 10, seed)[1].train())["label"])
+        for seed in (1, 2)
+    )
+    batches = loader.train()
+    assert (np.asarray(next(batches)["label"]) == labels).all() and (labels != other_labels).any()
+    batches.close()
+
+
+def test_fake_data_has_the_shape_of_the_dataset():
+    dataset, _ = open_data(DataConfig(name="imagenet2012", image_size=16), 8, fake=True)
+    assert dataset.spec.image_shape == (16, 16, 3) and dataset.spec.classes == DATASETS["imagenet2012"].classes
+    assert len(dataset.train) == 1024 and len(open_data(DataConfig(), 2000, fake=True)[0].train) == 2000
+    with pytest.raises(ValueError, match=r"fake data needs one of the datasets digits, .*, got 'photos'"):
+        open_data(DataConfig(name="photos"), 8, fake=True)

@@ -1,17 +1,16 @@
 """The choice between the loaders."""
 
-from typing import Literal
+from collections.abc import Sequence
 
 import jax
 from jax.sharding import NamedSharding
 
+from dropcluster_jax.data.config import LoaderName
 from dropcluster_jax.data.dataset import Dataset
 from dropcluster_jax.data.examples import ArrayExamples
 from dropcluster_jax.data.loaders.grain import GrainLoader
 from dropcluster_jax.data.loaders.in_memory import InMemoryLoader
 from dropcluster_jax.data.loaders.loader import Loader
-
-LoaderName = Literal["auto", "memory", "grain"]
 
 _MEMORY_FRACTION = 1 / 4  # Fraction of a device's memory that all images may take.
 _DEFAULT_LIMIT = 2**31  # Bytes that they may take on devices that do not report their memory.
@@ -27,7 +26,6 @@ def make_loader(
     random_crop: bool = False,
     flip: bool = False,
     workers: int = 0,
-    skip_corrupt: bool = False,
 ) -> Loader:
     """Makes the loader of a dataset.
 
@@ -40,7 +38,6 @@ def make_loader(
         random_crop: Whether encoded training images are cropped at random, instead of at the center.
         flip: Whether encoded training images are mirrored with probability 1/2.
         workers: Number of processes in which the Grain loader reads; 0 for threads.
-        skip_corrupt: Whether to skip encoded images that are corrupt, instead of raising an error.
 
     Returns:
         An `InMemoryLoader` or a `GrainLoader`.
@@ -59,26 +56,19 @@ def make_loader(
     """
     if loader not in ("auto", "memory", "grain"):
         raise ValueError(f"loader must be 'auto', 'memory' or 'grain', got {loader!r}")
-    arrays = isinstance(dataset.train, ArrayExamples) and isinstance(dataset.test, ArrayExamples)
-    if loader == "memory" and not arrays:
+    arrays = [examples for examples in (dataset.train, dataset.test) if isinstance(examples, ArrayExamples)]
+    if loader == "memory" and len(arrays) < 2:
         raise ValueError(
             f"loader must be 'grain' or 'auto' for {dataset.name!r}, whose images are encoded, got 'memory'"
         )
-    if loader == "memory" or (loader == "auto" and arrays and _fits_in_memory(dataset)):
+    if loader == "memory" or (loader == "auto" and len(arrays) == 2 and _fit_in_memory(arrays)):
         return InMemoryLoader(dataset, batch_size, seed, sharding=sharding)
     return GrainLoader(
-        dataset,
-        batch_size,
-        seed,
-        sharding=sharding,
-        random_crop=random_crop,
-        flip=flip,
-        workers=workers,
-        skip_corrupt=skip_corrupt,
+        dataset, batch_size, seed, sharding=sharding, random_crop=random_crop, flip=flip, workers=workers
     )
 
 
-def _fits_in_memory(dataset: Dataset) -> bool:
-    size = sum(part.images.nbytes for part in (dataset.train, dataset.test) if isinstance(part, ArrayExamples))
+def _fit_in_memory(arrays: Sequence[ArrayExamples]) -> bool:
     memory = (jax.local_devices()[0].memory_stats() or {}).get("bytes_limit")
-    return size <= (memory * _MEMORY_FRACTION if memory else _DEFAULT_LIMIT)
+    limit = memory * _MEMORY_FRACTION if memory else _DEFAULT_LIMIT
+    return sum(examples.images.nbytes for examples in arrays) <= limit

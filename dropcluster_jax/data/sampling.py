@@ -2,6 +2,10 @@
 
 A batch depends only on the seed and its index, not on the loader, the machine, the number of processes or the batches
 before it. An interrupted run therefore resumes with exactly the batches that it would have read.
+
+An epoch's permutation takes 8 bytes per example. Grain's shuffle takes none, but 18 ms per batch of 1,024 instead of
+0.07 ms, 553 us per index for 50 examples, and its second epoch with one seed is the first with the next seed. The state
+of Grain's iterators depends on the number of workers, and restores other batches with another number (Grain 0.2.18).
 """
 
 import dataclasses
@@ -12,45 +16,36 @@ import numpy as np
 from jaxtyping import Float32, Int
 
 Indices = Int[np.ndarray, " _"]
+WeightedIndices = tuple[Indices, Float32[np.ndarray, " _"]]
 
 # Spawn keys that make the random streams of one seed independent; the stream that shuffles epochs has none.
 PROBE_STREAM, CROP_STREAM = (1,), (2,)
 
 
 @dataclasses.dataclass(frozen=True)
-class BatchSampler:
+class BatchOrder:
     """Assigns examples to an infinite sequence of shuffled training batches.
 
     Epoch `e` visits the examples in the order `np.random.default_rng([seed, e]).permutation(num_examples)`. Examples at
-    its end that do not fill a batch are dropped. With multiple processes, each reads its own slice of every batch, in
-    the order of their indices.
+    its end that do not fill a batch are dropped.
 
     Example:
-        >>> sampler = BatchSampler(num_examples=5, batch_size=2, seed=0)
-        >>> sampler.batches_per_epoch, len({int(i) for batch in (0, 1) for i in sampler.indices(batch)})
+        >>> order = BatchOrder(num_examples=5, batch_size=2, seed=0)
+        >>> order.batches_per_epoch, len({int(i) for batch in (0, 1) for i in order.indices(batch)})
         (2, 4)
     """
 
     num_examples: int
     batch_size: int
     seed: int
-    process_index: int = 0
-    process_count: int = 1
 
     def __post_init__(self) -> None:
-        if self.num_examples == 0:
-            raise ValueError("the training set must not be empty")
-        check_integer("batch_size", self.batch_size, 1, self.num_examples)
+        check_integer("batch_size", self.batch_size, 1)
         check_integer("seed", self.seed, 0)
-        check_integer("process_count", self.process_count, 1)
-        check_integer("process_index", self.process_index, 0)
-        if self.process_index >= self.process_count:
+        if self.batch_size > self.num_examples:
             raise ValueError(
-                f"process_index must be less than process_count, {self.process_count}, got {self.process_index}"
-            )
-        if self.batch_size % self.process_count:
-            raise ValueError(
-                f"batch_size must be a multiple of the number of processes, {self.process_count}, got {self.batch_size}"
+                f"batch_size must be at most {self.num_examples}, the number of training examples, "
+                f"got {self.batch_size}"
             )
 
     @property
@@ -59,14 +54,12 @@ class BatchSampler:
         return self.num_examples // self.batch_size
 
     def indices(self, batch: int) -> Indices:
-        """Returns the examples of a batch, counted from 0 over all epochs, that this process reads."""
+        """Returns the examples of a batch, counted from 0 over all epochs."""
         epoch, batch_in_epoch = divmod(batch, self.batches_per_epoch)
-        part = self.batch_size // self.process_count
-        start = batch_in_epoch * self.batch_size + self.process_index * part
-        return _permutation(self.num_examples, self.seed, epoch)[start : start + part]
+        return _permutation(self.num_examples, self.seed, epoch)[batch_in_epoch * self.batch_size :][: self.batch_size]
 
 
-@functools.lru_cache(maxsize=4)
+@functools.lru_cache(maxsize=2)  # Batches that are read ahead can belong to the next epoch.
 def _permutation(num_examples: int, seed: int, epoch: int) -> Indices:
     permutation = np.random.default_rng([seed, epoch]).permutation(num_examples)
     permutation.setflags(write=False)
@@ -81,16 +74,13 @@ def probe_indices(num_examples: int, size: int, seed: int, update: int) -> Indic
         [0, 1, 2, 3, 4]
     """
     check_integer("size", size, 1)
-    check_integer("seed", seed, 0)
     check_integer("update", update, 0)
     rng = np.random.default_rng(np.random.SeedSequence([seed, update], spawn_key=PROBE_STREAM))
     return rng.choice(num_examples, min(size, num_examples), replace=False)
 
 
-def evaluation_indices(
-    num_examples: int, batch_size: int, process_index: int = 0, process_count: int = 1
-) -> Iterator[tuple[Indices, Float32[np.ndarray, " _"]]]:
-    """Yields this process's indices and weights of all examples, once and in order, in batches of equal size.
+def evaluation_indices(num_examples: int, batch_size: int) -> Iterator[WeightedIndices]:
+    """Yields the indices and weights of all examples, once and in order, in batches of equal size.
 
     The last batch is padded with the first example; the weight of padding is 0, that of all other examples 1.
 
@@ -100,16 +90,14 @@ def evaluation_indices(
         [0, 1] [1.0, 1.0]
         [2, 0] [1.0, 0.0]
     """
-    part = batch_size // process_count
     for start in range(0, num_examples, batch_size):
-        positions = start + process_index * part + np.arange(part)
+        positions = start + np.arange(batch_size)
         yield np.where(positions < num_examples, positions, 0), (positions < num_examples).astype(np.float32)
 
 
-def check_integer(name: str, value: int, minimum: int, num_examples: int | None = None) -> None:
-    """Checks that an argument is an integer, at least `minimum` and at most `num_examples`."""
+def check_integer(name: str, value: int, minimum: int) -> None:
+    """Checks that an argument is an integer, at least `minimum`."""
     if not isinstance(value, int | np.integer):
         raise TypeError(f"{name} must be an integer, got {value!r}")
-    if value < minimum or (num_examples is not None and value > num_examples):
-        limit = "" if num_examples is None else f" and at most {num_examples}, the number of training examples"
-        raise ValueError(f"{name} must be at least {minimum}{limit}, got {value}")
+    if value < minimum:
+        raise ValueError(f"{name} must be at least {minimum}, got {value}")
