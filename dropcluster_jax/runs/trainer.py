@@ -351,7 +351,7 @@ def _fit(
         update_clusters_when=every(update_interval, round(config.drop.ramp_start * run.num_steps)),
         test=run.loader.test,
         evaluate_every=run.num_steps if at_end_only else max(1, round(epochs_of_steps)),
-        log=log,
+        on_metrics=log,
         on_clusters=on_clusters,
         parallel=run.parallel,
         save=save,
