@@ -276,7 +276,7 @@ def _kmeans_plus_plus(points: _Points, noise: Float[Array, "clusters candidates 
         By the Gumbel-max trick: rounding errors in the weights rarely change a maximum, whereas they shift every bin of
         a cumulative sum.
         """
-        return jnp.argmax(jnp.log(weights) + noise[step], axis=1).astype(jnp.int32)
+        return jnp.argmax(jnp.log(weights)[None] + noise[step], axis=1).astype(jnp.int32)
 
     def distances_to(indices: Int[Array, " n"]) -> Float[Array, "n positions"]:
         distances = points.distances_to_points(indices).T

@@ -17,7 +17,7 @@ def test_ramp_is_zero_then_linear_then_constant(rate, start, length):
 
 @given(steps=st.integers(1, 50), start=st.integers(0, 100))
 def test_every_is_periodic_from_start(steps, start):
-    for is_due in (every(steps, start), every(np.int64(steps), np.int64(start))):
+    for is_due in (every(steps, start), every(np.int64(steps), np.int64(start))):  # pyright: ignore[reportArgumentType]
         assert [step for step in range(300) if is_due(step)] == list(range(start, 300, steps))
 
 

@@ -267,11 +267,11 @@ def test_accumulated_parts_have_separate_masks_and_update_batch_statistics_in_se
         )
         state = jax.jit(single.init)(jax.random.key(1), part)
         after, metrics = jax.jit(accumulated.train)(state, repeated)
-        for _ in range(2):
-            state, single_metrics = jax.jit(single.train)(state, part)
+        state, single_metrics = jax.jit(single.train)(state, part)
         if rate:
             assert abs(float(metrics["loss"]) - float(single_metrics["loss"])) > 1e-4
         else:
+            state, _ = jax.jit(single.train)(state, part)
             assert_trees_close(after.batch_stats, state.batch_stats)
 
 
