@@ -93,10 +93,10 @@ def _data_dir(data_dir: str | os.PathLike[str] | None) -> tuple[Any, str]:
         "the environment variable TFDS_DATA_DIR": os.environ.get("TFDS_DATA_DIR"),
         _DEFAULT_DIR: "~/tensorflow_datasets",
     }
-    origin, data_dir = next((origin, path) for origin, path in origins.items() if path)
-    address = parse_address(data_dir)
+    origin, path = next((origin, path) for origin, path in origins.items() if path)
+    address = parse_address(path)
     if address is None:
-        return epath.Path(data_dir).expanduser(), origin
+        return epath.Path(path).expanduser(), origin
     if not address.startswith("gs://"):  # ArrayRecord files are read by C++ code, which knows no other object stores.
         raise ValueError(f"{origin} must be a local folder or gs://..., got {address}")
     with optional_import("gcsfs", "gcs"):
