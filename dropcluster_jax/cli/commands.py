@@ -3,7 +3,6 @@
 import dataclasses
 import difflib
 import json
-import pathlib
 import sys
 from collections.abc import Iterable, Sequence
 from typing import TYPE_CHECKING, Any
@@ -11,24 +10,27 @@ from typing import TYPE_CHECKING, Any
 from dropcluster_jax.cli.errors import check_devices, describe, exit_failure, exit_usage
 
 if TYPE_CHECKING:
+    from etils import epath
+
     from dropcluster_jax.runs import DataConfig
-    from dropcluster_jax.runs.paths import AnyPath
 
 _NUM_SEVERITIES = 5
 
 
 def evaluate(
-    folder: "AnyPath",
+    folder: "epath.Path",
     corruptions: bool,
     best: bool,
-    data_dir: pathlib.Path | None,
+    data_dir: str | None,
     allow_changed_data: bool,
     as_json: bool,
 ) -> None:
     """Evaluates the network of a run and writes `evaluation.json`."""
     from dropcluster_jax.data import CORRUPTIONS
-    from dropcluster_jax.runs import CorruptCheckpointError, evaluate_run, run_folder
-    from dropcluster_jax.runs.logging import task_progress
+    from dropcluster_jax.runs import CorruptCheckpointError, evaluate_run
+    from dropcluster_jax.runs import folder as run_folder
+    from dropcluster_jax.runs.console import task_progress
+    from dropcluster_jax.runs.load import merge_evaluation, read_evaluation
 
     _check_run(folder)
     check_devices()
@@ -44,7 +46,7 @@ def evaluate(
                 print(f"{label:22} accuracy {100 * result['accuracy']:6.2f}%  loss {result['loss']:.3f}")
 
         try:
-            previous = run_folder.read_evaluation(folder)
+            previous = read_evaluation(folder)
             results = evaluate_run(
                 folder,
                 best=best,
@@ -56,9 +58,9 @@ def evaluate(
             )
         except (ValueError, TypeError, OSError, ImportError, CorruptCheckpointError) as error:
             exit_usage(describe(error))
-    results = run_folder.merge_evaluation(previous, results)
+    results = merge_evaluation(previous, results)
     if as_json:
-        print(run_folder.to_json(results))
+        print(run_folder.to_json(results, indent=2))
     elif corruptions:
         print(f"mean over corrupted images: {100 * results['mean_corrupted_accuracy']:.2f}%")
     try:
@@ -70,17 +72,17 @@ def evaluate(
 
 
 def clusters(
-    folder: "AnyPath",
-    out: pathlib.Path | None,
+    folder: "epath.Path",
+    out: "epath.Path | None",
     best: bool,
     rate: float,
-    data_dir: pathlib.Path | None,
+    data_dir: str | None,
     allow_changed_data: bool,
 ) -> None:
     """Draws the clusters of a run and prints the paths of the figures."""
     from dropcluster_jax.runs import CorruptCheckpointError
+    from dropcluster_jax.runs.console import task_progress
     from dropcluster_jax.runs.figures import draw_run_clusters
-    from dropcluster_jax.runs.logging import task_progress
 
     _check_run(folder)
     check_devices()
@@ -101,10 +103,10 @@ def clusters(
     _print_paths(files)
 
 
-def plot(folders: Sequence["AnyPath"], out: "AnyPath") -> None:
+def plot(folders: Sequence["epath.Path"], out: "epath.Path") -> None:
     """Draws the learning curves of runs and prints the path of the figure."""
+    from dropcluster_jax.runs.console import task_progress
     from dropcluster_jax.runs.figures import draw_run_curves, save_figure
-    from dropcluster_jax.runs.logging import task_progress
 
     for folder in folders:
         _check_run(folder)
@@ -119,17 +121,17 @@ def plot(folders: Sequence["AnyPath"], out: "AnyPath") -> None:
     _print_paths([out])
 
 
-def runs(folder: "AnyPath", as_json: bool) -> None:
+def runs(folder: "epath.Path", as_json: bool) -> None:
     """Prints a table of the runs in a folder."""
     from dropcluster_jax.runs import list_runs
-    from dropcluster_jax.runs.run_folder import to_json
+    from dropcluster_jax.runs.folder import to_json
 
     try:
         entries = list_runs(folder)
     except OSError as error:
         exit_usage(str(error))
     if as_json:
-        print(to_json(entries))
+        print(to_json(entries, indent=2))
         return
     _print_table(
         ["run", "method", "rate", "data", "model", "seed", "step", "accuracy", "time"],
@@ -142,16 +144,17 @@ def runs(folder: "AnyPath", as_json: bool) -> None:
 
 
 def check(
-    name: str, data: "DataConfig", batch_size: int | None, seed: int, out: "AnyPath | None", as_json: bool
+    name: str, data: "DataConfig", batch_size: int | None, seed: int, out: "epath.Path | None", as_json: bool
 ) -> None:
     """Inspects a dataset and prints a summary."""
     from dropcluster_jax.runs import PRESETS, AugmentConfig, TrainConfig, data_check
-    from dropcluster_jax.runs.logging import task_progress
-    from dropcluster_jax.runs.run_folder import slug, to_json
+    from dropcluster_jax.runs.config import as_path
+    from dropcluster_jax.runs.console import task_progress
+    from dropcluster_jax.runs.folder import slug, to_json
 
     if data.name:
         exit_usage(f"data.name must not be given in addition to NAME, {name!r}, got {data.name!r}")
-    folder = out or pathlib.Path("runs", f"check-{slug(name)}")
+    folder = out or as_path(f"runs/check-{slug(name)}")
     preset = next((preset for key, (_, preset) in PRESETS.items() if name in (key, preset.data.name)), None)
     streamed = data.image_size and preset is None
     preset, name = (TrainConfig(), name) if preset is None else (preset, preset.data.name)
@@ -163,7 +166,7 @@ def check(
             report = data_check.check(config, folder, batch_size, start, _print_to_stderr)
     except (ValueError, TypeError, OSError, ImportError) as error:
         exit_usage(describe(error, can_skip=True))
-    print(to_json(report) if as_json else data_check.describe(report, folder))
+    print(to_json(report, indent=2) if as_json else data_check.describe(report, folder))
 
 
 def presets(as_json: bool) -> None:
@@ -193,7 +196,7 @@ def presets(as_json: bool) -> None:
 
 
 def _format_run(entry: dict[str, Any]) -> list[str]:
-    accuracy, seconds = entry["test_accuracy"], entry["seconds"]
+    accuracy, seconds = entry["eval_accuracy"], entry["seconds"]
     return [
         entry["run"],
         entry["method"],
@@ -223,15 +226,14 @@ def _print_table(header: Sequence[str], rows: Sequence[Sequence[str]], right: Se
     console.print(table)
 
 
-def _check_run(folder: "AnyPath") -> None:
+def _check_run(folder: "epath.Path") -> None:
     """Exits if a folder contains no run, with suggestions."""
-    from dropcluster_jax.runs.paths import children, is_remote
-    from dropcluster_jax.runs.run_folder import is_run
+    from dropcluster_jax.runs.folder import is_run, visible_files
 
     if is_run(folder):
         return
-    contained = [path for path in children(folder) if is_run(path)]
-    siblings = {} if is_remote(folder) else {path.name: path for path in children(folder.parent) if is_run(path)}
+    contained = [path for path in visible_files(folder) if is_run(path)]
+    siblings = {path.name: path for path in visible_files(folder.parent) if is_run(path)}
     suggestions = contained or [siblings[name] for name in difflib.get_close_matches(folder.name, siblings, cutoff=0.5)]
     hint = "`dropcluster runs DIR` lists runs"
     if suggestions:
@@ -239,7 +241,7 @@ def _check_run(folder: "AnyPath") -> None:
     exit_usage(f"{folder} is not a run folder: it has no config.json of a run; {hint}")
 
 
-def _print_paths(paths: Iterable["AnyPath"]) -> None:
+def _print_paths(paths: Iterable["epath.Path"]) -> None:
     for path in paths:
         print(path)
 

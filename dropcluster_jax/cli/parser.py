@@ -4,19 +4,19 @@ import difflib
 import functools
 import inspect
 import math
-import pathlib
 import re
 from collections.abc import Callable
 from typing import Annotated
 
 import tyro
+from etils import epath
 from tyro.conf import Positional
 
 from dropcluster_jax.cli import commands
 from dropcluster_jax.cli.errors import exit_usage
 from dropcluster_jax.cli.train import analyze, train
 from dropcluster_jax.runs import PRESETS, DataConfig, TrainConfig
-from dropcluster_jax.runs.paths import as_path
+from dropcluster_jax.runs.config import as_path
 
 Action = Callable[[], None]  # runs a command whose arguments have been validated
 
@@ -118,10 +118,10 @@ def _train_app(arguments: list[str]) -> tyro.extras.SubcommandApp:
 
 
 def evaluate(
-    run: Positional[pathlib.Path],
+    run: Positional[epath.Path],
     corruptions: bool = False,
     best: bool = False,
-    data_dir: pathlib.Path | None = None,
+    data_dir: str | None = None,
     allow_changed_data: bool = False,
     json: bool = False,
 ) -> Action:
@@ -133,7 +133,7 @@ def evaluate(
     Args:
         run: Run folder; the run may be unfinished.
         corruptions: Also evaluate 15 corruptions at 5 severities.
-        best: Use the checkpoint with the best test accuracy, not the latest.
+        best: Use the checkpoint with the best accuracy on validation images, not the latest.
         data_dir: TFDS data directory, or the folder that an archive or image folder is in, if it was moved.
         allow_changed_data: Evaluate even if the data are not those that the run was trained on.
         json: Print the content of evaluation.json only.
@@ -142,11 +142,11 @@ def evaluate(
 
 
 def clusters(
-    run: Positional[pathlib.Path],
-    out: pathlib.Path | None = None,
+    run: Positional[epath.Path],
+    out: epath.Path | None = None,
     best: bool = False,
     rate: float = 0.3,
-    data_dir: pathlib.Path | None = None,
+    data_dir: str | None = None,
     allow_changed_data: bool = False,
 ) -> Action:
     """Draw the clusters of a run: over activations, over the course of training, and as masks.
@@ -157,21 +157,23 @@ def clusters(
     Args:
         run: Run folder; the run may be unfinished.
         out: Folder for the figures. Default: pictures/ in the run folder.
-        best: Use the checkpoint with the best test accuracy, not the latest.
+        best: Use the checkpoint with the best accuracy on validation images, not the latest.
         rate: Rate of the masks, from 0 to 1.
         data_dir: TFDS data directory, or the folder that an archive or image folder is in, if it was moved.
         allow_changed_data: Draw even if the data are not those that the run was trained on.
     """
     if not 0 <= rate <= 1:
         raise ValueError(f"rate must be at least 0 and at most 1, got {rate}")
-    return functools.partial(commands.clusters, as_path(run), out, best, rate, data_dir, allow_changed_data)
+    return functools.partial(
+        commands.clusters, as_path(run), out and as_path(out), best, rate, data_dir, allow_changed_data
+    )
 
 
 def plot(
-    runs: Annotated[tuple[pathlib.Path, ...], Positional, tyro.conf.arg(metavar="RUN [RUN ...]")],
-    out: pathlib.Path = pathlib.Path("curves.png"),
+    runs: Annotated[tuple[epath.Path, ...], Positional, tyro.conf.arg(metavar="RUN [RUN ...]")],
+    out: epath.Path = epath.Path("curves.png"),  # noqa: B008 - immutable
 ) -> Action:
-    """Plot the learning curves of runs: training loss, test accuracy and rate.
+    """Plot the learning curves of runs: training loss, evaluation accuracy and rate.
 
     Example:
       dropcluster plot runs/digits runs/mine --out curves.svg
@@ -185,7 +187,10 @@ def plot(
     return functools.partial(commands.plot, [as_path(run) for run in runs], as_path(out))
 
 
-def runs(directory: Positional[pathlib.Path] = pathlib.Path("runs"), json: bool = False) -> Action:
+def runs(
+    directory: Positional[epath.Path] = epath.Path("runs"),  # noqa: B008 - immutable
+    json: bool = False,
+) -> Action:
     """List the runs in a folder: method, rate, data, accuracy and time.
 
     Example:
@@ -203,7 +208,7 @@ def check(
     data: DataConfig = DataConfig(name=""),  # noqa: B008 - immutable
     batch_size: int | None = None,
     seed: int = 0,
-    out: pathlib.Path | None = None,
+    out: epath.Path | None = None,
     json: bool = False,
 ) -> Action:
     """Inspect a dataset: contents, sample images and loading speed.

@@ -8,8 +8,9 @@ from typing import TYPE_CHECKING
 from dropcluster_jax.cli.errors import check_devices, describe, exit_failure, exit_usage
 
 if TYPE_CHECKING:
+    from etils import epath
+
     from dropcluster_jax.runs import TrainConfig
-    from dropcluster_jax.runs.paths import AnyPath
     from dropcluster_jax.runs.trainer import Stopped
 
 
@@ -23,16 +24,9 @@ def train(
     """Trains; `processes` are the arguments of `distributed.initialize`, `arguments` those of the command line."""
     import jax
 
-    from dropcluster_jax.data import CorruptImageError
-    from dropcluster_jax.runs import (
-        CheckpointMismatchError,
-        CheckpointVersionError,
-        CorruptCheckpointError,
-        logging,
-        run_folder,
-        trainer,
-    )
+    from dropcluster_jax.runs import CorruptCheckpointError, console, trainer
     from dropcluster_jax.runs.build import training_flops
+    from dropcluster_jax.runs.folder import RunFolderError, new_folder
     from dropcluster_jax.training import NonFiniteError
 
     try:
@@ -40,41 +34,35 @@ def train(
             _join(*processes)
         check_devices()
         first = jax.process_index() == 0
-        if config.out and not restart and not dry_run and (summary := run_folder.finished_run(config.out, config)):
-            if first:
-                print(f"{config.out} already contains this run, finished; pass a different --out to train again")
-                print(logging.format_summary(summary, config.out))
-            return
-        run = trainer.prepare(config, restart, _print_note if first else lambda message: None, dry_run)
+        run = trainer.prepare(config, _print_note if first else lambda message: None)
         if dry_run:
             from dropcluster_jax.runs.dry_run import describe as describe_run
 
             print(describe_run(run))
             return
         flops = training_flops(run.model, run.dataset.spec.image_shape)
+        folder = config.out or new_folder(config)
     except (ValueError, TypeError, OSError, ImportError) as error:
         exit_usage(describe(error, can_skip=True))
     try:
         if first:
-            with logging.ProgressBar(run.num_steps, flops) as progress:
-                summary = trainer.execute(run, progress, progress.notify, restart)
-            print(logging.format_summary(summary, run.folder))
+            with console.ProgressBar(run.num_steps, flops) as progress:
+                summary = trainer.execute(run, folder, restart=restart, log=progress, notify=progress.notify)
+            print(console.format_summary(summary, folder))
         else:
-            trainer.execute(run, notify=lambda message: None, restart=restart)
-    except (CorruptImageError, CorruptCheckpointError, CheckpointVersionError, CheckpointMismatchError) as error:
+            trainer.execute(run, folder, restart=restart, notify=lambda message: None)
+    except (ValueError, CorruptCheckpointError, RunFolderError, FileExistsError) as error:
         exit_usage(describe(error, can_skip=True))
-    except (run_folder.RunFolderError, FileExistsError) as error:
-        exit_usage(describe(error))
     except NonFiniteError as error:
         exit_failure(
-            f"{error}. To resume from the last good checkpoint in {run.folder}, repeat the command with "
+            f"{error}. To resume from the last good checkpoint in {folder}, repeat the command with "
             "--max-nonfinite-steps; to change other options, pass a different --out, or --restart"
         )
     except OSError as error:
-        exit_failure(f"{describe(error)}. {_how_to_repeat(run.folder)}")
+        exit_failure(f"{describe(error)}. {_how_to_repeat(folder)}")
     except trainer.Stopped as stopped:
         if first:
-            print(_how_to_resume(stopped, str(run.folder), arguments), file=sys.stderr)
+            print(_how_to_resume(stopped, str(folder), arguments), file=sys.stderr)
         sys.exit(stopped.status)
     except jax.errors.JaxRuntimeError as error:
         if jax.process_count() == 1 or "RESOURCE_EXHAUSTED" in str(error):
@@ -91,7 +79,7 @@ def analyze(config: "TrainConfig", topology: str, as_json: bool) -> None:
 
     from dropcluster_jax.runs import dry_run
     from dropcluster_jax.runs.aot import DoesNotFitError
-    from dropcluster_jax.runs.logging import task_progress
+    from dropcluster_jax.runs.console import task_progress
 
     if not jax.config.values["jax_platforms"]:
         jax.config.update("jax_platforms", "cpu")  # nothing runs on other devices, which may be in use
@@ -106,10 +94,11 @@ def analyze(config: "TrainConfig", topology: str, as_json: bool) -> None:
     print(json.dumps(analysis.to_json(), indent=2) if as_json else dry_run.describe_analysis(analysis))
 
 
-def _how_to_repeat(folder: "AnyPath") -> str:
-    from dropcluster_jax.runs import Checkpointer, run_folder
+def _how_to_repeat(folder: "epath.Path") -> str:
+    from dropcluster_jax.runs import Checkpointer
+    from dropcluster_jax.runs.folder import CHECKPOINTS
 
-    if Checkpointer(folder / run_folder.CHECKPOINTS).steps():
+    if Checkpointer(folder / CHECKPOINTS).steps():
         return "Repeat the command to resume from the last checkpoint"
     return "There is no checkpoint yet: repeat the command to start again"
 

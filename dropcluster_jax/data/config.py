@@ -1,7 +1,6 @@
 """The configuration of a run's data, and opening it."""
 
 import dataclasses
-import pathlib
 from typing import Literal
 
 from jax.sharding import NamedSharding
@@ -19,7 +18,7 @@ class DataConfig:
 
     name: str = "digits"
     """Dataset: digits (bundled with scikit-learn), the name of a prepared TFDS dataset, folder:PATH or npz:PATH."""
-    dir: pathlib.Path | None = None
+    dir: str | None = None
     """TFDS data directory, local or at gs://. Default: $TFDS_DATA_DIR, otherwise ~/tensorflow_datasets. For folder:PATH
     and npz:PATH, the folder that a relative PATH starts from. Default: the current one."""
     download: bool = False
@@ -33,7 +32,7 @@ class DataConfig:
     validation_fraction: float = 0.0
     """Fraction of each training class to hold out; held-out images are never trained on."""
     evaluate_on: Literal["test", "validation"] = "test"
-    """Images to evaluate on: the test split, or held-out training images. Results are called "test" in either case."""
+    """Images to evaluate on during training: the test split, or held-out training images."""
     fraction: float | None = None
     """Train on this fraction of each class."""
     examples_per_class: int | None = None

@@ -3,13 +3,16 @@
 import dataclasses
 import json
 import math
-import pathlib
+import os
+import re
 from collections.abc import Mapping
 from typing import Any, Literal, Self, get_args, get_origin
 
+from etils import epath
+
+from dropcluster_jax._optional import optional_import
 from dropcluster_jax.data.config import DataConfig
 from dropcluster_jax.models import ModelName
-from dropcluster_jax.runs.paths import as_path
 from dropcluster_jax.training.data_parallel import Strategy
 
 Method = Literal["none", "dropout", "spatial", "block", "corr", "focused", "cluster"]
@@ -75,7 +78,7 @@ class CheckpointConfig:
     every: int = 0
     """Also save after every this many steps. 0 saves only after evaluations."""
     keep: int = 2
-    """Number of latest checkpoints to keep, in addition to the one with the best test accuracy."""
+    """Number of latest checkpoints to keep, in addition to the one with the best accuracy on validation images."""
 
 
 @dataclasses.dataclass(frozen=True)
@@ -134,8 +137,8 @@ class TrainConfig:
     """Write a JAX profile of five steps to profile/ in the run folder."""
     tensorboard: bool = False
     """Write TensorBoard event files to tensorboard/ in the run folder."""
-    out: pathlib.Path | None = None
-    """Run folder, local or at gs:// or s3://. Default: a new folder under runs/."""
+    out: epath.Path | None = None
+    """Run folder, local or at gs://. Default: a new folder under runs/."""
     drop: DropConfig = dataclasses.field(default_factory=DropConfig)
     data: DataConfig = dataclasses.field(default_factory=DataConfig)
     augment: AugmentConfig = dataclasses.field(default_factory=AugmentConfig)
@@ -231,8 +234,6 @@ def _from_json(kind: Any, content: Mapping[str, Any], section: str = "") -> Any:
         factory = fields[name].default_factory
         if dataclasses.is_dataclass(factory):
             value = _from_json(factory, value, f"{name}.")
-        elif name == "dir" and value is not None:
-            value = pathlib.Path(value)
         elif isinstance(value, list):
             value = tuple(value)
         values[name] = value
@@ -267,3 +268,34 @@ def _check_range(
         given = (least, above, most, below)
         allowed = " and ".join(text for (text, _), bound in zip(bounds, given, strict=True) if bound is not None)
         raise ValueError(f"{name} must be {allowed}, got {value}")
+
+
+def as_path(path: str | os.PathLike[str]) -> epath.Path:
+    """Returns a local path, in which `~` is expanded, or a path in Google Cloud Storage, `gs://...`.
+
+    Raises:
+        ValueError: If the path is the address of anything else, or is not valid in the locale's encoding.
+        ImportError: If the package for Google Cloud Storage is not installed.
+
+    Example:
+        >>> as_path("~/runs/digits").is_absolute()
+        True
+        >>> as_path("s3://bucket/run")
+        Traceback (most recent call last):
+        ValueError: paths must be local or gs://..., got s3://bucket/run
+    """
+    text = os.fspath(path)
+    try:
+        text.encode()
+    except UnicodeEncodeError:  # Python cannot decode it; Orbax could not write to it
+        raise ValueError(f"paths must be valid in the locale's encoding, got {os.fsencode(path)!r}") from None
+    if text.startswith("gs://"):
+        with optional_import("gcsfs", "gcs"):
+            import gcsfs  # noqa: F401
+        import fsspec.config
+
+        # Orbax writes without fsspec, and so do other processes, so listings must not be cached.
+        fsspec.config.conf.setdefault("gs", {})["use_listings_cache"] = False
+    elif re.match("[A-Za-z][A-Za-z0-9+.-]+:/", text):
+        raise ValueError(f"paths must be local or gs://..., got {text}")
+    return epath.Path(text).expanduser()

@@ -16,7 +16,8 @@ from PIL import Image
 
 import dropcluster_jax as dc
 from dropcluster_jax.cli import commands
-from dropcluster_jax.runs import PRESETS, data_check, load_run, read_history, run_folder
+from dropcluster_jax.runs import PRESETS, data_check, load_run, read_history
+from dropcluster_jax.runs import folder as run_folder
 
 
 @one_run
@@ -24,7 +25,7 @@ def test_evaluate_reproduces_the_logged_accuracy(finished, capsys):
     folder, _ = finished
     assert command("evaluate", str(folder), "--json") == 0
     results = json.loads(capsys.readouterr().out)
-    test = entries(folder, "test")[-1]
+    test = entries(folder, "eval")[-1]
     assert results["step"] == 24 and results["test"]["count"] == 360 and results["corrupted"] == []
     assert results["test"]["accuracy"] == pytest.approx(test["accuracy"])
     assert results["test"]["loss"] == pytest.approx(test["loss"], rel=1e-5)
@@ -36,13 +37,33 @@ def test_evaluate_reproduces_the_logged_accuracy(finished, capsys):
 def test_evaluate_corruptions_at_five_severities(finished, capsys, monkeypatch):
     monkeypatch.setattr("dropcluster_jax.data.CORRUPTIONS", ("contrast",))
     folder, _ = finished
-    assert command("evaluate", str(folder), "--corruptions", "--best") == 0
+    assert command("evaluate", str(folder), "--corruptions") == 0
     output = capsys.readouterr().out
     assert [len(re.findall(rf"contrast {i} +accuracy", output)) for i in range(1, 6)] == [1] * 5
     results = json.loads((folder / "evaluation.json").read_text())
     accuracies = [entry["accuracy"] for entry in results["corrupted"]]
     assert results["mean_corrupted_accuracy"] == pytest.approx(np.mean(accuracies)) and len(accuracies) == 5
     (folder / "evaluation.json").unlink()
+
+
+@one_run
+def test_best_needs_validation_images(finished, capsys):
+    for name in ("evaluate", "clusters"):
+        assert command(name, str(finished[0]), "--best") == 2
+        assert "best requires a run that was evaluated on validation images" in capsys.readouterr().err
+
+
+@pytest.mark.slow
+def test_best_is_chosen_on_validation_images_and_evaluated_on_test_images(tmp_path, capsys):
+    folder = tmp_path / "run"
+    options = ["--data.validation-fraction", "0.2", "--data.evaluate-on", "validation", "--checkpoint.keep", "1"]
+    options += ["--evaluate-every-epochs", "0.3", "--learning-rate", "0.4", "--steps", "60"]
+    assert command(*SMALL, *options, "--out", str(folder)) == 0
+    accuracies = {entry["step"]: entry["accuracy"] for entry in entries(folder, "eval")}
+    capsys.readouterr()
+    assert command("evaluate", str(folder), "--best", "--json") == 0
+    results = json.loads(capsys.readouterr().out)
+    assert results["test"]["count"] == 360 and accuracies[results["step"]] == max(accuracies.values())
 
 
 SMALL = ["train", "digits", "--model", "resnet8", "--steps", "2", "--batch-size", "32", "--drop.method", "none"]
@@ -102,7 +123,7 @@ def test_evaluate_and_training_notice_changed_data(change, message, allowed, arc
         assert not pathlib.Path("run/evaluation.json").exists()
     pathlib.Path("run/summary.json").unlink()
     assert command(*SMALL, "--data.name", "npz:data/f.npz", "--out", "run") == 2
-    assert "out contains a run on a different dataset" in capsys.readouterr().err
+    assert "out contains a run with a different dataset" in capsys.readouterr().err
 
 
 @one_run
@@ -119,20 +140,6 @@ def test_changed_data_must_be_allowed(name, finished, tmp_path, capsys):
     assert not (folder / "pictures").exists() and not (folder / "evaluation.json").exists()
     assert command(name, str(folder), "--allow-changed-data") == 0
     assert "the test examples are different" in capsys.readouterr().err
-
-
-@pytest.mark.slow
-def test_run_without_fingerprint_is_evaluated(archive, capsys):
-    """As written by older versions."""
-    config = json.loads(pathlib.Path("run/config.json").read_text())
-    assert len(config["dataset"].pop("test_fingerprint")) == 16
-    pathlib.Path("run/config.json").write_text(json.dumps(config))
-    assert command("evaluate", "run", "--json") == 0
-    assert json.loads(capsys.readouterr().out)["changed_data"] == []
-    # A path that cannot be verified is a different configuration.
-    archive.rename("f.npz")
-    assert command(*SMALL, "--data.name", "npz:f.npz", "--out", "run") == 2
-    assert "data.name is 'npz:data/f.npz' there and 'npz:f.npz' here" in capsys.readouterr().err
 
 
 @pytest.mark.slow
@@ -157,12 +164,12 @@ def test_training_resumes_on_moved_data(archive, capsys):
     assert command(*moved) == 0
     assert "already contains this run, finished" in capsys.readouterr().out
     assert command(*other) == 2
-    assert "a run on a different dataset, run: the test examples are different" in capsys.readouterr().err
+    assert "a run with a different dataset, run: the test examples are different" in capsys.readouterr().err
     pathlib.Path("run/summary.json").unlink()
     assert command(*other) == 2
-    assert "a run on a different dataset, run: the test examples are different" in capsys.readouterr().err
+    assert "a run with a different dataset, run: the test examples are different" in capsys.readouterr().err
     assert command(*moved) == 0
-    assert "test accuracy" in capsys.readouterr().out
+    assert "eval accuracy" in capsys.readouterr().out
     assert json.loads(pathlib.Path("run/config.json").read_text())["data"]["name"] == "npz:moved.npz"
 
 
@@ -316,7 +323,7 @@ def test_runs_lists_configuration_and_results(finished, tmp_path, capsys):
         "seed": 0,
         "step": 24,
         "finished": True,
-        "test_accuracy": summary["test_accuracy"],
+        "eval_accuracy": summary["eval_accuracy"],
         "seconds": summary["seconds"],
     }
     assert not unfinished["finished"] and unfinished["seconds"] is None
@@ -326,7 +333,7 @@ def test_runs_lists_configuration_and_results(finished, tmp_path, capsys):
     assert output.err.startswith(f"{tmp_path / 'c'} cannot be read: ")
     lines = output.out.splitlines()
     assert lines[0].split() == ["run", "method", "rate", "data", "model", "seed", "step", "accuracy", "time"]
-    assert f"{100 * summary['test_accuracy']:.2f}%" in lines[1] and "unfinished" in lines[2]
+    assert f"{100 * summary['eval_accuracy']:.2f}%" in lines[1] and "unfinished" in lines[2]
 
 
 @pytest.mark.slow

@@ -24,8 +24,9 @@ from dropcluster_jax.runs import (
     DropConfig,
     TrainConfig,
     load_run,
-    run_folder,
 )
+from dropcluster_jax.runs.config import as_path
+from dropcluster_jax.runs.folder import lock
 
 
 def contents(folder):
@@ -48,7 +49,7 @@ def test_run_folder_contents(finished):
     config = json.loads((folder / "config.json").read_text())
     assert config["steps"] == 24 and config["drop"]["method"] == "cluster" and config["version"]
     summary = json.loads((folder / "summary.json").read_text())
-    assert summary["test_accuracy"] == entries(folder, "test")[-1]["accuracy"] and summary["steps"] == 24
+    assert summary["eval_accuracy"] == entries(folder, "eval")[-1]["accuracy"] and summary["steps"] == 24
     assert (folder / "clusters.png").read_bytes().startswith(b"\x89PNG")
 
 
@@ -75,8 +76,8 @@ def test_output_is_one_line_per_event_and_a_summary(finished):
     updates, lines = lines[:6], lines[6:]
     assert [line.split("  ")[0] for line in updates] == [f"step {step}/24" for step in range(2, 24, 4)]
     assert all(re.search(r"clusters: stage1 explained variance \d+%, ARI [01]\.\d\d; stage2", line) for line in updates)
-    assert "step 24/24  test loss" in lines[0]
-    assert "test accuracy" in lines[1] and "6 cluster updates" in lines[2] and str(folder) in lines[-1]
+    assert "step 24/24  eval loss" in lines[0]
+    assert "eval accuracy" in lines[1] and "6 cluster updates" in lines[2] and str(folder) in lines[-1]
     assert process.stderr == ""
 
 
@@ -123,7 +124,7 @@ def test_folder_with_another_run_is_an_error_and_unchanged(finished, capsys):
         (["train", "digits", "--steps", "3000000000"], r"steps, or epochs in steps, must be below 2\*\*31"),
         (
             ["train", "digits", "--out", "az://bucket/run"],
-            "paths must be local, gs://... or s3://..., got az://bucket/run",
+            "paths must be local or gs://..., got az://bucket/run",
         ),
         (["train", "digits", "--data.name", "svhn_croped", "--data.dir", "."], "svhn_croped"),
         (["train", "cifar10", "--data.dir", "nowhere"], "nowhere"),
@@ -161,13 +162,13 @@ def test_load_run_returns_the_trained_network(finished):
     assert loaded.step == 24 and loaded.spec == digits.spec and loaded.config.steps == 24
     logits = np.concatenate([loaded.logits(digits.test.images[i : i + 40]) for i in range(0, 360, 40)])
     accuracy = np.mean(np.argmax(logits, -1) == digits.test.labels)
-    assert accuracy == pytest.approx(entries(folder, "test")[-1]["accuracy"])
+    assert accuracy == pytest.approx(entries(folder, "eval")[-1]["accuracy"])
     assert loaded.variables["clusters"]["drop_stage1"]["num_updates"] == 6
 
 
 @pytest.mark.slow
 @one_run
-def test_lost_log_is_replaced_by_another_evaluation(finished, tmp_path, capsys):
+def test_results_do_not_depend_on_the_log(finished, tmp_path, capsys):
     folder = tmp_path / "copy"
     shutil.copytree(finished[0], folder)
     summary = json.loads((folder / "summary.json").read_text())
@@ -177,7 +178,7 @@ def test_lost_log_is_replaced_by_another_evaluation(finished, tmp_path, capsys):
     assert "metrics.jsonl is damaged: " in capsys.readouterr().err
     (folder / "metrics.jsonl").unlink()
     assert command(*SHORT, "--out", str(folder)) == 0
-    assert json.loads((folder / "summary.json").read_text())["test_accuracy"] == summary["test_accuracy"]
+    assert json.loads((folder / "summary.json").read_text())["eval_accuracy"] == summary["eval_accuracy"]
 
 
 @one_run
@@ -191,8 +192,8 @@ def test_file_instead_of_a_folder_is_an_error(name, finished, tmp_path, capsys):
         (folder / name).touch()
     else:
         (folder / name).mkdir()
-    assert command(*SHORT, "--out", str(folder)) == 2
-    assert f"{folder / name} must be a f" in capsys.readouterr().err
+    assert command(*SHORT, "--out", str(folder)) != 0
+    assert str(folder / name) in capsys.readouterr().err
 
 
 @pytest.mark.slow
@@ -246,7 +247,7 @@ def test_resuming_with_another_dataset_is_an_error(finished, tmp_path, capsys):
     before = contents(folder)
     assert command(*SHORT, "--out", str(folder)) == 2
     error = capsys.readouterr().err
-    assert "contains a run on a different dataset" in error and "num_train_examples is 1438 there" in error
+    assert "contains a run with a different dataset" in error and "num_train_examples is 1438 there" in error
     assert contents(folder) == before
 
 
@@ -294,7 +295,7 @@ def test_dry_run_prints_shapes_flops_and_memory_and_writes_nothing(tmp_path, cap
 
 def test_second_process_in_the_same_folder_is_an_error(tmp_path, capsys):
     folder = tmp_path / "run"
-    with run_folder.lock(folder, print):
+    with lock(as_path(folder), print):
         for options in ([], ["--restart"]):
             assert command(*SHORT, "--steps", "1", "--drop.method", "none", "--out", str(folder), *options) == 2
             error = capsys.readouterr().err
@@ -370,7 +371,7 @@ def test_run_on_fake_data_is_evaluated_only_at_the_end(tmp_path):
         "none",
     ]  # 44 steps per epoch
     assert command(*arguments, "--fake-data", "--out", str(tmp_path / "run")) == 0
-    assert [entry["step"] for entry in entries(tmp_path / "run", "test")] == [3]
+    assert [entry["step"] for entry in entries(tmp_path / "run", "eval")] == [3]
 
 
 @pytest.mark.bad_input
@@ -379,7 +380,7 @@ def test_output_folder_with_other_files_is_an_error(capsys, tmp_path):
     assert command("train", "digits", "--out", str(tmp_path)) == 2
     assert "contains other files" in capsys.readouterr().err
     assert command("train", "digits", "--out", str(tmp_path / "thesis.tex")) == 2
-    assert "out must be a folder, got the file" in capsys.readouterr().err
+    assert "out must be a folder, but" in capsys.readouterr().err
     (tmp_path / "link").symlink_to(tmp_path / "nowhere")
     assert command(*SHORT, "--out", str(tmp_path / "link")) == 2
     assert f"out must be a folder, but {tmp_path / 'link'} exists" in capsys.readouterr().err
@@ -429,5 +430,5 @@ def test_streamed_folder_with_a_corrupt_image_is_an_error_or_skips_it(photos, tm
     assert command(*options, "--data.skip-corrupt", "--out", str(tmp_path / "run")) == 0
     assert capsys.readouterr().out.count("1 images were skipped") == 2
     summary = json.loads((tmp_path / "run" / "summary.json").read_text())
-    assert len(summary["skipped"]) == 1 and summary["test_accuracy"] >= 0
+    assert len(summary["skipped"]) == 1 and summary["eval_accuracy"] >= 0
     assert all(np.isfinite(entry["loss"]) for entry in entries(tmp_path / "run", "train"))

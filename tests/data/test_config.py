@@ -6,7 +6,6 @@ import pytest
 from jax.sharding import AxisType, NamedSharding, PartitionSpec
 
 from dropcluster_jax.data import DATASETS, GrainLoader, InMemoryLoader, load
-from dropcluster_jax.data.addresses import parse_address
 from dropcluster_jax.data.config import DataConfig, open_data
 
 
@@ -45,10 +44,3 @@ def test_fake_data_has_the_shape_of_the_dataset():
     assert len(dataset.train) == 1024 and len(open_data(DataConfig(), 2000, fake=True)[0].train) == 2000
     with pytest.raises(ValueError, match=r"fake data needs one of the datasets digits, .*, got 'photos'"):
         open_data(DataConfig(name="photos"), 8, fake=True)
-
-
-def test_addresses_have_a_scheme():
-    assert parse_address("gs:/bucket/x") == parse_address("gs://bucket/x") == "gs://bucket/x"
-    assert parse_address("s3://bucket") == "s3://bucket"
-    for path in ("x", "/x/y", "C:\\x", "c:/x", "~/gs", "folder:x", ":/x"):
-        assert parse_address(path) is None, path

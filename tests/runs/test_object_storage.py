@@ -11,6 +11,7 @@ import sys
 
 import pytest
 from commands import command
+from dropcluster_jax.runs.paths import as_path
 from runs.test_killed import RUN, STEPS
 from runs.test_processes import free_port, start
 from tfds_folders import prepare
@@ -24,7 +25,6 @@ from dropcluster_jax.runs import (
     read_history,
     run_folder,
 )
-from dropcluster_jax.runs.paths import as_path
 
 # aiohttp warns that gcsfs uploads files of more than 1 MB as bytes.
 pytestmark = [

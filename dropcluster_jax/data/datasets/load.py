@@ -7,7 +7,6 @@ from typing import Any, Literal
 
 import numpy as np
 
-from dropcluster_jax.data.addresses import parse_address
 from dropcluster_jax.data.dataset import Dataset
 from dropcluster_jax.data.datasets.digits import load_digits
 from dropcluster_jax.data.datasets.folder import load_folder
@@ -168,8 +167,8 @@ def _locate(name: str, path: str, data_dir: str | os.PathLike[str] | None) -> pa
         stored = pathlib.Path(path).expanduser()
         if data_dir is None or (stored.is_absolute() and stored.exists()):
             return stored
-        if address := parse_address(data_dir):
-            raise ValueError(f"data_dir must be a local folder for {name!r}, got {address}")
+        if "://" in os.fspath(data_dir):
+            raise ValueError(f"data_dir must be a local folder for {name!r}, got {data_dir}")
         base = pathlib.Path(data_dir).expanduser()
     except RuntimeError as error:  # A user without a home directory.
         raise FileNotFoundError(f"{name!r} was not found: {error}") from error

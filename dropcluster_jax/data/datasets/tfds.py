@@ -16,7 +16,6 @@ import numpy as np
 
 from dropcluster_jax._optional import optional_import
 from dropcluster_jax.cache import fingerprint
-from dropcluster_jax.data.addresses import parse_address
 from dropcluster_jax.data.dataset import DATASETS, Dataset
 from dropcluster_jax.data.examples import RecordExamples, decode_cached, unequal_sizes
 
@@ -104,14 +103,13 @@ def _data_dir(data_dir: str | os.PathLike[str] | None) -> tuple[Any, str]:
         data_dir, origin = os.environ["TFDS_DATA_DIR"], "the environment variable TFDS_DATA_DIR"
     else:
         data_dir, origin = "~/tensorflow_datasets", _DEFAULT_DIR
-    address = parse_address(data_dir)
-    if address is None:
-        return epath.Path(data_dir).expanduser(), origin
-    if not address.startswith("gs://"):  # ArrayRecord files are read by C++ code, which knows no other object stores.
-        raise ValueError(f"{origin} must be a local folder or gs://..., got {address}")
-    with optional_import("gcsfs", "gcs"):
-        import gcsfs  # noqa: F401
-    return epath.Path(address), origin
+    root = os.fspath(data_dir)
+    if root.startswith("gs://"):
+        with optional_import("gcsfs", "gcs"):
+            import gcsfs  # noqa: F401
+    elif "://" in root:  # ArrayRecord files are read by C++ code, which knows no other object stores.
+        raise ValueError(f"{origin} must be a local folder or gs://..., got {root}")
+    return epath.Path(root).expanduser(), origin
 
 
 def _find(name: str, data_dir: str | os.PathLike[str] | None, download: bool) -> Any:
