@@ -93,7 +93,8 @@ class Checkpointer:
         if keep < 1:
             raise ValueError(f"keep must be at least 1, got {keep}")
         self._orbax = orbax.checkpoint
-        self.folder = as_path(folder).absolute()
+        path = as_path(folder)
+        self.folder = path if path.is_absolute() else path.absolute()  # `absolute` does not know gs://
         self._keep, self._notify = keep, notify
         self._writer: Any = None  # created by the first save
         self._saving: int | None = None

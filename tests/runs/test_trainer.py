@@ -162,6 +162,7 @@ def test_training_time_and_the_last_evaluation_are_carried_over(reference, copy)
         assert 0 < train(at(copy), notify=lambda message: None)["seconds"] <= summary["seconds"]
 
 
+@pytest.mark.slow
 def test_only_runs_evaluated_on_validation_images_keep_the_best_checkpoint(tmp_path, monkeypatch):
     saved = {}
 
