@@ -19,10 +19,11 @@ from jaxtyping import Array, Float, PyTree
 from dropcluster_jax import masking
 from dropcluster_jax.clustering import Clusterer, ClusterState
 from dropcluster_jax.clustering import resize_clusters as resize_state
-from dropcluster_jax.masking.common import Rate, Rescale, check_input, check_rate
-from dropcluster_jax.masking.corr_drop import CorrVariant
-from dropcluster_jax.masking.drop_block import Seeding
-from dropcluster_jax.masking.focused_dropout import FocusedRescale
+from dropcluster_jax.masking._corr_drop import CorrVariant
+from dropcluster_jax.masking._drop_block import Seeding
+from dropcluster_jax.masking._focused_dropout import FocusedRescale
+from dropcluster_jax.masking.common import Rate, Rescale, check_input, check_rate, options_of
+from dropcluster_jax.masking.fill import Fill
 
 __all__ = [
     "CorrDrop",
@@ -67,7 +68,8 @@ class Dropout(nn.Module):
     deterministic: bool | None = None
     per_channel: bool = True
     per_example: bool = True
-    rescale: Rescale = "rate"
+    fill: Fill = "zero"
+    rescale: Rescale | None = None
     rng_collection: str = "dropout"
 
     @nn.compact
@@ -83,8 +85,7 @@ class Dropout(nn.Module):
 
         `rng` is a PRNG key, by default `make_rng(rng_collection)`.
         """
-        options = {"per_channel": self.per_channel, "per_example": self.per_example, "rescale": self.rescale}
-        return _drop(self, masking.dropout, x, rate, deterministic, rng, **options)
+        return _drop(self, masking.dropout, x, rate, deterministic, rng)
 
 
 class SpatialDropout(nn.Module):
@@ -93,7 +94,8 @@ class SpatialDropout(nn.Module):
     rate: Rate | None = None
     deterministic: bool | None = None
     per_example: bool = True
-    rescale: Rescale = "rate"
+    fill: Fill = "zero"
+    rescale: Rescale | None = None
     rng_collection: str = "dropout"
 
     @nn.compact
@@ -106,8 +108,7 @@ class SpatialDropout(nn.Module):
         rng: Array | None = None,
     ) -> Float[Array, "batch *spatial channels"]:
         """Drops channels of the input. See `Dropout.__call__`."""
-        options = {"per_example": self.per_example, "rescale": self.rescale}
-        return _drop(self, masking.spatial_dropout, x, rate, deterministic, rng, **options)
+        return _drop(self, masking.spatial_dropout, x, rate, deterministic, rng)
 
 
 class DropPath(nn.Module):
@@ -129,8 +130,7 @@ class DropPath(nn.Module):
         rng: Array | None = None,
     ) -> Float[Array, "batch ..."]:
         """Drops examples of the input. See `Dropout.__call__`."""
-        options = {"per_example": self.per_example, "rescale": self.rescale}
-        return _drop(self, masking.drop_path, x, rate, deterministic, rng, **options)
+        return _drop(self, masking.drop_path, x, rate, deterministic, rng)
 
 
 class Cutout(nn.Module):
@@ -140,7 +140,8 @@ class Cutout(nn.Module):
     deterministic: bool | None = None
     per_channel: bool = False
     per_example: bool = True
-    rescale: Rescale = "none"
+    fill: Fill = "zero"
+    rescale: Rescale | None = None
     rng_collection: str = "dropout"
 
     @nn.compact
@@ -153,8 +154,7 @@ class Cutout(nn.Module):
         rng: Array | None = None,
     ) -> Float[Array, "batch *spatial channels"]:
         """Drops a box of the input. See `Dropout.__call__`."""
-        options = {"per_channel": self.per_channel, "per_example": self.per_example, "rescale": self.rescale}
-        return _drop(self, masking.cutout, x, rate, deterministic, rng, **options)
+        return _drop(self, masking.cutout, x, rate, deterministic, rng)
 
 
 class DropBlock(nn.Module):
@@ -166,7 +166,8 @@ class DropBlock(nn.Module):
     per_channel: bool = False
     per_example: bool = True
     seeding: Seeding = "exact"
-    rescale: Rescale = "kept"
+    fill: Fill = "zero"
+    rescale: Rescale | None = None
     rng_collection: str = "dropout"
 
     @nn.compact
@@ -179,9 +180,7 @@ class DropBlock(nn.Module):
         rng: Array | None = None,
     ) -> Float[Array, "batch *spatial channels"]:
         """Drops blocks of the input. See `Dropout.__call__`."""
-        options = {"per_channel": self.per_channel, "per_example": self.per_example, "rescale": self.rescale}
-        options |= {"block_size": self.block_size, "seeding": self.seeding}
-        return _drop(self, masking.drop_block, x, rate, deterministic, rng, **options)
+        return _drop(self, masking.drop_block, x, rate, deterministic, rng)
 
 
 class CorrDrop(nn.Module):
@@ -191,7 +190,8 @@ class CorrDrop(nn.Module):
     deterministic: bool | None = None
     variant: CorrVariant = "spatial"
     block_size: int = 7
-    rescale: Rescale = "kept"
+    fill: Fill = "zero"
+    rescale: Rescale | None = None
     rng_collection: str = "dropout"
 
     @nn.compact
@@ -204,8 +204,7 @@ class CorrDrop(nn.Module):
         rng: Array | None = None,
     ) -> Float[Array, "batch *spatial channels"]:
         """Drops cells or channels of the input. See `Dropout.__call__`."""
-        options = {"variant": self.variant, "block_size": self.block_size, "rescale": self.rescale}
-        return _drop(self, masking.corr_drop, x, rate, deterministic, rng, **options)
+        return _drop(self, masking.corr_drop, x, rate, deterministic, rng)
 
 
 class FocusedDropout(nn.Module):
@@ -230,8 +229,7 @@ class FocusedDropout(nn.Module):
         rng: Array | None = None,
     ) -> Float[Array, "batch *spatial channels"]:
         """Drops weak positions of the input. See `Dropout.__call__`."""
-        options = {"threshold_range": self.threshold_range, "rescale": self.rescale}
-        return _drop(self, masking.focused_dropout, x, rate, deterministic, rng, **options)
+        return _drop(self, masking.focused_dropout, x, rate, deterministic, rng)
 
 
 class DropCluster(nn.Module):
@@ -276,8 +274,9 @@ class DropCluster(nn.Module):
     axis_name: str | None = None
     per_channel: bool = False
     per_example: bool = True
-    min_explained: float = 0.0
-    rescale: Rescale = "kept"
+    min_explained_variance: float = 0.0
+    fill: Fill = "zero"
+    rescale: Rescale | None = None
     rng_collection: str = "dropout"
 
     @nn.compact
@@ -304,11 +303,7 @@ class DropCluster(nn.Module):
         elif update_clusters:
             self._store_clusters(self.clusterer.update(self._load_clusters(), x, axis_name=self.axis_name))
 
-        def drop(key: Array, x: Array, rate: Rate, **options: Any) -> Array:
-            return masking.drop_cluster(key, x, rate, self._load_clusters(), **options)
-
-        options = {"per_channel": self.per_channel, "per_example": self.per_example, "rescale": self.rescale}
-        return _drop(self, drop, x, rate, deterministic, rng, min_explained=self.min_explained, **options)
+        return _drop(self, masking.drop_cluster, x, rate, deterministic, rng, self._load_clusters)
 
     def _load_clusters(self) -> ClusterState:
         if not self.has_variable(_COLLECTION, "labels"):
@@ -331,7 +326,7 @@ def _drop(
     rate: Rate | None,
     deterministic: bool | None,
     key: Array | None,
-    **options: Any,
+    load_clusters: Callable[[], ClusterState] | None = None,
 ) -> Array:
     """Merges the arguments of the constructor and of the call, and calls the function unless it is the identity."""
     check_input(x, min_ndim=1)
@@ -341,7 +336,9 @@ def _drop(
     check_rate(rate)
     if isinstance(rate, (int, float)) and rate == 0:
         return x
-    return function(layer.make_rng(layer.rng_collection) if key is None else key, x, rate, **options)
+    key = layer.make_rng(layer.rng_collection) if key is None else key
+    clusters = () if load_clusters is None else (load_clusters(),)
+    return function(key, x, rate, *clusters, **options_of(layer, function))
 
 
 def init_clusters(

@@ -6,9 +6,9 @@ Arguments of the call take precedence over those of the constructor, as in Flax.
 `DropCluster` keeps its clusters in `ClusterVariable`s. They change only in `update_clusters` and `set_clusters`.
 """
 
-import abc
+from collections.abc import Callable
 from dataclasses import KW_ONLY, InitVar, dataclass, field
-from typing import Any
+from typing import Any, ClassVar
 
 from flax import nnx
 from jax.core import Tracer
@@ -16,10 +16,11 @@ from jaxtyping import Array, Float
 
 from dropcluster_jax import masking
 from dropcluster_jax.clustering import Clusterer, ClusterState
-from dropcluster_jax.masking.common import Rate, Rescale, check_input, check_rate
-from dropcluster_jax.masking.corr_drop import CorrVariant
-from dropcluster_jax.masking.drop_block import Seeding
-from dropcluster_jax.masking.focused_dropout import FocusedRescale
+from dropcluster_jax.masking._corr_drop import CorrVariant
+from dropcluster_jax.masking._drop_block import Seeding
+from dropcluster_jax.masking._focused_dropout import FocusedRescale
+from dropcluster_jax.masking.common import Rate, Rescale, check_input, check_rate, options_of
+from dropcluster_jax.masking.fill import Fill
 
 __all__ = [
     "ClusterVariable",
@@ -54,6 +55,8 @@ class _DropLayer(nnx.Module):
     deterministic: bool | None
     rng_collection: str
     rngs: Rngs | None
+
+    _function: ClassVar[Callable[..., Array]]
 
     def __post_init__(self) -> None:
         self.rate = nnx.static(None if self.rate is None else _as_float(self.rate))
@@ -90,11 +93,11 @@ class _DropLayer(nnx.Module):
         check_rate(rate)
         if isinstance(rate, (int, float)) and rate == 0:
             return x
-        return self._drop(self._key(rngs), x, rate)
+        return self._function(self._key(rngs), x, rate, *self._arguments(), **options_of(self, self._function))
 
-    @abc.abstractmethod
-    def _drop(self, key: Array, x: Array, rate: Rate) -> Array:
-        """Calls the function of the layer."""
+    def _arguments(self) -> tuple[ClusterState, ...]:
+        """Returns the other positional arguments of the layer's function."""
+        return ()
 
     def _key(self, rngs: Rngs | Array | None) -> Array:
         rngs = self.rngs if rngs is None else rngs
@@ -153,14 +156,12 @@ class Dropout(_DropLayer):
     deterministic: bool | None = False
     per_channel: bool = True
     per_example: bool = True
-    rescale: Rescale = "rate"
+    fill: Fill = "zero"
+    rescale: Rescale | None = None
     rng_collection: str = "dropout"
     rngs: Rngs | None = None
 
-    def _drop(self, key: Array, x: Array, rate: Rate) -> Array:
-        return masking.dropout(
-            key, x, rate, per_channel=self.per_channel, per_example=self.per_example, rescale=self.rescale
-        )
+    _function = staticmethod(masking.dropout)
 
 
 @dataclass(eq=False, repr=False)
@@ -171,12 +172,12 @@ class SpatialDropout(_DropLayer):
     _: KW_ONLY
     deterministic: bool | None = False
     per_example: bool = True
-    rescale: Rescale = "rate"
+    fill: Fill = "zero"
+    rescale: Rescale | None = None
     rng_collection: str = "dropout"
     rngs: Rngs | None = None
 
-    def _drop(self, key: Array, x: Array, rate: Rate) -> Array:
-        return masking.spatial_dropout(key, x, rate, per_example=self.per_example, rescale=self.rescale)
+    _function = staticmethod(masking.spatial_dropout)
 
 
 @dataclass(eq=False, repr=False)
@@ -191,8 +192,7 @@ class DropPath(_DropLayer):
     rng_collection: str = "dropout"
     rngs: Rngs | None = None
 
-    def _drop(self, key: Array, x: Array, rate: Rate) -> Array:
-        return masking.drop_path(key, x, rate, per_example=self.per_example, rescale=self.rescale)
+    _function = staticmethod(masking.drop_path)
 
 
 @dataclass(eq=False, repr=False)
@@ -204,14 +204,12 @@ class Cutout(_DropLayer):
     deterministic: bool | None = False
     per_channel: bool = False
     per_example: bool = True
-    rescale: Rescale = "none"
+    fill: Fill = "zero"
+    rescale: Rescale | None = None
     rng_collection: str = "dropout"
     rngs: Rngs | None = None
 
-    def _drop(self, key: Array, x: Array, rate: Rate) -> Array:
-        return masking.cutout(
-            key, x, rate, per_channel=self.per_channel, per_example=self.per_example, rescale=self.rescale
-        )
+    _function = staticmethod(masking.cutout)
 
 
 @dataclass(eq=False, repr=False)
@@ -225,21 +223,12 @@ class DropBlock(_DropLayer):
     per_channel: bool = False
     per_example: bool = True
     seeding: Seeding = "exact"
-    rescale: Rescale = "kept"
+    fill: Fill = "zero"
+    rescale: Rescale | None = None
     rng_collection: str = "dropout"
     rngs: Rngs | None = None
 
-    def _drop(self, key: Array, x: Array, rate: Rate) -> Array:
-        return masking.drop_block(
-            key,
-            x,
-            rate,
-            block_size=self.block_size,
-            per_channel=self.per_channel,
-            per_example=self.per_example,
-            seeding=self.seeding,
-            rescale=self.rescale,
-        )
+    _function = staticmethod(masking.drop_block)
 
 
 @dataclass(eq=False, repr=False)
@@ -251,12 +240,12 @@ class CorrDrop(_DropLayer):
     deterministic: bool | None = False
     variant: CorrVariant = "spatial"
     block_size: int = 7
-    rescale: Rescale = "kept"
+    fill: Fill = "zero"
+    rescale: Rescale | None = None
     rng_collection: str = "dropout"
     rngs: Rngs | None = None
 
-    def _drop(self, key: Array, x: Array, rate: Rate) -> Array:
-        return masking.corr_drop(key, x, rate, variant=self.variant, block_size=self.block_size, rescale=self.rescale)
+    _function = staticmethod(masking.corr_drop)
 
 
 @dataclass(eq=False, repr=False)
@@ -274,8 +263,7 @@ class FocusedDropout(_DropLayer):
     rng_collection: str = "dropout"
     rngs: Rngs | None = None
 
-    def _drop(self, key: Array, x: Array, rate: Rate) -> Array:
-        return masking.focused_dropout(key, x, rate, threshold_range=self.threshold_range, rescale=self.rescale)
+    _function = staticmethod(masking.focused_dropout)
 
 
 @dataclass(eq=False, repr=False)
@@ -318,8 +306,9 @@ class DropCluster(_DropLayer):
     axis_name: str | None = None
     per_channel: bool = False
     per_example: bool = True
-    min_explained: float = 0.0
-    rescale: Rescale = "kept"
+    min_explained_variance: float = 0.0
+    fill: Fill = "zero"
+    rescale: Rescale | None = None
     rng_collection: str = "dropout"
     rngs: Rngs | None = None
     labels: ClusterVariable = field(init=False)
@@ -327,6 +316,8 @@ class DropCluster(_DropLayer):
     explained_variance: ClusterVariable = field(init=False)
     num_updates: ClusterVariable = field(init=False)
     num_skipped: ClusterVariable = field(init=False)
+
+    _function = staticmethod(masking.drop_cluster)
 
     def __post_init__(self, shape: tuple[int, ...]) -> None:
         super().__post_init__()
@@ -353,14 +344,5 @@ class DropCluster(_DropLayer):
         """Updates the clusters on `x`, the input of this layer in evaluation mode for a probe batch."""
         self.set_clusters(self.clusterer.update(self.clusters, x, axis_name=self.axis_name))
 
-    def _drop(self, key: Array, x: Array, rate: Rate) -> Array:
-        return masking.drop_cluster(
-            key,
-            x,
-            rate,
-            self.clusters,
-            per_channel=self.per_channel,
-            per_example=self.per_example,
-            min_explained=self.min_explained,
-            rescale=self.rescale,
-        )
+    def _arguments(self) -> tuple[ClusterState, ...]:
+        return (self.clusters,)

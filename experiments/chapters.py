@@ -174,9 +174,9 @@ def _structure_rows(lines: Sequence[Line]) -> list[list[str]]:
     groups = {name: own for name in studies.STRUCTURES if (own := select(lines, structure=name))}
 
     def row(name: str) -> list[str]:
-        accuracies = accuracy_by_seed(groups[name], "cluster")
+        accuracies = accuracy_by_seed(groups[name], "drop_cluster")
         differences = [
-            format_difference(paired_difference(accuracies, accuracy_by_seed(groups[other], "cluster")), usual)
+            format_difference(paired_difference(accuracies, accuracy_by_seed(groups[other], "drop_cluster")), usual)
             if other in groups and other != name
             else ""
             for other in ("grid, shared", "k-means, shared")
@@ -229,13 +229,15 @@ def _varied(title: str, description: str) -> Callable[[list[Line], pathlib.Path]
     def chapter(lines: list[Line], figure: pathlib.Path) -> list[str]:
         settings = {tuple(line["setting"].values()): line["setting"] for line in lines}
         methods = methods_of(lines)
-        others = [method for method in ("block", "grid") if {method, "cluster"} <= set(methods)]
+        others = [method for method in ("drop_block", "grid") if {method, "drop_cluster"} <= set(methods)]
 
         usual = num_seeds(lines)
 
         def row(values: Iterable[str], groups: Groups) -> list[str]:
             means = [format_mean(mean_by_seed(groups, method), usual) for method in methods]
-            differences = [format_difference(method_difference(groups, "cluster", other), usual) for other in others]
+            differences = [
+                format_difference(method_difference(groups, "drop_cluster", other), usual) for other in others
+            ]
             return [*values, *means, *differences]
 
         groups = [select(lines, **setting) for _, setting in sorted(settings.items())]
@@ -243,7 +245,11 @@ def _varied(title: str, description: str) -> Callable[[list[Line], pathlib.Path]
         names = [name.replace("_", " ") for name in lines[0]["setting"]]
         if others:
             rows.append(row(["mean", *[""] * (len(names) - 1)], groups))
-        header = [*names, *(LABELS[method] for method in methods), *(format_pair("cluster", other) for other in others)]
+        header = [
+            *names,
+            *(LABELS[method] for method in methods),
+            *(format_pair("drop_cluster", other) for other in others),
+        ]
         caption = f"Accuracy on the held-out images, {description}; {format_seeds(lines)}.\n"
         return [f"### {title}\n", caption, *markdown_table(header, rows)]
 
@@ -380,7 +386,7 @@ CHAPTERS: dict[str, Callable[[list[Line], pathlib.Path], list[str]]] = {
         "Rate and number of images",
         "by fraction of the training images and by rate; blocks and clusters have the sizes chosen on all images",
     ),
-    "cadence": _varied("Update interval", "by the number of steps between updates of the clusters"),
+    "update_interval": _varied("Update interval", "by the number of steps between updates of the clusters"),
     "warm_up": _varied("Warm-up", "by the part of the training in which the rate rises"),
     "duration": _varied("Duration", "by the number of optimizer steps, over which the learning rate decays"),
     "features": _features,
@@ -396,9 +402,9 @@ def _comparison(lines: Iterable[Line], columns: Columns) -> list[str]:
         [LABELS[method], *(format_mean(mean_by_seed(groups, method), usual) for groups in columns.values())]
         for method in methods
     ]
-    pairs = [(method, other) for other in ("none", "block") for method in methods if method not in ("none", other)]
+    pairs = [(method, other) for other in ("none", "drop_block") for method in methods if method not in ("none", other)]
     differences = []
-    for method, other in [*pairs, ("cluster", "grid")]:
+    for method, other in [*pairs, ("drop_cluster", "grid")]:
         cells = [format_difference(method_difference(groups, method, other), usual) for groups in columns.values()]
         if any(cells):
             differences.append([format_pair(method, other), *cells])

@@ -142,7 +142,7 @@ class Measure:
         The activations are those of the trained network, in evaluation mode, for the first images of the dataset.
         """
         examples, drop = self._dataset.train, job.config.drop
-        if drop.method not in ("corr", "focused") or not isinstance(examples, ArrayExamples):
+        if drop.method not in ("corr_drop", "focused_dropout") or not isinstance(examples, ArrayExamples):
             return {}
         run = load_run(folder, notify=self._notify)
         features = _features(run.model, run.spec, run.variables, examples.images[: drop.probe_size])
@@ -255,7 +255,7 @@ def _features(
 def _dropped_fraction(drop: DropConfig, x: Float[Array, "batch height width channels"]) -> Float[Array, ""]:
     """Returns the fraction of units that a mask drops; for FocusedDropout, that of a masked batch."""
     key = jax.random.key(0)
-    if drop.method == "focused":
+    if drop.method == "focused_dropout":
         mask = focused_dropout_mask(key, x, 1.0, threshold_range=drop.threshold_range)
     else:
         variant = "channel" if drop.per_channel else "spatial"

@@ -99,7 +99,7 @@ def write(folder: pathlib.Path, docs: pathlib.Path, readme: pathlib.Path | None)
         main_results = [
             tables[scale.table]
             for scale in studies.SCALES.values()
-            if scale.name != "small" and "cluster" in methods_of(tables.get(scale.table, []))
+            if scale.name != "small" and "drop_cluster" in methods_of(tables.get(scale.table, []))
         ]
         _insert(readme, "\n".join(part for group in main_results for part in _readme_section(group)))
 
@@ -199,11 +199,11 @@ def _main_columns(lines: list[Line]) -> dict[str, list[Line]]:
         **{f"{name} of the images": group for name, group in reversed(fractions.items())},
         "corrupted test images": select(lines, study="corruption", fraction=1.0),
     }
-    return {name: group for name, group in columns.items() if "cluster" in methods_of(group)}
+    return {name: group for name, group in columns.items() if "drop_cluster" in methods_of(group)}
 
 
 def _others(lines: Iterable[Line]) -> list[str]:
-    return [method for method in methods_of(lines) if method != "cluster"]
+    return [method for method in methods_of(lines) if method != "drop_cluster"]
 
 
 def _answer(lines: list[Line], figure: pathlib.Path) -> list[str]:
@@ -214,10 +214,16 @@ def _answer(lines: list[Line], figure: pathlib.Path) -> list[str]:
     rows, intervals = [], {}
     for name, group in columns.items():
         for other in _others(group):
-            by_seeds, crossed = method_difference([group], "cluster", other), _crossed_difference(group, other)
+            by_seeds, crossed = method_difference([group], "drop_cluster", other), _crossed_difference(group, other)
             seeds = str(by_seeds.num_values) if by_seeds is not None else ""
             rows.append(
-                [name, format_pair("cluster", other), seeds, format_difference(by_seeds), format_difference(crossed)]
+                [
+                    name,
+                    format_pair("drop_cluster", other),
+                    seeds,
+                    format_difference(by_seeds),
+                    format_difference(crossed),
+                ]
             )
             if (widest := _test_difference(group, other)) is not None:
                 intervals.setdefault(f"{MINUS} {LABELS[other]}", {})[name] = widest
@@ -236,12 +242,12 @@ def _answer(lines: list[Line], figure: pathlib.Path) -> list[str]:
 
 def _test_difference(lines: list[Line], other: str) -> Interval | None:
     """Returns DropCluster minus another method over seeds and, if results by image are available, test images."""
-    return _crossed_difference(lines, other) or method_difference([lines], "cluster", other)
+    return _crossed_difference(lines, other) or method_difference([lines], "drop_cluster", other)
 
 
 def _crossed_difference(lines: Iterable[Line], other: str) -> Interval | None:
     """Returns DropCluster minus another method over seeds and test images, if results by image are available."""
-    pairs = _paired([select(lines, method=method) for method in ("cluster", other)])
+    pairs = _paired([select(lines, method=method) for method in ("drop_cluster", other)])
     correct = [[_correct(line) for line in pair] for pair in pairs]
     if len(pairs) < 2 or any(values is None for pair in correct for values in pair):
         return None

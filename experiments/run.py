@@ -100,7 +100,10 @@ class Runner:
         Raises:
             ValueError: If methods or runs that it depends on are missing, or existing results are on other images.
         """
-        if study in ("clustering", "clustering_by_fraction", "cadence") and "cluster" not in self.scale.methods:
+        if (
+            study in ("clustering", "clustering_by_fraction", "update_interval")
+            and "drop_cluster" not in self.scale.methods
+        ):
             raise ValueError(f"methods must include cluster for {study}, got {', '.join(self.scale.methods)}")
         if self.options.dry_run:
             return
@@ -126,6 +129,8 @@ class Runner:
             if not self._work(tuning, studies.jobs(tuning, self.scale, chosen)):
                 return
             chosen = self._choose(tuning, chosen)
+        if study == "fills":
+            chosen = self._choose("fill_choices", chosen)
         jobs = self._own_shard(studies.jobs(study, self.scale, chosen))
         if study == "corruption":
             trained = {job.trained.id for job in jobs}

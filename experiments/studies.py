@@ -20,7 +20,18 @@ from dropcluster_jax.runs.config import without_runtime_fields
 
 Target = Literal["validation", "test"]
 ScaleName = Literal["cpu", "cpu-augmented", "gpu", "paper", "small"]
-MethodName = Literal["none", "dropout", "spatial", "block", "corr", "focused", "grid", "cluster", "rena", "per-channel"]
+MethodName = Literal[
+    "none",
+    "dropout",
+    "spatial_dropout",
+    "drop_block",
+    "corr_drop",
+    "focused_dropout",
+    "grid",
+    "drop_cluster",
+    "rena",
+    "per-channel",
+]
 StudyName = Literal[
     "baseline",
     "choices",
@@ -32,10 +43,12 @@ StudyName = Literal[
     "rate_by_fraction",
     "clustering",
     "clustering_by_fraction",
-    "cadence",
+    "update_interval",
     "warm_up",
     "duration",
     "features",
+    "fill_choices",
+    "fills",
 ]
 Options = Mapping[str, Any]  # values of fields of `TrainConfig` or `DropConfig`, by name
 
@@ -63,15 +76,17 @@ class Method(NamedTuple):
 METHODS: dict[str, Method] = {
     "none": Method("no drop layer", {"method": "none"}),
     "dropout": Method("dropout", {"method": "dropout"}, "places"),
-    "spatial": Method("spatial dropout", {"method": "spatial"}, "places"),
-    "block": Method("DropBlock", {"method": "block"}, "block_size"),
-    "corr": Method("CorrDrop", {"method": "corr"}, "block_size"),
-    "focused": Method("FocusedDropout", {"method": "focused"}, "threshold_range"),
-    "grid": Method("fixed grid", {"method": "cluster", "clusterer": "grid"}, "cluster_size"),
-    "cluster": Method("DropCluster", {"method": "cluster", "clusterer": "kmeans"}, "cluster_size"),
-    "rena": Method("DropCluster with ReNA", {"method": "cluster", "clusterer": "rena"}, "cluster_size"),
+    "spatial_dropout": Method("spatial dropout", {"method": "spatial_dropout"}, "places"),
+    "drop_block": Method("DropBlock", {"method": "drop_block"}, "block_size"),
+    "corr_drop": Method("CorrDrop", {"method": "corr_drop"}, "block_size"),
+    "focused_dropout": Method("FocusedDropout", {"method": "focused_dropout"}, "threshold_range"),
+    "grid": Method("fixed grid", {"method": "drop_cluster", "clusterer": "grid"}, "cluster_size"),
+    "drop_cluster": Method("DropCluster", {"method": "drop_cluster", "clusterer": "kmeans"}, "cluster_size"),
+    "rena": Method("DropCluster with ReNA", {"method": "drop_cluster", "clusterer": "rena"}, "cluster_size"),
     "per-channel": Method(
-        "DropCluster per channel", {"method": "cluster", "clusterer": "kmeans", "per_channel": True}, "cluster_size"
+        "DropCluster per channel",
+        {"method": "drop_cluster", "clusterer": "kmeans", "per_channel": True},
+        "cluster_size",
     ),
 }
 
@@ -161,7 +176,7 @@ class Job:
     def drawn(self) -> bool:
         """Whether the result includes label maps for the report."""
         drop = self.config.drop
-        learned = drop.method == "cluster" and drop.clusterer == "kmeans" and not drop.per_channel
+        learned = drop.method == "drop_cluster" and drop.clusterer == "kmeans" and not drop.per_channel
         return learned and self.config.seed == 0 and self.target == "validation"
 
     def __str__(self) -> str:
@@ -279,7 +294,7 @@ def placement(scale: Scale, chosen: Mapping[str, Options]) -> Iterator[Setting]:
     settings: dict[str, Options] = {", ".join(places): {"places": places} for places in PLACES}
     settings[STEM_LATE] = {"places": ("stem",), "ramp_start": 0.4, "ramp_end": 1.0}
     for name, options in settings.items():
-        for method in _dropping(scale, among=("dropout", "block", "grid", "cluster")):
+        for method in _dropping(scale, among=("dropout", "drop_block", "grid", "drop_cluster")):
             yield method, {"places": name}, _config(scale, chosen, method, **small, **options)
 
 
@@ -287,7 +302,7 @@ def rate_and_size(scale: Scale, chosen: Mapping[str, Options]) -> Iterator[Setti
     """All combinations of rates and of sizes of blocks and clusters."""
     for side in scale.sides:
         for rate in (0.1, 0.2, 0.3, 0.4):
-            for method in _dropping(scale, among=("block", "grid", "cluster")):
+            for method in _dropping(scale, among=("drop_block", "grid", "drop_cluster")):
                 yield method, {"side": side, "rate": rate}, _config(scale, chosen, method, rate=rate, **_square(side))
 
 
@@ -295,7 +310,7 @@ def rate_by_fraction(scale: Scale, chosen: Mapping[str, Options]) -> Iterator[Se
     """Rates on subsets of the training images: whether the rate chosen on all of them fits the subsets as well."""
     for fraction in scale.fractions:
         for rate in (0.2, 0.3, 0.4):
-            for method in _dropping(scale, among=("block", "grid", "cluster")):
+            for method in _dropping(scale, among=("drop_block", "grid", "drop_cluster")):
                 if fraction < 1:
                     config = _config(scale, chosen, method, fraction=fraction, rate=rate)
                     yield method, {"fraction": fraction, "rate": rate}, config
@@ -303,7 +318,7 @@ def rate_by_fraction(scale: Scale, chosen: Mapping[str, Options]) -> Iterator[Se
 
 STRUCTURES: dict[str, Options] = {
     "k-means, shared": {"clusterer": "kmeans"},
-    "k-means, shared, learned once": {"clusterer": "kmeans", "update_every": NEVER_AGAIN},
+    "k-means, shared, learned once": {"clusterer": "kmeans", "update_interval": NEVER_AGAIN},
     "ReNA, shared": {"clusterer": "rena"},
     "grid, shared": {"clusterer": "grid"},
     "Voronoi cells, redrawn": {"clusterer": "voronoi"},
@@ -320,7 +335,7 @@ def clustering(scale: Scale, chosen: Mapping[str, Options]) -> Iterator[Setting]
     The random partition has clusters of the same sizes as k-means, of random positions.
     """
     for name, options in STRUCTURES.items():
-        yield "cluster", {"structure": name}, _config(scale, chosen, "cluster", **options)
+        yield "drop_cluster", {"structure": name}, _config(scale, chosen, "drop_cluster", **options)
 
 
 def clustering_by_fraction(scale: Scale, chosen: Mapping[str, Options]) -> Iterator[Setting]:
@@ -328,16 +343,16 @@ def clustering_by_fraction(scale: Scale, chosen: Mapping[str, Options]) -> Itera
     for fraction in scale.fractions:
         for name, options in STRUCTURES.items():
             if fraction < 1 and not options.get("per_channel"):
-                config = _config(scale, chosen, "cluster", fraction=fraction, **options)
-                yield "cluster", {"fraction": fraction, "structure": name}, config
+                config = _config(scale, chosen, "drop_cluster", fraction=fraction, **options)
+                yield "drop_cluster", {"fraction": fraction, "structure": name}, config
 
 
-def cadence(scale: Scale, chosen: Mapping[str, Options]) -> Iterator[Setting]:
+def update_interval(scale: Scale, chosen: Mapping[str, Options]) -> Iterator[Setting]:
     """Steps between updates of the clusters."""
-    default = scale.base.drop.update_every
+    default = scale.base.drop.update_interval
     for steps in (max(1, default // 4), default, 4 * default, NEVER_AGAIN):
-        options = {"update_every": steps}
-        yield "cluster", options, _config(scale, chosen, "cluster", **options)
+        options = {"update_interval": steps}
+        yield "drop_cluster", options, _config(scale, chosen, "drop_cluster", **options)
 
 
 RAMPS = {"at once": (0.0, 0.0), "from 10 to 70%": (0.1, 0.7), "from 50 to 100%": (0.5, 1.0)}
@@ -346,7 +361,7 @@ RAMPS = {"at once": (0.0, 0.0), "from 10 to 70%": (0.1, 0.7), "from 50 to 100%":
 def warm_up(scale: Scale, chosen: Mapping[str, Options]) -> Iterator[Setting]:
     """Ramps of the rate; clusters are updated from the start of the ramp."""
     for name, (start, end) in RAMPS.items():
-        for method in _dropping(scale, among=("block", "grid", "cluster")):
+        for method in _dropping(scale, among=("drop_block", "grid", "drop_cluster")):
             yield method, {"rate_rises": name}, _config(scale, chosen, method, ramp_start=start, ramp_end=end)
 
 
@@ -356,7 +371,7 @@ def duration(scale: Scale, chosen: Mapping[str, Options]) -> Iterator[Setting]:
     for factor in (0.5, 1.0, 2.0):
         steps = round(factor * scale.base.steps)
         for method in scale.methods:
-            if method in ("none", "block", "cluster"):
+            if method in ("none", "drop_block", "drop_cluster"):
                 yield method, {"steps": steps}, override(_config(scale, chosen, method), steps=steps)
 
 
@@ -366,12 +381,45 @@ def features(scale: Scale, chosen: Mapping[str, Options]) -> Iterator[Setting]:
     The clusters are learned from saved networks in the same way for all methods.
     """
     for method in scale.methods:
-        if method in ("none", "block", "cluster"):
+        if method in ("none", "drop_block", "drop_cluster"):
             config = _config(scale, chosen, method)
             assert config.steps is not None
             # Twice as many are kept, because an interruption adds one.
             checkpoint = CheckpointConfig(every=max(1, config.steps // NUM_CHECKPOINTS), keep=2 * NUM_CHECKPOINTS)
             yield method, {}, override(config, checkpoint=checkpoint)
+
+
+MASKS: dict[str, tuple[str, Options]] = {  # a method and its options
+    "learned clusters": ("drop_cluster", {"cluster_size": 16.0}),
+    "grid": ("grid", {"cluster_size": 16.0}),
+    "blocks": ("drop_block", {"block_size": 4}),
+    "Voronoi cells": ("drop_cluster", {"clusterer": "voronoi", "cluster_size": 16.0}),
+    "positions": ("drop_block", {"block_size": 1}),
+    "units": ("dropout", {}),
+    "channels": ("spatial_dropout", {}),
+}
+FILLS = ("zero", "noise", "swap")
+FILL_RATES = (0.1, 0.2, 0.3, 0.4, 0.5, 0.6)
+
+
+def fill_choices(scale: Scale, chosen: Mapping[str, Options]) -> Iterator[Setting]:
+    """Rates for each mask, fill, and fraction of the training images."""
+    for fraction, (mask, (method, options)), fill, rate in itertools.product(
+        scale.fractions, MASKS.items(), FILLS, FILL_RATES
+    ):
+        setting = {"fraction": fraction, "mask": mask, "fill": fill, "rate": rate}
+        drop = {"places": ("stage1", "stage2"), "fill": fill, "rate": rate, **options}
+        if method in scale.methods:
+            yield method, setting, _config(scale, chosen, method, fraction=fraction, **drop)
+
+
+def fills(scale: Scale, chosen: Mapping[str, Options]) -> Iterator[Setting]:
+    """The masks and fills at the rates that `fill_choices` has chosen, and the network without drop layers."""
+    for fraction in scale.fractions:
+        yield "none", {"fraction": fraction}, _config(scale, chosen, "none", fraction=fraction)
+    for method, setting, config in fill_choices(scale, chosen):
+        if chosen.get(_subject("fill_choices", method, setting)) == {"rate": setting["rate"]}:
+            yield method, setting, config
 
 
 STUDIES: dict[str, Callable[[Scale, Mapping[str, Options]], Iterator[Setting]]] = {
@@ -387,20 +435,22 @@ STUDIES: dict[str, Callable[[Scale, Mapping[str, Options]], Iterator[Setting]]] 
         rate_by_fraction,
         clustering,
         clustering_by_fraction,
-        cadence,
+        update_interval,
         warm_up,
         duration,
         features,
+        fill_choices,
+        fills,
     )
 }
-ON_TEST_SET = ("headline", "limited_data", "corruption")
+ON_TEST_SET = ("headline", "limited_data", "corruption", "fills")
 TUNING = ("baseline", "choices")
-ABLATIONS = ("placement", "rate_and_size", "rate_by_fraction", "cadence", "warm_up", "duration", "features")
+ABLATIONS = ("placement", "rate_and_size", "rate_by_fraction", "update_interval", "warm_up", "duration", "features")
 
 
 def jobs(study: str, scale: Scale, chosen: Mapping[str, Options]) -> list[Job]:
     """Returns the jobs of a study, for each setting and seed, with the chosen candidate of each method."""
-    seeds = scale.choice_seeds if study in TUNING else scale.seeds
+    seeds = scale.choice_seeds if study in (*TUNING, "fill_choices") else scale.seeds
     if study in ABLATIONS:
         seeds = seeds[: scale.ablation_seeds]
     corrupted = (scale.corruption_images or 0) if study == "corruption" else None
@@ -421,10 +471,10 @@ def jobs(study: str, scale: Scale, chosen: Mapping[str, Options]) -> list[Job]:
 def choose(
     study: str, scale: Scale, chosen: Mapping[str, Options], accuracies: Mapping[str, float]
 ) -> dict[str, Options]:
-    """Returns `chosen` and, of each method of `baseline` or `choices`, the candidate with the best mean accuracy.
+    """Returns `chosen` and, for each method of a tuning study, the candidate with the best mean accuracy.
 
     Args:
-        study: `"baseline"` or `"choices"`.
+        study: `"baseline"`, `"choices"`, or `"fill_choices"`, which chooses a rate for each mask, fill and fraction.
         scale: The scale.
         chosen: Options chosen so far.
         accuracies: Accuracies on the held-out images by job id. Candidates without results count as 0, and the first
@@ -433,13 +483,24 @@ def choose(
     totals: dict[tuple[str, str], float] = {}
     settings: dict[tuple[str, str], Options] = {}
     for job in jobs(study, scale, chosen):
-        candidate = job.method, str(job.setting)
-        settings[candidate] = job.setting
+        candidate = _subject(study, job.method, job.setting), str(job.setting)
+        settings[candidate] = {"rate": job.setting["rate"]} if study == "fill_choices" else job.setting
         totals[candidate] = totals.get(candidate, 0.0) + accuracies.get(job.id, 0.0)
     best: dict[str, tuple[str, str]] = {}
     for candidate in totals:
         best[candidate[0]] = max(best.get(candidate[0], candidate), candidate, key=totals.__getitem__)
-    return {**chosen, **{method: settings[candidate] for method, candidate in best.items()}}
+
+    def known(candidate: tuple[str, str]) -> bool:
+        return study in TUNING or totals[candidate] > 0  # the candidates of masks and fills may be tested in part
+
+    return {**chosen, **{subject: settings[candidate] for subject, candidate in best.items() if known(candidate)}}
+
+
+def _subject(study: str, method: str, setting: Options) -> str:
+    """Returns the name of what a tuning study chooses candidates for."""
+    if study != "fill_choices":
+        return method
+    return f"{setting['mask']}, {setting['fill']}, {setting['fraction']}"
 
 
 def _dropping(scale: Scale, among: Sequence[str] = tuple(METHODS)) -> list[str]:
@@ -472,7 +533,7 @@ _DROP = DropConfig(
     block_size=7,
     ramp_start=0.1,
     ramp_end=0.7,
-    update_every=20,
+    update_interval=20,
     probe_size=512,
 )
 _SMALL = TrainConfig(
@@ -497,7 +558,7 @@ _GPU = override(
     steps=17_600,  # 100 epochs of 45,000 images
     batch_size=256,
     dtype="bfloat16",
-    update_every=200,
+    update_interval=200,
     augment=_AUGMENT,
 )
 _WEIGHT_DECAYS = product(weight_decay=(5e-4, 1e-3, 2e-3))
@@ -528,7 +589,7 @@ SCALES: dict[str, Scale] = {
     "small": Scale(
         "small",
         _SMALL,
-        ("none", "block", "grid", "cluster"),
+        ("none", "drop_block", "grid", "drop_cluster"),
         (0, 1, 2),
         (100,),
         _WEIGHT_DECAYS,

@@ -8,7 +8,7 @@ import pytest
 from dropcluster_jax.cli import main
 
 SHORT = ["train", "digits", "--model", "resnet8", "--steps", "24", "--batch-size", "32"]
-SHORT += ["--drop.update-every", "4", "--drop.probe-size", "64"]
+SHORT += ["--drop.update-interval", "4", "--drop.probe-size", "64"]
 
 # Tests that read the run of the fixture `finished` share a worker, so that the run is trained once.
 one_run = pytest.mark.xdist_group("finished run")

@@ -13,14 +13,14 @@ from experiments.run import Options, Runner
 ACCURACY = {
     "none": 0.5,
     "dropout": 0.51,
-    "spatial": 0.52,
-    "corr": 0.53,
-    "focused": 0.54,
-    "block": 0.55,
+    "spatial_dropout": 0.52,
+    "corr_drop": 0.53,
+    "focused_dropout": 0.54,
+    "drop_block": 0.55,
     "grid": 0.57,
     "rena": 0.58,
     "per-channel": 0.59,
-    "cluster": 0.6,
+    "drop_cluster": 0.6,
 }
 
 
@@ -51,9 +51,9 @@ class FakeMeasure:
         line = {"accuracy": self.accuracy(job), "loss": 1.0, "train_loss": 0.5, "images_per_second": 1000.0}
         if job.target == "test":
             line["correct"] = encode_bits(np.arange(100) < 100 * line["accuracy"])
-        if job.config.drop.method == "cluster":
+        if job.config.drop.method == "drop_cluster":
             line["clusters"] = {"stage1": {"explained_variance": 0.4, "ari_with_grid": 0.5, "num_updates": 3}}
-        if job.method in ("corr", "focused"):
+        if job.method in ("corr_drop", "focused_dropout"):
             line["dropped"] = {"stage1": 0.2 + 0.01 * job.config.seed, "stage2": 0.3}
         if job.probed:
             steps = ({"step": step, "k-means": 0.3 + 0.01 * job.config.seed, "grid": 0.2} for step in (90, 180, 270))

@@ -129,7 +129,7 @@ def raised(node: ast.AST) -> set[str]:
 
 
 def test_public_objects_are_found():
-    assert {"dropcluster_jax.masking.drop_block.drop_block", "dropcluster_jax.training.steps.make_steps"} <= set(
+    assert {"dropcluster_jax.masking._drop_block.drop_block", "dropcluster_jax.training.steps.make_steps"} <= set(
         FUNCTIONS
     )
     assert "dropcluster_jax.linen.DropCluster.__call__" in METHODS

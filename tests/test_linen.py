@@ -260,7 +260,7 @@ def outputs(kind, *options):
         ("FocusedDropout", {"threshold_range": (0.1, 0.2)}),
         ("FocusedDropout", {"rescale": "kept"}),
         ("DropCluster", {"rescale": "rate"}),
-        ("DropCluster", {"min_explained": 1.0}),
+        ("DropCluster", {"min_explained_variance": 1.0}),
     ],
 )
 def test_layers_pass_all_options_to_the_pure_function(kind, options):

@@ -116,9 +116,9 @@ DROPS = {
     "focused_dropout": drop(dc.focused_dropout),
     "focused_dropout kept": drop(dc.focused_dropout, rescale="kept"),
     "drop_cluster": drop(dc.drop_cluster, state=SHARED),
-    "drop_cluster per channel": drop(dc.drop_cluster, state=PER_CHANNEL, min_explained=0.0),
+    "drop_cluster per channel": drop(dc.drop_cluster, state=PER_CHANNEL, min_explained_variance=0.0),
     "drop_cluster batch": drop(dc.drop_cluster, state=SHARED, rescale="batch", per_channel=True),
-    "drop_cluster explained": drop(dc.drop_cluster, state=EXPLAINED, min_explained=0.4),
+    "drop_cluster explained": drop(dc.drop_cluster, state=EXPLAINED, min_explained_variance=0.4),
 }
 LAYERS = {
     "linen.Dropout": linen_layer(linen.Dropout()),

@@ -24,7 +24,7 @@ LAYERS = {
     "DropBlock": ({"block_size": 2, "seeding": "paper"}, dc.drop_block),
     "CorrDrop": ({"block_size": 2, "variant": "channel"}, dc.corr_drop),
     "FocusedDropout": ({"threshold_range": (0.2, 0.4)}, dc.focused_dropout),
-    "DropCluster": ({"min_explained": 0.01}, dc.drop_cluster),
+    "DropCluster": ({"min_explained_variance": 0.01}, dc.drop_cluster),
 }
 every_layer = pytest.mark.parametrize("kind", LAYERS)
 

@@ -7,14 +7,14 @@ A traced rate cannot be checked: it is clipped to [0, 1], and if it is NaN, ever
 are NaN, so that the loss shows it.
 """
 
-from dropcluster_jax.masking.corr_drop import corr_drop, corr_drop_mask
-from dropcluster_jax.masking.cutout import cutout, cutout_mask
-from dropcluster_jax.masking.drop_block import drop_block, drop_block_mask
-from dropcluster_jax.masking.drop_cluster import drop_cluster, drop_cluster_mask
-from dropcluster_jax.masking.drop_path import drop_path, drop_path_mask
-from dropcluster_jax.masking.dropout import dropout, dropout_mask
-from dropcluster_jax.masking.focused_dropout import focused_dropout, focused_dropout_mask
-from dropcluster_jax.masking.spatial_dropout import spatial_dropout, spatial_dropout_mask
+from dropcluster_jax.masking._corr_drop import corr_drop, corr_drop_mask
+from dropcluster_jax.masking._cutout import cutout, cutout_mask
+from dropcluster_jax.masking._drop_block import drop_block, drop_block_mask
+from dropcluster_jax.masking._drop_cluster import drop_cluster, drop_cluster_mask
+from dropcluster_jax.masking._drop_path import drop_path, drop_path_mask
+from dropcluster_jax.masking._dropout import dropout, dropout_mask
+from dropcluster_jax.masking._focused_dropout import focused_dropout, focused_dropout_mask
+from dropcluster_jax.masking._spatial_dropout import spatial_dropout, spatial_dropout_mask
 
 __all__ = [
     "corr_drop",

@@ -1,11 +1,10 @@
 """Argument checks and rescaling, shared by all masks."""
 
-import functools
+import inspect
 import math
 from collections.abc import Callable, Sequence
 from typing import Any, Literal, get_args
 
-import jax
 import jax.numpy as jnp
 import numpy as np
 from jax.core import Tracer
@@ -101,29 +100,7 @@ def mask_rescale_factor(mask: Bool[Array, "batch ..."], rate: Rate, rescale: Res
     return jnp.expand_dims(scale, axes) if scale.ndim else scale
 
 
-def apply_mask(
-    x: Float[Array, "batch ..."], mask: Bool[Array, "..."], scale: Float[Array, "..."]
-) -> Float[Array, "batch ..."]:
-    """Returns `x * scale` where `mask` is True and 0 elsewhere, in the dtype of `x`.
-
-    Multiplies in at least float32, because a factor rounded to bfloat16 would shift the mean. Where the factor is 1,
-    `x` is copied, because a multiplication may flush denormals to 0.
-    """
-    dtype = jnp.float64 if x.dtype == jnp.float64 else jnp.float32
-    product = x.astype(dtype) * scale.astype(dtype)
-    return jnp.where(mask, jnp.where(scale == 1, x, product.astype(x.dtype)), jnp.zeros((), x.dtype))
-
-
-def apply_computed_mask(
-    x: Float[Array, "batch ..."], make_mask: Callable[[Any], Bool[Array, "..."]], draws: Any, scale: Float[Array, "..."]
-) -> Float[Array, "batch ..."]:
-    """Returns `apply_mask(x, make_mask(draws), scale)`.
-
-    The backward pass computes the mask again from the draws, instead of storing an array of the size of `x`.
-    """
-
-    @functools.partial(jax.checkpoint, prevent_cse=False)
-    def apply(x: Array, draws: Any, scale: Array) -> Array:
-        return apply_mask(x, make_mask(draws), scale)
-
-    return apply(x, draws, scale)
+def options_of(layer: Any, function: Callable[..., Array]) -> dict[str, Any]:
+    """Returns the keyword-only arguments of a function, whose values are the layer's attributes of the same names."""
+    parameters = inspect.signature(function).parameters.values()
+    return {each.name: getattr(layer, each.name) for each in parameters if each.kind is each.KEYWORD_ONLY}

@@ -114,14 +114,17 @@ def make_drop_layers(drop: DropConfig, axis_name: str | None = None) -> dict[str
         "shuffled": lambda **options: Shuffled(KMeans(**options)),
     }
     constructors: dict[str, Callable[[], nn.Module]] = {
-        "dropout": Dropout,
-        "spatial": SpatialDropout,
-        "block": lambda: DropBlock(block_size=drop.block_size, per_channel=drop.per_channel),
-        "corr": lambda: CorrDrop(variant="channel" if drop.per_channel else "spatial", block_size=drop.block_size),
-        "focused": lambda: FocusedDropout(threshold_range=drop.threshold_range),
-        "cluster": lambda: DropCluster(
+        "dropout": lambda: Dropout(fill=drop.fill),
+        "spatial_dropout": lambda: SpatialDropout(fill=drop.fill),
+        "drop_block": lambda: DropBlock(block_size=drop.block_size, per_channel=drop.per_channel, fill=drop.fill),
+        "corr_drop": lambda: CorrDrop(
+            variant="channel" if drop.per_channel else "spatial", block_size=drop.block_size, fill=drop.fill
+        ),
+        "focused_dropout": lambda: FocusedDropout(threshold_range=drop.threshold_range),
+        "drop_cluster": lambda: DropCluster(
             clusterers[drop.clusterer](cluster_size=drop.cluster_size, per_channel=drop.per_channel),
-            min_explained=drop.min_explained,
+            min_explained_variance=drop.min_explained_variance,
+            fill=drop.fill,
             axis_name=axis_name,
         ),
     }

@@ -12,10 +12,11 @@ from etils import epath
 
 from dropcluster_jax._optional import optional_import
 from dropcluster_jax.data.config import DataConfig
+from dropcluster_jax.masking.fill import Fill
 from dropcluster_jax.models import ModelName
 from dropcluster_jax.training.data_parallel import Strategy
 
-Method = Literal["none", "dropout", "spatial", "block", "corr", "focused", "cluster"]
+Method = Literal["none", "dropout", "spatial_dropout", "drop_block", "corr_drop", "focused_dropout", "drop_cluster"]
 ClustererName = Literal["kmeans", "rena", "grid", "voronoi", "shuffled"]
 
 
@@ -41,11 +42,14 @@ class AugmentConfig:
 class DropConfig:
     """The drop layers."""
 
-    method: Method = "cluster"
+    method: Method = "drop_cluster"
     """Drop method: nothing, units, channels, blocks of positions, cells of a grid by their correlation (CorrDrop),
     positions where the strongest channel is weak (FocusedDropout), or learned clusters."""
     rate: float = 0.1
-    """Fraction of units to drop after the ramp. For the method focused, fraction of batches to which it applies."""
+    """Fraction of units to drop after the ramp. For focused_dropout, the fraction of batches to which it applies."""
+    fill: Fill = "zero"
+    """Replacement of dropped units: zero, noise (normal draws with the channel's mean and deviation), or swap (the same
+    unit of the next image in the batch). focused_dropout requires zero."""
     places: tuple[str, ...] = ("stage1", "stage2")
     """Places of the drop layers: stem, stage1, stage2, ..."""
     clusterer: ClustererName = "kmeans"
@@ -53,19 +57,19 @@ class DropConfig:
     points) or shuffled (k-means with all positions permuted)."""
     cluster_size: float = 4.0
     """Mean number of positions per cluster."""
-    min_explained: float = 0.0
+    min_explained_variance: float = 0.0
     """Do not drop in layers (channels, with per_channel) whose clusters explain less of the variance than this."""
     block_size: int = 3
-    """Side of a block or cell in positions, for the methods block and corr."""
+    """Side of a block or cell in positions, for drop_block and corr_drop."""
     threshold_range: tuple[float, float] = (0.3, 0.6)
-    """Bounds of the threshold, as a fraction of the maximum of the strongest channel, for the method focused."""
+    """Bounds of the threshold, as a fraction of the maximum of the strongest channel, for focused_dropout."""
     per_channel: bool = False
-    """Give each channel its own clusters or blocks. For the method corr, drop channels instead of cells."""
+    """Give each channel its own clusters or blocks. For corr_drop, drop channels instead of cells."""
     ramp_start: float = 0.1
     """Fraction of training after which the rate starts to rise and cluster updates begin."""
     ramp_end: float = 0.5
     """Fraction of training after which the rate is constant."""
-    update_every: int = 20
+    update_interval: int = 20
     """Steps between updates of the clusters."""
     probe_size: int = 512
     """Number of training images that each update learns from."""
@@ -175,13 +179,15 @@ class TrainConfig:
         _check_range("checkpoint.keep", self.checkpoint.keep, least=1)
         _check_range("seed", self.seed, least=0, most=2**32 - 1)
         _check_range("drop.rate", self.drop.rate, least=0, most=1)
-        _check_range("drop.min_explained", self.drop.min_explained, least=0, most=1)
+        _check_range("drop.min_explained_variance", self.drop.min_explained_variance, least=0, most=1)
+        if self.drop.method == "focused_dropout" and self.drop.fill != "zero":
+            raise ValueError(f"drop.fill must be zero for focused_dropout, got {self.drop.fill}")
         low, high = self.drop.threshold_range
         _check_range("drop.threshold_range[0]", low, least=0, most=1)
         _check_range("drop.threshold_range[1]", high, least=low, most=1)
         _check_range("drop.ramp_start", self.drop.ramp_start, least=0, most=1)
         _check_range("drop.ramp_end", self.drop.ramp_end, least=self.drop.ramp_start, most=1)
-        _check_range("drop.update_every", self.drop.update_every, least=1)
+        _check_range("drop.update_interval", self.drop.update_interval, least=1)
         _check_range("drop.probe_size", self.drop.probe_size, least=1)
         for field in dataclasses.fields(self.augment):
             _check_range(f"augment.{field.name}", getattr(self.augment, field.name), least=0)

@@ -102,7 +102,7 @@ def draw_run_clusters(
     """
     path = as_path(folder)
     config, _ = run_folder.read_config(path)
-    if config.drop.method != "cluster":
+    if config.drop.method != "drop_cluster":
         raise ValueError(f"{path} has no clusters: it was trained with drop.method {config.drop.method}")
     pictures = as_path(out) if out is not None else path / run_folder.PICTURES
     if pictures.exists() and not pictures.is_dir():
@@ -160,7 +160,9 @@ def _example_masks(x: np.ndarray, clusters: ClusterState, rate: float, drop: Dro
         f"DropBlock {side}x{side}": lambda key: drop_block_mask(
             key, units, rate, block_size=side, per_channel=drop.per_channel
         ),
-        "DropCluster": lambda key: drop_cluster_mask(key, units, rate, clusters, min_explained=drop.min_explained),
+        "DropCluster": lambda key: drop_cluster_mask(
+            key, units, rate, clusters, min_explained_variance=drop.min_explained_variance
+        ),
     }
     chosen = {}
     for name, draw in methods.items():

@@ -9,7 +9,7 @@ from dropcluster_jax.runs.config import AugmentConfig, DropConfig, TrainConfig
 _CIFAR10 = TrainConfig(
     epochs=100,
     batch_size=128,
-    drop=DropConfig(places=("stage2", "stage3"), cluster_size=16.0, block_size=4, update_every=200),
+    drop=DropConfig(places=("stage2", "stage3"), cluster_size=16.0, block_size=4, update_interval=200),
     data=DataConfig(name="cifar10"),
     augment=AugmentConfig(shift=4, flip=True),
 )
@@ -33,7 +33,7 @@ PRESETS: dict[str, tuple[str, TrainConfig]] = {
         TrainConfig(
             model="resnet18",
             epochs=100,
-            drop=DropConfig(places=("stage2", "stage3"), cluster_size=16.0, block_size=7, update_every=200),
+            drop=DropConfig(places=("stage2", "stage3"), cluster_size=16.0, block_size=7, update_interval=200),
             data=DataConfig(name="imagenette", image_size=224),
             augment=AugmentConfig(resized_crop=True, flip=True),
         ),
@@ -51,7 +51,7 @@ PRESETS: dict[str, tuple[str, TrainConfig]] = {
             label_smoothing=0.1,
             dtype="bfloat16",
             drop=DropConfig(
-                places=("stage3", "stage4"), cluster_size=16.0, block_size=7, ramp_end=0.9, update_every=500
+                places=("stage3", "stage4"), cluster_size=16.0, block_size=7, ramp_end=0.9, update_interval=500
             ),
             data=DataConfig(name="imagenet2012", image_size=224),
             augment=AugmentConfig(resized_crop=True, flip=True),

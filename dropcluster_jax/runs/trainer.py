@@ -224,7 +224,7 @@ def execute(
             num_steps=run.num_steps,
             probe=functools.partial(run.loader.probe, config.drop.probe_size),
             update_clusters_when=every(
-                config.drop.update_every if state.clusters else 0, round(config.drop.ramp_start * run.num_steps)
+                config.drop.update_interval if state.clusters else 0, round(config.drop.ramp_start * run.num_steps)
             ),
             eval_batches=run.loader.test,
             evaluate_every=run.num_steps if at_end_only else max(1, round(config.evaluate_every_epochs * epoch)),

@@ -285,10 +285,10 @@ def test_clusters_of_runs_without_history_or_clusters(finished, tmp_path, capsys
     drawn = capsys.readouterr().out.split()
     assert str(folder / "pictures" / "clusters.png") in drawn and not any("history" in name for name in drawn)
     config = json.loads((folder / "config.json").read_text())
-    config["drop"]["method"] = "block"
+    config["drop"]["method"] = "drop_block"
     (folder / "config.json").write_text(json.dumps(config))
     assert command("clusters", str(folder)) == 2
-    assert "has no clusters: it was trained with drop.method block" in capsys.readouterr().err
+    assert "has no clusters: it was trained with drop.method drop_block" in capsys.readouterr().err
 
 
 @one_run
@@ -316,7 +316,7 @@ def test_runs_lists_configuration_and_results(finished, tmp_path, capsys):
     summary = json.loads((finished[0] / "summary.json").read_text())
     assert deep == {
         "run": str(tmp_path / "a" / "deep"),
-        "method": "cluster",
+        "method": "drop_cluster",
         "rate": 0.1,
         "model": "resnet8",
         "data": "digits",

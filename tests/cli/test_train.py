@@ -47,7 +47,7 @@ def test_run_folder_contents(finished):
         "tensorboard",
     }
     config = json.loads((folder / "config.json").read_text())
-    assert config["steps"] == 24 and config["drop"]["method"] == "cluster" and config["version"]
+    assert config["steps"] == 24 and config["drop"]["method"] == "drop_cluster" and config["version"]
     summary = json.loads((folder / "summary.json").read_text())
     assert summary["eval_accuracy"] == entries(folder, "eval")[-1]["accuracy"] and summary["steps"] == 24
     assert (folder / "clusters.png").read_bytes().startswith(b"\x89PNG")
@@ -113,7 +113,7 @@ def test_folder_with_another_run_is_an_error_and_unchanged(finished, capsys):
         (["train", "digits", "--drop.places", "stage5"], "places in drop must be among stem, stage1.*, got 'stage5'"),
         (["train", "digits", "--drop.cluster-size", "0.5"], "cluster_size, .* must be at least 1, got 0.5"),
         (
-            ["train", "digits", "--drop.method", "block", "--drop.block-size", "9"],
+            ["train", "digits", "--drop.method", "drop_block", "--drop.block-size", "9"],
             r"block_size .* \(8, 8\), got 9",
         ),
         (
@@ -409,7 +409,7 @@ def test_help_lists_every_option(capsys):
 def test_loss_falls_on_real_cifar10(tfds_dir, tmp_path):
     out = str(tmp_path / "cifar10")
     options = ["--model", "resnet8", "--steps", "30", "--batch-size", "32"]
-    options += ["--data.dir", tfds_dir, "--drop.update-every", "10"]
+    options += ["--data.dir", tfds_dir, "--drop.update-interval", "10"]
     options += ["--data.train-split", "train[:512]", "--data.test-split", "test[:64]"]
     assert command("train", "cifar10", *options, "--drop.probe-size", "64", "--out", out) == 0
     losses = [entry["loss"] for entry in entries(tmp_path / "cifar10", "train")]

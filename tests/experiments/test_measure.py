@@ -30,9 +30,9 @@ pytestmark = [pytest.mark.slow, pytest.mark.xdist_group("experiments.measure")]
 STEPS = 8
 
 
-def job(method="cluster", target="validation", name="digits", seed=0, **options):
+def job(method="drop_cluster", target="validation", name="digits", seed=0, **options):
     scale = studies.for_dataset(SCALES["small"], name)
-    changes = {"places": ("stage1",), "ramp_start": 0.25, "ramp_end": 0.5, "update_every": 3, "probe_size": 64}
+    changes = {"places": ("stage1",), "ramp_start": 0.25, "ramp_end": 0.5, "update_interval": 3, "probe_size": 64}
     config = override(
         scale.base, steps=STEPS, batch_size=32, seed=seed, **METHODS[method].options, **changes, **options
     )
@@ -115,7 +115,7 @@ def test_label_maps_lead_from_the_grid_to_the_final_clusters(measure, line):
 
 
 def test_learned_clusters_explain_more_variance_of_the_features_than_a_grid(tmp_path, monkeypatch):
-    plain = job("block")
+    plain = job("drop_block")
     checkpoint = dataclasses.replace(plain.config.checkpoint, every=4, keep=3)
     probed = dataclasses.replace(plain, config=dataclasses.replace(plain.config, checkpoint=checkpoint), probed=True)
     assert probed.id != plain.id
@@ -127,7 +127,7 @@ def test_learned_clusters_explain_more_variance_of_the_features_than_a_grid(tmp_
     assert all(0 < entry["grid"] < entry["k-means"] < 1 for entries in features.values() for entry in entries)
 
 
-@pytest.mark.parametrize(("method", "bounds"), [("corr", (0.15, 0.25)), ("focused", (0.3, 1.0))])
+@pytest.mark.parametrize(("method", "bounds"), [("corr_drop", (0.15, 0.25)), ("focused_dropout", (0.3, 1.0))])
 def test_dropped_fraction_of_masks_that_depend_on_activations(tmp_path, method, bounds):
     dropped = new_measure(tmp_path)(job(method, rate=0.2))["dropped"]
     low, high = bounds
@@ -176,7 +176,7 @@ def test_encoded_images(tmp_path):
     config = job().config
     data = dataclasses.replace(config.data, name="tiny", dir=data_dir, image_size=8, examples_per_class=None)
     config = override(config, batch_size=8, data=data, augment=AugmentConfig(), probe_size=8, cluster_size=4.0)
-    line = new_measure(tmp_path / "networks", data)(Job("cluster", {}, config))
+    line = new_measure(tmp_path / "networks", data)(Job("drop_cluster", {}, config))
     assert line["count"] == 4 and line["finite"] and line["digest"].startswith("labels ")
 
 
@@ -186,7 +186,7 @@ def test_gpu_scale_runs_at_tiny_size(tmp_path):
         dataset="digits",
         model="resnet8",
         steps=2,
-        methods=("cluster",),
+        methods=("drop_cluster",),
         seeds=1,
         results=tmp_path / "results",
         networks=tmp_path / "networks",

@@ -20,7 +20,7 @@ STUDIES = (
     "headline",
     "rate_and_size",
     "rate_by_fraction",
-    "cadence",
+    "update_interval",
     "warm_up",
     "duration",
     "features",
@@ -74,13 +74,13 @@ def test_numbers_equal_scipy(folder, files):
                 for line in lines
                 if line["method"] == method and line["setting"]["fraction"] == fraction
             ]
-            for method in ("none", "block", "grid", "cluster")
+            for method in ("none", "drop_block", "grid", "drop_cluster")
         }
         for method, values in accuracies.items():
             half_width = stats.ttest_1samp(values, 0).confidence_interval().high - np.mean(values)
             assert f"| {LABELS[method]} |" in text and f"{np.mean(values):.1f} ± {half_width:.1f}" in text
-        bounds = stats.ttest_rel(accuracies["cluster"], accuracies["block"]).confidence_interval()
-        mean = np.mean(accuracies["cluster"]) - np.mean(accuracies["block"])
+        bounds = stats.ttest_rel(accuracies["drop_cluster"], accuracies["drop_block"]).confidence_interval()
+        mean = np.mean(accuracies["drop_cluster"]) - np.mean(accuracies["drop_block"])
         assert f"{mean:+.1f} ({bounds.low:+.1f} to {bounds.high:+.1f})".replace("-", MINUS) in text
 
 
@@ -89,7 +89,7 @@ def test_numbers_equal_scipy(folder, files):
     [
         (lambda job: accuracy(job), r"\*\*\+.*\*\*"),
         pytest.param(lambda job: 1 - accuracy(job), rf"\*\*{MINUS}.*\*\*", marks=pytest.mark.slow),
-        (lambda job: 0.5 + 0.05 * (-1) ** job.config.seed * (job.method == "cluster"), r"[^*]+"),
+        (lambda job: 0.5 + 0.05 * (-1) ** job.config.seed * (job.method == "drop_cluster"), r"[^*]+"),
     ],
     ids=["better", "worse", "inconsistent over seeds"],
 )
@@ -111,7 +111,7 @@ def test_runs_of_another_size_have_their_own_section(tmp_path):
 
 
 def test_candidates_by_rate(folder, files):
-    lines = [line for line in results.read(folder / "choices.jsonl") if line["method"] == "block"]
+    lines = [line for line in results.read(folder / "choices.jsonl") if line["method"] == "drop_block"]
     best = max(line["accuracy"] for line in lines)
     assert len(lines) == 6
     for side in (4, 7):
@@ -146,7 +146,7 @@ def test_explained_variance_by_place_and_step(files):
 
 
 def test_fractions_of_dropped_units(tmp_path):
-    work("headline", tmp_path / "results", methods=("none", "corr", "cluster"))
+    work("headline", tmp_path / "results", methods=("none", "corr_drop", "drop_cluster"))
     text = write(tmp_path / "results", tmp_path / "docs")["results.md"].decode()
     assert re.search(r"^\| CorrDrop \| 0.2 \| 21 \| 30 \|$", text, re.MULTILINE)  # 20, 21 and 22% at stage 1
 
@@ -173,7 +173,7 @@ def test_hyperparameters_of_a_mean_do_not_differ_between_seeds(tmp_path):
 def test_fewer_seeds_are_shown(tmp_path):
     """A difference is over the common seeds, unlike the means next to it."""
     folder = tmp_path / "results"
-    work("limited_data", folder, fractions=(0.1, 1.0), methods=("none", "cluster"))
+    work("limited_data", folder, fractions=(0.1, 1.0), methods=("none", "drop_cluster"))
     path = folder / "limited_data.jsonl"
     lines = [json.loads(line) for line in path.read_text().splitlines()]
     lines = [line for line in lines if (line["method"], line["setting"]["fraction"], line["seed"]) != ("none", 0.1, 2)]
@@ -181,7 +181,7 @@ def test_fewer_seeds_are_shown(tmp_path):
     text = write(folder, tmp_path / "docs")["results.md"].decode()
     own = [line for line in lines if line["setting"]["fraction"] == 0.1]
     none, cluster = (
-        [100 * line["accuracy"] for line in own if line["method"] == method] for method in ("none", "cluster")
+        [100 * line["accuracy"] for line in own if line["method"] == method] for method in ("none", "drop_cluster")
     )
     difference = np.mean(np.subtract(cluster[:2], none))
     assert abs(difference - (np.mean(cluster) - np.mean(none))) > 0.4
@@ -202,7 +202,9 @@ def test_fewer_seeds_are_shown(tmp_path):
 )
 def test_intervals_over_seeds_and_test_images(folder, files, study, name, frequencies):
     lines = [line for line in results.read(folder / f"{study}.jsonl") if line["setting"].get("fraction", 1) == 1]
-    correct = [[frequencies(line) for line in lines if line["method"] == method] for method in ("cluster", "block")]
+    correct = [
+        [frequencies(line) for line in lines if line["method"] == method] for method in ("drop_cluster", "drop_block")
+    ]
     mean, low, high, _ = crossed_interval(100 * np.subtract(*np.array(correct, float)))
     row = rf"^\| {name} \| DropCluster {MINUS} DropBlock \| (\d) \| .* \| (.*) \|$"
     found = re.search(row, files["results.md"].decode(), re.MULTILINE)
@@ -212,7 +214,7 @@ def test_intervals_over_seeds_and_test_images(folder, files, study, name, freque
 
 def test_the_readme_is_changed_only_between_the_marks(tmp_path):
     folder, readme = tmp_path / "results", tmp_path / "README.md"
-    work("headline", folder, scale="cpu", methods=("none", "block", "cluster"))
+    work("headline", folder, scale="cpu", methods=("none", "drop_block", "drop_cluster"))
     readme.write_text("# A title\n<!-- made by python -m experiments.report -->\nprevious\n<!-- end -->\nafter\n")
     write(folder, tmp_path / "docs", readme)
     text = readme.read_text()
@@ -231,7 +233,7 @@ def test_the_readme_is_changed_only_between_the_marks(tmp_path):
 
 def test_the_readme_has_held_out_accuracies_until_there_are_results_on_test_images(tmp_path):
     folder, readme = tmp_path / "results", tmp_path / "README.md"
-    work("choices", folder, scale="cpu", methods=("none", "block", "cluster"))
+    work("choices", folder, scale="cpu", methods=("none", "drop_block", "drop_cluster"))
     readme.write_text("<!-- made by python -m experiments.report --><!-- end -->")
     write(folder, tmp_path / "docs", readme)
     text = readme.read_text()

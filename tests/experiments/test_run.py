@@ -35,7 +35,7 @@ def test_a_study_is_executed_once(tmp_path):
     assert "baseline 3/3" in printed and "choices 18/18" in printed and "limited_data 60/60" in printed
     options = chosen(tmp_path)
     assert options["none"] == {"weight_decay": 5e-4}
-    assert all(options[method]["rate"] == 0.2 for method in ("block", "grid", "cluster"))
+    assert all(options[method]["rate"] == 0.2 for method in ("drop_block", "grid", "drop_cluster"))
     jobs = studies.jobs("limited_data", studies.SCALES["small"], options)
     assert ids(tmp_path, "limited_data") == [job.id for job in jobs]
     before = (tmp_path / "limited_data.jsonl").read_bytes()

@@ -33,7 +33,7 @@ def test_every_method_has_six_candidates():
         expected = {method: 6 * len(scale.choice_seeds) for method in set(scale.methods) - {"none"}}
         if len(scale.candidate_sides) == 1:
             assert name == "cpu-augmented"
-            sized = {"block", "corr", "grid", "cluster", "rena", "per-channel"}
+            sized = {"drop_block", "corr_drop", "grid", "drop_cluster", "rena", "per-channel"}
             expected |= {method: 3 * len(scale.choice_seeds) for method in sized}
         assert {method: len(ids) for method, ids in numbers.items()} == expected
         assert {job.method for job in jobs_of("baseline", name)} == {"none"}

@@ -10,7 +10,7 @@ DEFAULTS = {
     dc.spatial_dropout: {"per_example": True, "rescale": "rate"},
     dc.drop_path: {"per_example": True, "rescale": "rate"},
     dc.drop_block: {**SHARED, "block_size": 7, "seeding": "exact", "rescale": "kept"},
-    dc.drop_cluster: {**SHARED, "min_explained": 0.0, "rescale": "kept"},
+    dc.drop_cluster: {**SHARED, "min_explained_variance": 0.0, "rescale": "kept"},
     dc.corr_drop: {"variant": "spatial", "block_size": 7, "rescale": "kept"},
     dc.cutout: {**SHARED, "rescale": "none"},
     dc.focused_dropout: {"threshold_range": (0.3, 0.6), "rescale": "none"},

@@ -135,7 +135,7 @@ def test_mask_does_not_depend_on_packing(monkeypatch, spatial, size):
     x, key = jax.random.normal(jax.random.key(1), (8, *spatial, 3)), jax.random.key(0)
     outputs, masks = [], []
     for longest in (256, 8):
-        monkeypatch.setattr(importlib.import_module("dropcluster_jax.masking.drop_block"), "_MAX_PACKED", longest)
+        monkeypatch.setattr(importlib.import_module("dropcluster_jax.masking._drop_block"), "_MAX_PACKED", longest)
         for options in ({"rescale": "kept"}, {"rescale": "batch", "per_example": False}):
             y = jax.jit(functools.partial(dc.drop_block, block_size=size, **options))(key, x, 0.3)
             outputs.append(np.asarray(y))

@@ -9,8 +9,8 @@ import dropcluster_jax as dc
 from dropcluster_jax.masking.bernoulli import bernoulli_keep
 
 # Compiled once for all states of the same shape.
-drop_cluster = jax.jit(dc.drop_cluster, static_argnames=("rescale", "per_channel", "min_explained"))
-drop_cluster_mask = jax.jit(dc.drop_cluster_mask, static_argnames="min_explained")
+drop_cluster = jax.jit(dc.drop_cluster, static_argnames=("rescale", "per_channel", "min_explained_variance"))
+drop_cluster_mask = jax.jit(dc.drop_cluster_mask, static_argnames="min_explained_variance")
 
 
 def random_state(num_clusters, groups, spatial=(12, 11)):
@@ -51,11 +51,13 @@ def test_any_number_of_spatial_dimensions(spatial):
 
 
 @pytest.mark.parametrize("groups", [1, 3])
-@pytest.mark.parametrize("min_explained", [0.0, 0.2])
+@pytest.mark.parametrize("min_explained_variance", [0.0, 0.2])
 @pytest.mark.parametrize("compiled", [pytest.param(False, marks=pytest.mark.slow), True])
-def test_backward_pass_stores_nothing_of_the_size_of_x(groups, min_explained, compiled):
+def test_backward_pass_stores_nothing_of_the_size_of_x(groups, min_explained_variance, compiled):
     state, x = random_state(33, groups), jax.random.normal(jax.random.key(0), (50, 12, 11, 3))
-    drop = functools.partial(dc.drop_cluster, jax.random.key(1), rate=0.4, state=state, min_explained=min_explained)
+    drop = functools.partial(
+        dc.drop_cluster, jax.random.key(1), rate=0.4, state=state, min_explained_variance=min_explained_variance
+    )
     _, vjp = jax.vjp(jax.jit(drop) if compiled else drop, x)
     assert sum(leaf.size for leaf in jax.tree.leaves(vjp)) < x.size / 10
 
@@ -86,7 +88,7 @@ def learned_state():
 
 
 @pytest.mark.parametrize(
-    ("rescale", "min_explained"),
+    ("rescale", "min_explained_variance"),
     [
         ("kept", 0.3),
         pytest.param("kept", 0.05, marks=pytest.mark.slow),
@@ -94,14 +96,14 @@ def learned_state():
         pytest.param("rate", 0.3, marks=pytest.mark.slow),
     ],
 )
-def test_channels_below_min_explained_are_unchanged(min_explained, rescale):
+def test_channels_below_min_explained_are_unchanged(min_explained_variance, rescale):
     """They are neither dropped nor rescaled, and the draws of the other channels do not change."""
     x, key, rate = jax.random.normal(jax.random.key(3), (50, 12, 11, 3)), jax.random.key(1), 0.4
     state = learned_state()
-    droppable = np.asarray(state.explained_variance) >= min_explained
-    y = np.asarray(drop_cluster(key, x, rate, state, min_explained=min_explained, rescale=rescale))
+    droppable = np.asarray(state.explained_variance) >= min_explained_variance
+    y = np.asarray(drop_cluster(key, x, rate, state, min_explained_variance=min_explained_variance, rescale=rescale))
     mask_without_threshold = np.asarray(drop_cluster_mask(key, x, rate, state))
-    mask = np.asarray(drop_cluster_mask(key, x, rate, state, min_explained=min_explained))
+    mask = np.asarray(drop_cluster_mask(key, x, rate, state, min_explained_variance=min_explained_variance))
     assert np.array_equal(mask, mask_without_threshold | ~droppable)
     assert np.array_equal(y[..., ~droppable], x[..., ~droppable])
     assert ((y != 0) == mask).all()
@@ -109,7 +111,7 @@ def test_channels_below_min_explained_are_unchanged(min_explained, rescale):
 
 def test_with_min_explained_the_sum_over_droppable_channels_is_preserved():
     state, x = learned_state(), jnp.ones((50, 12, 11, 3))
-    y = np.asarray(drop_cluster(jax.random.key(1), x, 0.4, state, min_explained=0.3))
+    y = np.asarray(drop_cluster(jax.random.key(1), x, 0.4, state, min_explained_variance=0.3))
     droppable = np.asarray(state.explained_variance) >= 0.3
     sums, units = y[..., droppable].sum((1, 2, 3)), 12 * 11 * droppable.sum()
     np.testing.assert_allclose(sums, np.where(sums > 0, units, 0), rtol=1e-5)
@@ -118,19 +120,19 @@ def test_with_min_explained_the_sum_over_droppable_channels_is_preserved():
 
 def test_with_min_explained_the_rate_holds_for_droppable_channels():
     x, state = np.ones((4000, 12, 11, 3), np.float32), learned_state()
-    mask = np.asarray(drop_cluster_mask(jax.random.key(0), x, 0.3, state, min_explained=0.2))
+    mask = np.asarray(drop_cluster_mask(jax.random.key(0), x, 0.3, state, min_explained_variance=0.2))
     assert 1 - mask.mean() == pytest.approx(0.3 * 2 / 3, rel=0.02)
 
 
 def test_with_min_explained_nothing_is_dropped_before_the_first_update():
     state, x = dc.Grid(num_clusters=4).init((4, 4, 3)), jnp.ones((8, 4, 4, 3))
-    assert (drop_cluster(jax.random.key(0), x, 0.5, state, min_explained=0.01) == x).all()
+    assert (drop_cluster(jax.random.key(0), x, 0.5, state, min_explained_variance=0.01) == x).all()
     assert (drop_cluster(jax.random.key(0), x, 0.5, state) != x).any()
 
 
 @pytest.mark.bad_input
-@pytest.mark.parametrize("min_explained", [-0.1, 1.5, float("nan")])
-def test_min_explained_outside_0_and_1_raises(min_explained):
+@pytest.mark.parametrize("min_explained_variance", [-0.1, 1.5, float("nan")])
+def test_min_explained_outside_0_and_1_raises(min_explained_variance):
     state, x = dc.Grid(num_clusters=4).init((4, 4, 3)), jnp.ones((8, 4, 4, 3))
-    with pytest.raises(ValueError, match=rf"min_explained must be in \[0, 1\], got {min_explained}"):
-        dc.drop_cluster(jax.random.key(0), x, 0.5, state, min_explained=min_explained)
+    with pytest.raises(ValueError, match=rf"min_explained_variance must be in \[0, 1\], got {min_explained_variance}"):
+        dc.drop_cluster(jax.random.key(0), x, 0.5, state, min_explained_variance=min_explained_variance)

@@ -209,7 +209,7 @@ def test_traced_rates_of_nan_give_nan(name):
 
 
 def test_traced_rates_of_nan_give_nan_in_channels_that_are_not_droppable():
-    drop = jax.jit(drop_of("drop_cluster per channel", min_explained=0.5))
+    drop = jax.jit(drop_of("drop_cluster per channel", min_explained_variance=0.5))
     assert jnp.isnan(drop(jax.random.key(0), X, jnp.nan)).all()
 
 

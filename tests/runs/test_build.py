@@ -32,18 +32,18 @@ def test_probe_batches_smaller_than_the_number_of_devices_raise():
 
 def test_drop_options_reach_the_layers():
     for name, kind in {"kmeans": dc.KMeans, "rena": dc.ReNA, "grid": dc.Grid}.items():
-        config = DropConfig(clusterer=name, cluster_size=9.0, per_channel=True, min_explained=0.3)
+        config = DropConfig(clusterer=name, cluster_size=9.0, per_channel=True, min_explained_variance=0.3)
         for layer in build.make_drop_layers(config).values():
-            assert layer.clusterer == kind(cluster_size=9.0, per_channel=True) and layer.min_explained == 0.3
+            assert layer.clusterer == kind(cluster_size=9.0, per_channel=True) and layer.min_explained_variance == 0.3
 
 
 def test_options_of_data_driven_methods_reach_the_layers():
     cells, channels, focused = (
         build.make_drop_layers(DropConfig(**options, places=("stem",)))["stem"]
         for options in (
-            {"method": "corr", "block_size": 5},
-            {"method": "corr", "per_channel": True},
-            {"method": "focused", "threshold_range": (0.1, 0.2)},
+            {"method": "corr_drop", "block_size": 5},
+            {"method": "corr_drop", "per_channel": True},
+            {"method": "focused_dropout", "threshold_range": (0.1, 0.2)},
         )
     )
     assert (cells.variant, cells.block_size, channels.variant) == ("spatial", 5, "channel")
@@ -132,7 +132,7 @@ def test_mixing_is_a_random_choice_of_the_selected_functions():
 
 
 def test_flops_of_training_do_not_count_drop_layers():
-    configs = (TrainConfig("resnet8", drop=DropConfig(method)) for method in ("none", "cluster"))
+    configs = (TrainConfig("resnet8", drop=DropConfig(method)) for method in ("none", "drop_cluster"))
     plain, dropped = (build.make_model(config, DIGITS) for config in configs)
     flops = build.training_flops(plain, (16, 16, 1))
     assert flops == build.training_flops(dropped, (16, 16, 1))

@@ -84,7 +84,10 @@ def test_options_that_do_not_change_the_results_are_ignored():
         ({"checkpoint": CheckpointConfig(keep=0)}, r"checkpoint\.keep must be at least 1, got 0"),
         ({"drop": DropConfig(rate=1.5)}, r"drop\.rate must be at least 0 and at most 1, got 1\.5"),
         ({"drop": DropConfig(rate=float("nan"))}, r"drop\.rate must be at least 0 and at most 1, got nan"),
-        ({"drop": DropConfig(min_explained=2.0)}, r"drop\.min_explained must be at least 0 and at most 1, got 2"),
+        (
+            {"drop": DropConfig(min_explained_variance=2.0)},
+            r"drop\.min_explained_variance must be at least 0 and at most 1, got 2",
+        ),
         (
             {"drop": DropConfig(threshold_range=(-0.1, 0.3))},
             r"drop\.threshold_range\[0\] must be at least 0 and at most 1, got -0\.1",
@@ -98,7 +101,7 @@ def test_options_that_do_not_change_the_results_are_ignored():
             {"drop": DropConfig(ramp_start=0.6, ramp_end=0.5)},
             r"drop\.ramp_end must be at least 0\.6 and at most 1, got 0\.5",
         ),
-        ({"drop": DropConfig(update_every=0)}, r"drop\.update_every must be at least 1, got 0"),
+        ({"drop": DropConfig(update_interval=0)}, r"drop\.update_interval must be at least 1, got 0"),
         ({"drop": DropConfig(probe_size=0)}, r"drop\.probe_size must be at least 1, got 0"),
         ({"augment": AugmentConfig(cutout=-1)}, r"augment\.cutout must be at least 0, got -1"),
         ({"augment": AugmentConfig(flip=True)}, r"augment\.flip must be False for digits"),
@@ -118,7 +121,9 @@ def test_invalid_choices_of_the_data_raise():
 
 def test_bounds_are_valid_values():
     TrainConfig(label_smoothing=0.0, weight_decay=0.0, seed=2**32 - 1, evaluate_every_epochs=0.0)
-    TrainConfig(drop=DropConfig(rate=1.0, min_explained=1.0, ramp_start=0.5, ramp_end=0.5, threshold_range=(0.3, 0.3)))
+    TrainConfig(
+        drop=DropConfig(rate=1.0, min_explained_variance=1.0, ramp_start=0.5, ramp_end=0.5, threshold_range=(0.3, 0.3))
+    )
 
 
 def test_local_paths_are_expanded(monkeypatch):

@@ -38,5 +38,5 @@ def test_figure_that_cannot_be_written_leaves_the_previous_one(tmp_path):
 def test_example_masks_respect_min_explained(layer):
     x, clusters = layer
     clusters = clusters._replace(explained_variance=np.array([0.2], np.float32))
-    masks = _example_masks(x, clusters, 0.3, DropConfig(min_explained=0.5))
+    masks = _example_masks(x, clusters, 0.3, DropConfig(min_explained_variance=0.5))
     assert masks["DropCluster"].all() and not masks["dropout"].all()

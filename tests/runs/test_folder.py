@@ -57,9 +57,9 @@ def test_runs_that_start_at_the_same_time_get_different_folders(tmp_path, monkey
 
 def test_names_of_new_folders_contain_the_configuration(tmp_path, monkeypatch):
     monkeypatch.chdir(tmp_path)
-    config = TrainConfig(model="resnet8", data=DataConfig("npz:/data/my images.npz"), drop=DropConfig("block"))
+    config = TrainConfig(model="resnet8", data=DataConfig("npz:/data/my images.npz"), drop=DropConfig("drop_block"))
     name = run_folder.new_folder(config).name
-    assert re.fullmatch(r"npz-data-my-images\.npz-resnet8-block-\d{8}-\d{6}", name)
+    assert re.fullmatch(r"npz-data-my-images\.npz-resnet8-drop_block-\d{8}-\d{6}", name)
     assert len(run_folder.slug("x" * 300 + "end")) == 80 and run_folder.slug("x" * 300 + "end").endswith("end")
 
 

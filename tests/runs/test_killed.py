@@ -25,7 +25,15 @@ TURNS = int(os.environ.get("SOAK_TURNS", "1"))
 STEPS = 60 if TURNS > 1 else 24
 
 RUN = ["train", "digits", "--model", "resnet8", "--steps", str(STEPS), "--batch-size", "16", "--checkpoint.every", "3"]
-RUN += ["--drop.update-every", "4", "--drop.probe-size", "32", "--data.examples-per-class", "32", "--data.test-split"]
+RUN += [
+    "--drop.update-interval",
+    "4",
+    "--drop.probe-size",
+    "32",
+    "--data.examples-per-class",
+    "32",
+    "--data.test-split",
+]
 RUN += ["test[:64]", "--ema-decay", "0.9", "--drop.places", "stage1"]
 
 

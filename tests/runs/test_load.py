@@ -46,7 +46,7 @@ def test_runs_are_listed_with_their_results(tmp_path):
     unfinished, deep, new, damaged = list_runs(tmp_path)
     common = {"model": "resnet8", "data": "digits"}
     assert deep == {
-        **{"run": str(tmp_path / "b" / "deep"), "method": "cluster", "rate": 0.1, "seed": 0, **common},
+        **{"run": str(tmp_path / "b" / "deep"), "method": "drop_cluster", "rate": 0.1, "seed": 0, **common},
         **{"step": 4, "finished": True, "eval_accuracy": 0.75, "seconds": 3.5},
     }
     assert unfinished == {

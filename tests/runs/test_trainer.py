@@ -33,7 +33,7 @@ CONFIG = TrainConfig(
     steps=12,
     batch_size=16,
     evaluate_every_epochs=0.5,
-    drop=DropConfig(places=("stage1",), update_every=4, probe_size=32),
+    drop=DropConfig(places=("stage1",), update_interval=4, probe_size=32),
     data=DataConfig(examples_per_class=16, test_split="test[:64]"),
     checkpoint=CheckpointConfig(every=3),
 )

@@ -3,7 +3,8 @@
 from jaxtyping import Array, Bool, Float
 
 from dropcluster_jax.masking.bernoulli import bernoulli_keep
-from dropcluster_jax.masking.common import Rate, Rescale, apply_mask, check_input, check_rate, mask_rescale_factor
+from dropcluster_jax.masking.common import Rate, Rescale, check_input, check_rate, mask_rescale_factor
+from dropcluster_jax.masking.fill import Fill, apply_mask, resolve_rescale
 
 
 def spatial_dropout(
@@ -12,7 +13,8 @@ def spatial_dropout(
     rate: Rate,
     *,
     per_example: bool = True,
-    rescale: Rescale = "rate",
+    fill: Fill = "zero",
+    rescale: Rescale | None = None,
 ) -> Float[Array, "batch *spatial channels"]:
     """Drops each channel of each example independently with probability `rate`.
 
@@ -21,6 +23,7 @@ def spatial_dropout(
         x: Activations `(batch, *spatial, channels)`.
         rate: Probability of dropping a channel, in [0, 1]. May be traced.
         per_example: Whether examples have separate masks.
+        fill: Replacement of dropped units, as in `drop_cluster`.
         rescale: Factor for kept channels, as in `dropout`.
 
     Returns:
@@ -28,7 +31,8 @@ def spatial_dropout(
 
     Raises:
         TypeError: If `x` is not floating-point, or `rate` is not a number.
-        ValueError: If `rate` is not a scalar in [0, 1], `rescale` is unknown, or `x` has no spatial dimension.
+        ValueError: If `rate` is not a scalar in [0, 1], `fill` or `rescale` is unknown, they contradict each other,
+            `x` has no spatial dimension, or units are to be swapped in a batch of one example.
 
     References:
         Tompson et al., "Efficient Object Localization Using Convolutional Networks", CVPR 2015, arXiv:1411.4280.
@@ -39,8 +43,9 @@ def spatial_dropout(
         >>> bool(jnp.all(y == y[:, :1, :1]))
         True
     """
+    rescale = resolve_rescale(rescale, fill, "rate")
     mask = spatial_dropout_mask(key, x, rate, per_example=per_example)
-    return apply_mask(x, mask, mask_rescale_factor(mask, rate, rescale))
+    return apply_mask(x, mask, mask_rescale_factor(mask, rate, rescale), fill, key)
 
 
 def spatial_dropout_mask(

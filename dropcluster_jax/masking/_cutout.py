@@ -4,7 +4,8 @@ import jax
 import jax.numpy as jnp
 from jaxtyping import Array, Bool, Float
 
-from dropcluster_jax.masking.common import Rate, Rescale, apply_mask, check_input, check_rate, mask_rescale_factor
+from dropcluster_jax.masking.common import Rate, Rescale, check_input, check_rate, mask_rescale_factor
+from dropcluster_jax.masking.fill import Fill, apply_mask, resolve_rescale
 
 
 def cutout(
@@ -14,7 +15,8 @@ def cutout(
     *,
     per_channel: bool = False,
     per_example: bool = True,
-    rescale: Rescale = "none",
+    fill: Fill = "zero",
+    rescale: Rescale | None = None,
 ) -> Float[Array, "batch *spatial channels"]:
     """Drops one box of positions, whose expected volume is a fraction `rate` of the map.
 
@@ -29,14 +31,16 @@ def cutout(
         rate: Expected fraction of dropped units, in [0, 1]. May be traced.
         per_channel: Whether channels have separate boxes.
         per_example: Whether examples have separate boxes.
-        rescale: Factor for kept units, as in `dropout`. The paper uses `"none"`.
+        fill: Replacement of dropped units, as in `drop_cluster`.
+        rescale: Factor for kept units, as in `dropout`, but by default `"none"` for all fills.
 
     Returns:
         Array of the shape and dtype of `x`.
 
     Raises:
         TypeError: If `x` is not floating-point, or `rate` is not a number.
-        ValueError: If `rate` is not a scalar in [0, 1], `rescale` is unknown, or `x` has no spatial dimension.
+        ValueError: If `rate` is not a scalar in [0, 1], `fill` or `rescale` is unknown, they contradict each other,
+            `x` has no spatial dimension, or units are to be swapped in a batch of one example.
 
     References:
         DeVries, Taylor, "Improved Regularization of Convolutional Neural Networks with Cutout", arXiv:1708.04552.
@@ -46,8 +50,9 @@ def cutout(
         >>> int((y == 0).sum())
         4
     """
+    rescale = resolve_rescale(rescale, fill, "none")
     mask = cutout_mask(key, x, rate, per_channel=per_channel, per_example=per_example)
-    return apply_mask(x, mask, mask_rescale_factor(mask, rate, rescale))
+    return apply_mask(x, mask, mask_rescale_factor(mask, rate, rescale), fill, key)
 
 
 def cutout_mask(

@@ -3,7 +3,8 @@
 from jaxtyping import Array, Bool, Float
 
 from dropcluster_jax.masking.bernoulli import bernoulli_keep
-from dropcluster_jax.masking.common import Rate, Rescale, apply_mask, check_input, check_rate, mask_rescale_factor
+from dropcluster_jax.masking.common import Rate, Rescale, check_input, check_rate, mask_rescale_factor
+from dropcluster_jax.masking.fill import apply_mask
 
 
 def drop_path(

@@ -10,23 +10,22 @@ import jax.numpy as jnp
 import numpy as np
 from jaxtyping import Array, Bool, Float, UInt32
 
-from dropcluster_jax.masking.bernoulli import Draws, draw, keep
+from dropcluster_jax.masking.bernoulli import Draws, Words, draw, keep
 from dropcluster_jax.masking.common import (
     Rate,
     Rescale,
-    apply_computed_mask,
-    apply_mask,
     check_block_size,
     check_input,
     check_rate,
     mask_rescale_factor,
     rescale_factor,
 )
+from dropcluster_jax.masking.fill import Fill, apply_computed_mask, apply_mask, resolve_rescale
 from dropcluster_jax.masking.packing import WORD, bit_at
 
 Seeding = Literal["exact", "paper"]
 
-# Longest last dimension that is packed into words, whose program grows with the length.
+# Longest last dimension that masks per channel pack into words, by a program that grows with the length.
 _MAX_PACKED = 256
 
 
@@ -39,7 +38,8 @@ def drop_block(
     per_channel: bool = False,
     per_example: bool = True,
     seeding: Seeding = "exact",
-    rescale: Rescale = "kept",
+    fill: Fill = "zero",
+    rescale: Rescale | None = None,
 ) -> Float[Array, "batch *spatial channels"]:
     """Drops blocks of positions that cover a fraction `rate` of the map in expectation.
 
@@ -56,17 +56,19 @@ def drop_block(
         seeding: How the probability of a seed follows from `rate`. `"exact"` accounts for overlaps. `"paper"` is the
             paper's formula, `rate / block_size^d * positions / locations` in d dimensions, which neglects them and
             drops less, e.g. 0.25 instead of 0.3 for blocks of 7 on 32 x 32.
-        rescale: Factor for kept units. `"kept"` is units / kept units per example, so that a constant input keeps its
-            sum. `"batch"` is the same ratio over the batch, as in most implementations. `"rate"` is `1 / (1 - rate)`.
-            `"none"` is 1.
+        fill: Replacement of dropped units, as in `drop_cluster`.
+        rescale: Factor for kept units, by default `"kept"` for zeros and `"none"`, the only choice, for other fills.
+            `"kept"` is units / kept units per example, so that a constant input keeps its sum. `"batch"` is the same
+            ratio over the batch, as in most implementations. `"rate"` is `1 / (1 - rate)`.
 
     Returns:
-        Array of the shape and dtype of `x`. An example whose units are all dropped is 0.
+        Array of the shape and dtype of `x`. With zeros, an example whose units are all dropped is 0.
 
     Raises:
         TypeError: If `x` is not floating-point, `rate` is not a number, or `block_size` is not an integer.
-        ValueError: If `rate` is not a scalar in [0, 1], the block does not fit the map, `seeding` or `rescale` is
-            unknown, or `x` has no spatial dimension.
+        ValueError: If `rate` is not a scalar in [0, 1], the block does not fit the map, `seeding`, `fill` or
+            `rescale` is unknown, `fill` and `rescale` contradict each other, `x` has no spatial dimension, or units are
+            to be swapped in a batch of one example.
 
     References:
         Ghiasi, Lin, Le, "DropBlock: A regularization method for convolutional networks", NeurIPS 2018,
@@ -77,19 +79,18 @@ def drop_block(
         >>> round(float(y.sum()), 3), bool(jnp.all(y[..., 0] == y[..., 1]))
         (128.0, True)
     """
+    rescale = resolve_rescale(rescale, fill, "kept")
     seeds = _draw_seeds(key, x, rate, block_size, per_channel, per_example, seeding)
-    if x.shape[-2] > _MAX_PACKED:
+    if not (per_channel and x.shape[-2] <= _MAX_PACKED):
         mask = _expanded_mask(seeds, x.shape[1:-1], block_size)
-        return apply_mask(x, mask, mask_rescale_factor(mask, rate, rescale))
+        return apply_mask(x, mask, mask_rescale_factor(mask, rate, rescale), fill, key)
     words = _packed_blocks(seeds, x.shape[1:-1], block_size)
     units = math.prod(x.shape[1:-1]) * words[0].shape[-1]
     axes = tuple(range(1, x.ndim - 1))
     counts = (jnp.sum(jax.lax.population_count(word), axis=axes, dtype=jnp.uint32) for word in words)
     scale = rescale_factor(units - functools.reduce(jnp.add, counts).astype(jnp.int32), units, rate, rescale)
     scale = jnp.expand_dims(scale, tuple(range(1, x.ndim))) if scale.ndim else scale
-    if not per_channel:
-        return apply_mask(x, _unit_mask(words, x.shape[-2]), scale)
-    return apply_computed_mask(x, lambda words: _unit_mask(words, x.shape[-2]), words, scale)
+    return apply_computed_mask(x, lambda words: _unit_mask(words, x.shape[-2]), words, scale, fill, key)
 
 
 def drop_block_mask(
@@ -112,9 +113,7 @@ def drop_block_mask(
         ValueError: If the block does not fit the map, or `seeding` is unknown.
     """
     seeds = _draw_seeds(key, x, rate, block_size, per_channel, per_example, seeding)
-    if x.shape[-2] > _MAX_PACKED:
-        return _expanded_mask(seeds, x.shape[1:-1], block_size)
-    return _unit_mask(_packed_blocks(seeds, x.shape[1:-1], block_size), x.shape[-2])
+    return _expanded_mask(seeds, x.shape[1:-1], block_size)
 
 
 def _draw_seeds(
@@ -175,14 +174,12 @@ def _pack_seeds(draws: Draws, num_words: int) -> list[UInt32[Array, "..."]]:
 
     Each position is drawn on its own, because XLA for TPUs would store the draws before reducing over that dimension.
     """
-    length = max(draws.rows.shape[-2], draws.columns.shape[-2])
-    rows, columns = (
-        jnp.broadcast_to(words, (*words.shape[:-2], length, words.shape[-1])) for words in (draws.rows, draws.columns)
-    )
+    length = max(words.shape[-2] for words in draws.words)
+    rows, columns = (jnp.broadcast_to(words, (*words.shape[:-2], length, words.shape[-1])) for words in draws.words)
     *leading, maps = jnp.broadcast_shapes(rows.shape, columns.shape)
     words = [jnp.zeros((*leading[:-1], maps), jnp.uint32)] * num_words
     for position in range(length):
-        seeds = ~keep(Draws(rows[..., position, :], columns[..., position, :], draws.threshold))
+        seeds = ~keep(Draws(Words(rows[..., position, :], columns[..., position, :]), draws.threshold))
         words[position // WORD] |= seeds.astype(jnp.uint32) << np.uint32(position % WORD)
     return words
 

@@ -3,14 +3,8 @@
 from jaxtyping import Array, Bool, Float
 
 from dropcluster_jax.masking.bernoulli import Draws, draw, keep
-from dropcluster_jax.masking.common import (
-    Rate,
-    Rescale,
-    apply_computed_mask,
-    check_input,
-    check_rate,
-    mask_rescale_factor,
-)
+from dropcluster_jax.masking.common import Rate, Rescale, check_input, check_rate, mask_rescale_factor
+from dropcluster_jax.masking.fill import Fill, apply_computed_mask, resolve_rescale
 
 
 def dropout(
@@ -20,7 +14,8 @@ def dropout(
     *,
     per_channel: bool = True,
     per_example: bool = True,
-    rescale: Rescale = "rate",
+    fill: Fill = "zero",
+    rescale: Rescale | None = None,
 ) -> Float[Array, "batch ..."]:
     """Drops each unit independently with probability `rate`.
 
@@ -30,16 +25,19 @@ def dropout(
         rate: Probability of dropping a unit, in [0, 1]. May be traced.
         per_channel: Whether channels have separate masks. If False, whole positions are dropped.
         per_example: Whether examples have separate masks.
-        rescale: Factor for kept units. `"rate"` is `1 / (1 - rate)`, so that each unit keeps its expectation. `"kept"`
+        fill: Replacement of dropped units, as in `drop_cluster`.
+        rescale: Factor for kept units, by default `"rate"` for zeros and `"none"`, the only choice, for other fills.
+            `"rate"` is `1 / (1 - rate)`, so that each unit keeps its expectation. `"kept"`
             is units / kept units per example, so that a constant input keeps its sum. `"batch"` is the same ratio over
             the batch. `"none"` is 1.
 
     Returns:
-        Array of the shape and dtype of `x`. An example whose units are all dropped is 0.
+        Array of the shape and dtype of `x`. With zeros, an example whose units are all dropped is 0.
 
     Raises:
         TypeError: If `x` is not floating-point, or `rate` is not a number.
-        ValueError: If `rate` is not a scalar in [0, 1], `rescale` is unknown, or `x` has too few dimensions.
+        ValueError: If `rate` is not a scalar in [0, 1], `fill` or `rescale` is unknown, they contradict each other,
+            `x` has too few dimensions, or units are to be swapped in a batch of one example.
 
     References:
         Srivastava et al., "Dropout: A Simple Way to Prevent Neural Networks from Overfitting", JMLR 15, 2014.
@@ -50,8 +48,9 @@ def dropout(
         >>> sorted(set(y.ravel().tolist()))
         [0.0, 2.0]
     """
+    rescale = resolve_rescale(rescale, fill, "rate")
     draws = _draw_units(key, x, rate, per_channel, per_example)
-    return apply_computed_mask(x, keep, draws, mask_rescale_factor(keep(draws), rate, rescale))
+    return apply_computed_mask(x, keep, draws, mask_rescale_factor(keep(draws), rate, rescale), fill, key)
 
 
 def dropout_mask(

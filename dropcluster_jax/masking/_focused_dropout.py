@@ -7,7 +7,8 @@ import jax.numpy as jnp
 from jaxtyping import Array, Bool, Float
 
 from dropcluster_jax.masking.bernoulli import bernoulli_keep
-from dropcluster_jax.masking.common import Rate, apply_mask, check_input, check_rate, mask_rescale_factor
+from dropcluster_jax.masking.common import Rate, check_input, check_rate, mask_rescale_factor
+from dropcluster_jax.masking.fill import apply_mask
 
 FocusedRescale = Literal["kept", "batch", "none"]
 

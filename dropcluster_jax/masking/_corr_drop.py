@@ -12,12 +12,12 @@ from jaxtyping import Array, Bool, Float
 from dropcluster_jax.masking.common import (
     Rate,
     Rescale,
-    apply_mask,
     check_block_size,
     check_input,
     check_rate,
     mask_rescale_factor,
 )
+from dropcluster_jax.masking.fill import Fill, apply_mask, resolve_rescale
 
 CorrVariant = Literal["spatial", "channel"]
 
@@ -29,7 +29,8 @@ def corr_drop(
     *,
     variant: CorrVariant = "spatial",
     block_size: int = 7,
-    rescale: Rescale = "kept",
+    fill: Fill = "zero",
+    rescale: Rescale | None = None,
 ) -> Float[Array, "batch *spatial channels"]:
     """Drops cells of a grid, preferably those whose features correlate little with those of the other cells.
 
@@ -50,15 +51,17 @@ def corr_drop(
             channels, and their features are the activations at all positions.
         block_size: Side of a cell in positions, from 1 to the shortest side of the map. If it does not divide a side,
             the first and last cells are smaller. Not used by the variant `"channel"`.
+        fill: Replacement of dropped units, as in `drop_cluster`.
         rescale: Factor for kept units, as in `drop_block`.
 
     Returns:
-        Array of the shape and dtype of `x`. An example whose units are all dropped is 0.
+        Array of the shape and dtype of `x`. With zeros, an example whose units are all dropped is 0.
 
     Raises:
         TypeError: If `x` is not floating-point, `rate` is not a number, or `block_size` is not an integer.
-        ValueError: If `rate` is not a scalar in [0, 1], the cell does not fit the map, `variant` or `rescale` is
-            unknown, or `x` has no spatial dimension.
+        ValueError: If `rate` is not a scalar in [0, 1], the cell does not fit the map, `variant`, `fill` or `rescale`
+            is unknown, `fill` and `rescale` contradict each other, `x` has no spatial dimension, or units are to be
+            swapped in a batch of one example.
 
     References:
         Zeng, Dai, Xia, "Corrdrop: Correlation Based Dropout for Convolutional Neural Networks", ICASSP 2020.
@@ -77,8 +80,9 @@ def corr_drop(
         >>> bool((dropped.any((1, 2, 3)) == dropped.all((1, 2, 3))).all())
         True
     """
+    rescale = resolve_rescale(rescale, fill, "kept")
     mask = corr_drop_mask(key, x, rate, variant=variant, block_size=block_size)
-    return apply_mask(x, mask, mask_rescale_factor(mask, rate, rescale))
+    return apply_mask(x, mask, mask_rescale_factor(mask, rate, rescale), fill, key)
 
 
 def corr_drop_mask(
