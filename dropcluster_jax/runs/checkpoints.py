@@ -24,8 +24,6 @@ from dropcluster_jax.training.steps import TrainState
 FORMAT = 3  # incremented whenever other versions cannot read the contents of checkpoints
 _DAMAGED = "damaged"
 
-_Shapes = dict[str, list[Any]]  # the dtype and the dimensions of each array, by path
-
 
 class Restored(NamedTuple):
     """A restored checkpoint.
@@ -201,7 +199,7 @@ class Checkpointer:
         document, tree, reason = {}, None, ""
         try:
             document = _read_document(path)
-            item = _to_restorable_tree(target, document["shapes"])
+            item = _to_restorable_tree(target, document["key_impl"])
             _check_fit(path, document["shapes"], _shapes(item))
             with orbax.Checkpointer(orbax.CompositeCheckpointHandler()) as reader:
                 tree = reader.restore(path, orbax.args.Composite(state=orbax.args.StandardRestore(item)))["state"]
@@ -267,22 +265,17 @@ class Checkpointer:
 def _to_tree(state: TrainState) -> dict[str, PyTree]:
     """Returns the non-empty fields as plain dicts of arrays, with the key as its uint32 data."""
     fields = state._asdict()
-    if jnp.issubdtype(state.key.dtype, jax.dtypes.prng_key):
-        if isinstance(state.key, jax.ShapeDtypeStruct):
-            data = jax.eval_shape(jax.random.key_data, state.key)
-            fields["key"] = jax.ShapeDtypeStruct(data.shape, data.dtype, sharding=state.key.sharding)
-        else:
-            fields["key"] = jax.random.key_data(state.key)
+    if _key_impl(state.key) is not None:
+        fields["key"] = jax.random.key_data(state.key)
     return {name: value for name, value in fields.items() if jax.tree.leaves(value)}
 
 
-def _to_restorable_tree(target: TrainState, shapes: _Shapes) -> dict[str, PyTree]:
-    """Returns `_to_tree(target)` with the key as it was saved, because its size depends on the PRNG implementation."""
-    tree = _to_tree(target)
-    if jnp.issubdtype(target.key.dtype, jax.dtypes.prng_key) and "key" in shapes:
-        dtype, *dimensions = shapes["key"]
-        tree["key"] = jax.ShapeDtypeStruct(tuple(dimensions), jnp.dtype(dtype), sharding=tree["key"].sharding)
-    return tree
+def _to_restorable_tree(target: TrainState, key_impl: str | None) -> dict[str, PyTree]:
+    """Returns `_to_tree` of abstract arrays, with the key as it was saved; its size depends on the implementation."""
+    if key_impl is not None:
+        data = jax.eval_shape(lambda: jax.random.key_data(jax.random.key(0, impl=key_impl)))
+        target = target._replace(key=jax.ShapeDtypeStruct(data.shape, data.dtype, sharding=target.key.sharding))
+    return _to_tree(target)
 
 
 def _from_tree(tree: dict[str, PyTree], target: TrainState, key_impl: str | None) -> TrainState:
@@ -295,29 +288,23 @@ def _key_impl(key: jax.Array) -> str | None:
     return str(jax.random.key_impl(key)) if jnp.issubdtype(key.dtype, jax.dtypes.prng_key) else None
 
 
-def _shapes(tree: PyTree) -> _Shapes:
+def _shapes(tree: PyTree) -> dict[str, str]:
+    """Returns the type and shape of each array by path, e.g. `float32[3,4]`."""
     return {
-        jax.tree_util.keystr(path, simple=True, separator="/"): [jnp.dtype(leaf.dtype).name, *leaf.shape]
+        jax.tree_util.keystr(path, simple=True, separator="/"): f"{leaf.dtype}[{','.join(map(str, leaf.shape))}]"
         for path, leaf in jax.tree_util.tree_leaves_with_path(tree)
     }
 
 
-def _check_fit(path: epath.Path, saved: _Shapes, expected: _Shapes) -> None:
+def _check_fit(path: epath.Path, saved: dict[str, str], expected: dict[str, str]) -> None:
     """Raises CheckpointMismatchError, which names the first arrays that differ, unless shapes and types are equal."""
-    differences = [name for name in {**expected, **saved} if expected.get(name) != saved.get(name)]
-    if differences:
-        described = (f"{name} is {_format(saved, name)}, not {_format(expected, name)}" for name in differences[:3])
-        more = f", and {len(differences) - 3} more" if len(differences) > 3 else ""
+    names = [name for name in {**expected, **saved} if expected.get(name) != saved.get(name)]
+    if names:
+        differences = [f"{name} is {saved.get(name, 'missing')}, not {expected.get(name, 'used')}" for name in names]
+        more = f", and {len(names) - 3} more" if len(names) > 3 else ""
         raise CheckpointMismatchError(
-            f"{path} is intact but does not fit the configuration: {', '.join(described)}{more}"
+            f"{path} is intact but does not fit the configuration: {', '.join(differences[:3])}{more}"
         )
-
-
-def _format(shapes: _Shapes, name: str) -> str:
-    if name not in shapes:
-        return "missing"
-    dtype, *dimensions = shapes[name]
-    return f"{dtype}[{','.join(map(str, dimensions))}]"
 
 
 def _checksums(tree: PyTree) -> dict[str, int]:

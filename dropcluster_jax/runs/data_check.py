@@ -1,7 +1,6 @@
 """Inspection of a dataset before training: contents, sample images, and loading speed."""
 
 import contextlib
-import importlib.util
 import time
 from collections.abc import Callable, Mapping
 from typing import Any
@@ -72,12 +71,11 @@ def check(
     samples = jax.device_get(loader.probe(_NUM_SAMPLES, 0))
     report["skipped"] = [*dataset.skipped, *loader.skipped]
     write_json(folder / "check.json", report)
-    if importlib.util.find_spec("matplotlib"):
-        on_progress("drawing every corruption at every severity")
-        try:
-            _draw(dataset, samples, folder)
-        except Exception as error:  # whatever Matplotlib raises: the report is complete without the figures
-            notify(f"the figures were not drawn: {error!r}")
+    on_progress("drawing every corruption at every severity")
+    try:
+        _draw(dataset, samples, folder)
+    except (ImportError, OSError, ValueError, RuntimeError) as error:  # the report is complete without the figures
+        notify(f"the figures were not drawn: {error}")
     return report
 
 

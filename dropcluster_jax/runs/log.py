@@ -88,7 +88,7 @@ def read_entries(path: epath.Path) -> list[LogEntry]:
     try:
         entries = [json.loads(line) for line in path.read_text().splitlines()]
     except (ValueError, RecursionError) as error:
-        raise ValueError(f"{path} is damaged: {error}") from None
+        raise ValueError(f"{path} is damaged: {error}; a run can be resumed without it") from None
     if not all(isinstance(entry, dict) and "step" in entry for entry in entries):
         raise ValueError(f"{path} is damaged: a line is not a log entry")
     return entries

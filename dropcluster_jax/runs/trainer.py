@@ -7,7 +7,6 @@ processes, all call the same functions; except for its part of a checkpoint, onl
 import contextlib
 import dataclasses
 import functools
-import importlib.util
 import pathlib
 import tempfile
 import time
@@ -189,7 +188,12 @@ def execute(
         stack.callback(checkpointer.close)
         batches = stack.enter_context(contextlib.closing(run.loader.train()))
         state, progress = _restore_or_init(run, checkpointer, batches, notify)
-        run_log = stack.enter_context(_open_log(run, folder, state, progress))
+        names = [run_folder.METRICS, *([run_folder.CLUSTERS] if state.clusters else [])]
+        first = jax.process_index() == 0
+        run_log = RunLog(
+            folder, names if first else [], progress["log_entries"], tensorboard=config.tensorboard and first
+        )
+        stack.enter_context(run_log)
         profile = stack.enter_context(_profile_folder(run, folder))
         previous_seconds = progress["seconds"]
 
@@ -287,16 +291,6 @@ def _restore_or_init(
     return restored.state, restored.metadata
 
 
-def _open_log(run: Run, folder: epath.Path, state: TrainState, progress: dict[str, Any]) -> RunLog:
-    """Opens the log, in the first process."""
-    first = jax.process_index() == 0
-    names = [run_folder.METRICS, *([run_folder.CLUSTERS] if state.clusters else [])] if first else []
-    try:
-        return RunLog(folder, names, progress["log_entries"], tensorboard=run.config.tensorboard and first)
-    except ValueError as error:  # a damaged log
-        raise run_folder.RunFolderError(f"{error}; remove the file to resume without it") from None
-
-
 @contextlib.contextmanager
 def _profile_folder(run: Run, folder: epath.Path) -> Iterator[pathlib.Path | None]:
     """Yields a local folder for a profile, which is copied to the run folder at the end; None without a profile."""
@@ -341,13 +335,10 @@ def _write_results(
     run_folder.write_json(folder / run_folder.SUMMARY, summary)
     if not state.clusters:
         return
-    if not importlib.util.find_spec("matplotlib"):
-        notify('clusters.png was not drawn, as Matplotlib is not installed: pip install "dropcluster-jax[plot]"')
-        return
     title = f"Learned clusters: {run.config.model} on {run.config.data.name}, step {run.num_steps}"
     try:
         images = normalize(distributed.addressable(probe["image"]), run.dataset.spec.mean, run.dataset.spec.std)
         drawn = figures.clusters_and_inputs(run.model, jax.device_get(state.variables()), images)
         figures.save_cluster_figure(folder / run_folder.CLUSTERS_FIGURE, drawn, title)
-    except (OSError, ValueError, RuntimeError) as error:  # of Matplotlib, or for lack of memory
-        notify(f"clusters.png was not drawn: {error!r}; `dropcluster clusters {folder}` draws it")
+    except (ImportError, OSError, ValueError, RuntimeError) as error:  # of Matplotlib, or for lack of memory
+        notify(f"clusters.png was not drawn: {error}; `dropcluster clusters {folder}` draws it")
