@@ -37,19 +37,15 @@ class RunFolderError(OSError):
 def new_folder(config: TrainConfig) -> epath.Path:
     """Creates a folder under `runs/`, named after the configuration and the time, and returns its path.
 
-    Processes that start at the same time get different folders.
+    Processes that start at the same time get different folders. Raises OSError if the folder cannot be created.
     """
     now = datetime.datetime.now().strftime("%Y%m%d-%H%M%S")
     name = f"{slug(config.data.name)}-{config.model}-{config.drop.method}-{now}"
-    parent = as_path("runs")
-    try:
-        parent.mkdir(exist_ok=True)
-        for suffix in itertools.chain([""], (f"-{i}" for i in itertools.count(2))):
-            with contextlib.suppress(FileExistsError):
-                (parent / f"{name}{suffix}").mkdir()
-                return parent / f"{name}{suffix}"
-    except OSError as error:
-        raise RunFolderError(f"no folder can be created in {parent}: {error.strerror}; pass --out") from None
+    for number in itertools.count(1):
+        folder = as_path("runs") / (name if number == 1 else f"{name}-{number}")
+        with contextlib.suppress(FileExistsError):
+            folder.mkdir(parents=True)
+            return folder
     raise AssertionError("unreachable")
 
 

@@ -133,7 +133,7 @@ def test_missing_runs_and_buckets_are_reported_in_one_line(resumed, bucket, caps
     assert command("evaluate", f"{bucket}/runs") == 2
     assert f"did you mean {resumed}?" in capsys.readouterr().err
     assert command("runs", f"{bucket}/empty") == 2
-    assert f"{bucket}/empty contains no runs" in capsys.readouterr().err
+    assert f"no folder {bucket}/empty" in capsys.readouterr().err
     assert command(*RUN, "--out", f"{bucket}-2/run") != 0
     error = capsys.readouterr().err
     assert error.count("\n") == 1 and error.startswith("dropcluster")
