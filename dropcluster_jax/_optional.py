@@ -7,7 +7,7 @@ from typing import Literal
 
 @contextlib.contextmanager
 def optional_import(
-    package: str, extra: Literal["train", "plot", "tensorboard", "tpu", "cuda", "gcs", "s3"] = "train"
+    package: str, extra: Literal["train", "plot", "tensorboard", "tpu", "cuda", "gcs"] = "train"
 ) -> Iterator[None]:
     """Adds the `pip install` command to the error of a failing import.
 

@@ -13,6 +13,7 @@ from typing import Any
 import flax.linen as nn
 import jax
 import numpy as np
+from etils import epath
 from jaxtyping import Array, Float
 from rich.console import Console
 
@@ -39,10 +40,11 @@ from dropcluster_jax.runs import (
     TrainConfig,
     load_run,
     read_history,
-    run_folder,
-    trainer,
+    train,
 )
-from dropcluster_jax.runs.run_folder import read_json_lines
+from dropcluster_jax.runs.config import as_path
+from dropcluster_jax.runs.folder import CHECKPOINTS, METRICS, SUMMARY, read_config
+from dropcluster_jax.runs.log import read_entries
 from dropcluster_jax.training import NonFiniteError
 from experiments.results import Line, encode_bits, encode_counts, encode_labels
 from experiments.studies import Job
@@ -100,16 +102,16 @@ class Measure:
             `correct`: whether each image is classified correctly.
 
         Raises:
-            ValueError, OSError, ImportError: As in `trainer.prepare` and `trainer.execute`.
+            ValueError, OSError, ImportError: As in `train`.
             Stopped: If the process received a signal to stop.
         """
         folder = self.folder(job)
         data = dataclasses.replace(job.config.data, name=self.data.name, dir=self.data.dir)
         config = dataclasses.replace(job.config, data=data, out=folder)
         try:
-            summary = run_folder.finished_run(folder, config) or self._train(job, config)
+            summary = self._train(job, config)
         except NonFiniteError:
-            _, spec = run_folder.read_config(folder)
+            _, spec = read_config(folder)
             return {"digest": self.digest, **_failed(job, 1 / spec.num_classes)}
         if job.corrupted is None:
             measured = {**_trained(job, folder, summary), **self._correct(job, folder), **self._dropped(job, folder)}
@@ -117,29 +119,24 @@ class Measure:
         with self._console.status(f"{job}: corrupted images"):
             return {"digest": self.digest, **self._corrupted(job, folder)}
 
-    def folder(self, job: Job) -> pathlib.Path:
+    def folder(self, job: Job) -> epath.Path:
         """Returns the run folder of a job."""
-        return self.root / job.trained.id
+        return as_path(self.root / job.trained.id)
 
     def _train(self, job: Job, config: TrainConfig) -> dict[str, Any]:
-        if job.corrupted is not None:
+        if job.corrupted is not None and not (self.folder(job) / SUMMARY).exists():
             self._console.print(f"{job}: the network is missing and is trained again")
-        run = trainer.prepare(config, notify=self._notify)
         with self._console.status(f"{job}: compiling") as status:
-            return trainer.execute(
-                run,
-                log=lambda entry: status.update(f"{job}: step {entry['step']}/{run.num_steps}"),
-                notify=self._notify,
-            )
+            return train(config, log=lambda entry: status.update(f"{job}: step {entry['step']}"), notify=self._notify)
 
-    def _correct(self, job: Job, folder: pathlib.Path) -> Line:
+    def _correct(self, job: Job, folder: epath.Path) -> Line:
         examples = self._dataset.test
         if job.target != "test" or not isinstance(examples, ArrayExamples):
             return {}
         run = load_run(folder, notify=self._notify)
         return {"correct": encode_bits(_is_correct(run, examples))}
 
-    def _dropped(self, job: Job, folder: pathlib.Path) -> Line:
+    def _dropped(self, job: Job, folder: epath.Path) -> Line:
         """Returns the fraction of units that masks drop in the outputs of stages, if they depend on the activations.
 
         The activations are those of the trained network, in evaluation mode, for the first images of the dataset.
@@ -155,7 +152,7 @@ class Measure:
             }
         }
 
-    def _probed(self, job: Job, folder: pathlib.Path) -> Line:
+    def _probed(self, job: Job, folder: epath.Path) -> Line:
         """Returns the variance that clusters explain in the features of each place, for each checkpoint.
 
         The clusters are learned by k-means from the first images of the dataset, whether the network was trained on
@@ -169,7 +166,7 @@ class Measure:
             raise ValueError(f"{self.data.name} is not available for features, because its images are encoded")
         images = examples.images[: job.config.drop.probe_size]
         explained: dict[str, list[dict[str, float]]] = {}
-        for step in Checkpointer(folder / run_folder.CHECKPOINTS).steps():
+        for step in Checkpointer(folder / CHECKPOINTS).steps():
             if step % job.config.checkpoint.every and step != job.config.steps:
                 continue  # written when the run was interrupted
             run = load_run(folder, step=step, notify=self._notify)
@@ -185,7 +182,7 @@ class Measure:
                 explained.setdefault(place, []).append({"step": step, **values})
         return {"features": explained}
 
-    def _corrupted(self, job: Job, folder: pathlib.Path) -> Line:
+    def _corrupted(self, job: Job, folder: epath.Path) -> Line:
         run = load_run(folder, notify=self._notify)
         results: dict[str, dict[str, Any]] = {}
         correct: list[np.ndarray] = []
@@ -271,18 +268,18 @@ def _explained_variance(clusterer: Clusterer, x: Float[Array, "batch height widt
     return clusterer.update(clusterer.init(x.shape[1:]), x).explained_variance.mean()
 
 
-def _trained(job: Job, folder: pathlib.Path, summary: dict[str, Any]) -> Line:
-    entries = read_json_lines(folder / run_folder.METRICS)
+def _trained(job: Job, folder: epath.Path, summary: dict[str, Any]) -> Line:
+    entries = read_entries(folder / METRICS)
     train = [entry for entry in entries if entry["event"] == "train"]
-    test = [entry for entry in entries if entry["event"] == "test"][-1]
+    evaluation = [entry for entry in entries if entry["event"] == "eval"][-1]
     speeds = [entry["images_per_second"] for entry in train if entry["images_per_second"]]
     last = [entry["loss"] for entry in train if entry["step"] > 0.9 * summary["steps"]]
     clusters = {"clusters": summary["clusters"]} if summary["clusters"] else {}
     snapshots = {"snapshots": _snapshots(folder)} if job.drawn else {}
     return {
-        "accuracy": test["accuracy"],
-        "loss": test["loss"],
-        "count": int(test["count"]),
+        "accuracy": evaluation["accuracy"],
+        "loss": evaluation["loss"],
+        "count": int(evaluation["count"]),
         "train_loss": statistics.mean(last),
         "finite": True,
         "images_per_second": round(statistics.median(speeds), 1) if speeds else None,
@@ -300,7 +297,7 @@ def _failed(job: Job, chance: float) -> Line:
     return {"accuracy": chance, "count": 0, "finite": False, "corruptions": dict.fromkeys(CORRUPTIONS, corruption)}
 
 
-def _snapshots(folder: pathlib.Path) -> dict[str, list[dict[str, Any]]]:
+def _snapshots(folder: epath.Path) -> dict[str, list[dict[str, Any]]]:
     """Returns label maps of each place, from the initial grid to the last update."""
     return {
         place: [

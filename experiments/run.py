@@ -66,7 +66,7 @@ class Options:
     """Print the number of missing runs and an estimate of their duration; train nothing."""
     npz: pathlib.Path | None = None
     """Archive with the images of the dataset, for machines without TFDS."""
-    data_dir: pathlib.Path | None = None
+    data_dir: str | None = None
     """TFDS data directory. Default: $TFDS_DATA_DIR, otherwise ~/tensorflow_datasets."""
     networks: pathlib.Path = results.FOLDER.parent / "networks"
     """Folder of the run folders."""

@@ -44,7 +44,7 @@ settings.register_profile(
 settings.load_profile("properties")
 
 # The endings of the names of doctests that train a network or compile large programs.
-SLOW_DOCTESTS = ("run_folder.load_run", "augment.random_resized_crop", "mixing.cutmix")
+SLOW_DOCTESTS = ("load.load_run", "trainer.train", "augment.random_resized_crop", "mixing.cutmix")
 
 
 def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:

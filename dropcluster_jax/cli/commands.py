@@ -3,21 +3,32 @@
 import dataclasses
 import difflib
 import json
-import pathlib
 import sys
 from collections.abc import Sequence
 from typing import Annotated, Any
 
 import tyro
+from etils import epath
 from rich.console import Console
 from rich.table import Table
 from tyro.conf import Positional
 
 from dropcluster_jax import data as datasets
 from dropcluster_jax.cli.errors import check_devices, exit_usage, invalid_input
-from dropcluster_jax.runs import PRESETS, AugmentConfig, DataConfig, TrainConfig, data_check, figures, run_folder
-from dropcluster_jax.runs.logging import task_progress
-from dropcluster_jax.runs.paths import AnyPath, as_path, children, is_remote
+from dropcluster_jax.runs import (
+    PRESETS,
+    AugmentConfig,
+    DataConfig,
+    TrainConfig,
+    data_check,
+    evaluate_run,
+    figures,
+    list_runs,
+)
+from dropcluster_jax.runs import folder as run_folder
+from dropcluster_jax.runs.config import as_path
+from dropcluster_jax.runs.console import task_progress
+from dropcluster_jax.runs.load import merge_evaluation, read_evaluation
 
 _NUM_SEVERITIES = 5
 
@@ -30,13 +41,13 @@ class Evaluate:
       dropcluster evaluate runs/digits --corruptions
     """
 
-    run: Positional[pathlib.Path]
+    run: Positional[epath.Path]
     """Run folder; the run may be unfinished."""
     corruptions: bool = False
     """Also evaluate 15 corruptions at 5 severities."""
     best: bool = False
-    """Use the checkpoint with the best test accuracy, not the latest."""
-    data_dir: pathlib.Path | None = None
+    """Use the checkpoint with the best accuracy on validation images, not the latest."""
+    data_dir: str | None = None
     """TFDS data directory, or the folder that an archive or image folder is in, if it was moved."""
     allow_changed_data: bool = False
     """Evaluate even if the data are not those that the run was trained on."""
@@ -58,12 +69,12 @@ class Evaluate:
 
         with invalid_input(), task_progress(1 + _NUM_SEVERITIES * len(names)) as start:
             start("evaluating")
-            previous = run_folder.read_evaluation(folder)
+            previous = read_evaluation(folder)
             options = {name: getattr(self, name) for name in ("best", "data_dir", "allow_changed_data")}
-            results = run_folder.evaluate_run(folder, corruptions=names, **options, log=log, notify=_print_to_stderr)
-        results = run_folder.merge_evaluation(previous, results)
+            results = evaluate_run(folder, corruptions=names, **options, log=log, notify=_print_to_stderr)
+        results = merge_evaluation(previous, results)
         if self.json:
-            print(run_folder.to_json(results))
+            print(run_folder.to_json(results, indent=2))
         elif self.corruptions:
             print(f"mean over corrupted images: {100 * results['mean_corrupted_accuracy']:.2f}%")
         run_folder.write_json(folder / run_folder.EVALUATION, results)
@@ -79,15 +90,15 @@ class Clusters:
       dropcluster clusters runs/digits --rate 0.2
     """
 
-    run: Positional[pathlib.Path]
+    run: Positional[epath.Path]
     """Run folder; the run may be unfinished."""
-    out: pathlib.Path | None = None
+    out: epath.Path | None = None
     """Folder for the figures. Default: pictures/ in the run folder."""
     best: bool = False
-    """Use the checkpoint with the best test accuracy, not the latest."""
+    """Use the checkpoint with the best accuracy on validation images, not the latest."""
     rate: float = 0.3
     """Rate of the masks, from 0 to 1."""
-    data_dir: pathlib.Path | None = None
+    data_dir: str | None = None
     """TFDS data directory, or the folder that an archive or image folder is in, if it was moved."""
     allow_changed_data: bool = False
     """Draw even if the data are not those that the run was trained on."""
@@ -106,15 +117,15 @@ class Clusters:
 
 @dataclasses.dataclass(frozen=True)
 class Plot:
-    """Plot the learning curves of runs: training loss, test accuracy and rate.
+    """Plot the learning curves of runs: training loss, evaluation accuracy and rate.
 
     Example:
       dropcluster plot runs/digits runs/mine --out curves.svg
     """
 
-    runs: Annotated[tuple[pathlib.Path, ...], Positional, tyro.conf.arg(metavar="RUN [RUN ...]")]
+    runs: Annotated[tuple[epath.Path, ...], Positional, tyro.conf.arg(metavar="RUN [RUN ...]")]
     """Run folders; runs may be unfinished."""
-    out: pathlib.Path = pathlib.Path("curves.png")
+    out: epath.Path = epath.Path("curves.png")  # noqa: RUF009 - immutable
     """Output file; the suffix determines the format."""
 
     def __call__(self) -> None:
@@ -138,7 +149,7 @@ class Runs:
       dropcluster runs runs --json
     """
 
-    directory: Positional[pathlib.Path] = pathlib.Path("runs")
+    directory: Positional[epath.Path] = epath.Path("runs")  # noqa: RUF009 - immutable
     """Folder to search, including its subfolders."""
     json: bool = False
     """Print JSON only."""
@@ -146,9 +157,9 @@ class Runs:
     def __call__(self) -> None:
         """Prints a table."""
         with invalid_input():
-            entries = run_folder.list_runs(as_path(self.directory))
+            entries = list_runs(self.directory)
         if self.json:
-            print(run_folder.to_json(entries))
+            print(run_folder.to_json(entries, indent=2))
             return
         right = ("rate", "seed", "step", "accuracy", "time")
         rows = [_format_run(entry) for entry in entries if "error" not in entry]
@@ -174,7 +185,7 @@ class Check:
     """Images per batch. Default: 128, or all training images if there are fewer."""
     seed: int = 0
     """Determines the order and the sample images."""
-    out: pathlib.Path | None = None
+    out: epath.Path | None = None
     """Output folder for check.json and the figures. Default: a folder under runs/."""
     json: bool = False
     """Print the content of check.json only."""
@@ -188,11 +199,11 @@ class Check:
         preset = presets[0] if presets else TrainConfig(data=DataConfig(name=self.name), augment=augment)
         check_devices()
         with invalid_input(), task_progress(4) as start:
-            folder = as_path(self.out or pathlib.Path("runs", f"check-{run_folder.slug(self.name)}"))
+            folder = as_path(self.out or f"runs/check-{run_folder.slug(self.name)}")
             data = dataclasses.replace(self.data, name=preset.data.name)
             config = dataclasses.replace(preset, data=data, seed=self.seed)
             report = data_check.check(config, folder, self.batch_size, start, _print_to_stderr)
-        print(run_folder.to_json(report) if self.json else data_check.describe(report, folder))
+        print(run_folder.to_json(report, indent=2) if self.json else data_check.describe(report, folder))
 
 
 @dataclasses.dataclass(frozen=True)
@@ -232,7 +243,7 @@ def print_table(header: Sequence[str], rows: Sequence[Sequence[str]], right: Seq
 
 
 def _format_run(entry: dict[str, Any]) -> list[str]:
-    accuracy = entry["test_accuracy"]
+    accuracy = entry["eval_accuracy"]
     return [
         *(entry["run"], entry["method"], f"{entry['rate']:g}", entry["data"], entry["model"], str(entry["seed"])),
         f"{entry['step']:,}",
@@ -246,14 +257,16 @@ def _format_preset(config: TrainConfig) -> list[str]:
     return [config.model, f"{config.epochs:g}", str(config.batch_size), f"{config.drop.rate:g}", places]
 
 
-def _run_folder(path: pathlib.Path) -> AnyPath:
+def _run_folder(path: epath.Path) -> epath.Path:
     """Returns the path of a run; exits with suggestions if there is no run."""
     with invalid_input():
         folder = as_path(path)
         if run_folder.is_run(folder):
             return folder
-        contained = [path for path in children(folder) if run_folder.is_run(path)]
-        siblings = [] if is_remote(folder) else [path for path in children(folder.parent) if run_folder.is_run(path)]
+        contained, siblings = (
+            [path for path in run_folder.visible_files(place) if run_folder.is_run(path)]
+            for place in (folder, folder.parent)
+        )
     names = difflib.get_close_matches(folder.name, [path.name for path in siblings], cutoff=0.5)
     suggestions = contained or [folder.with_name(name) for name in names]
     hint = "`dropcluster runs DIR` lists runs"

@@ -12,12 +12,10 @@ import tyro
 
 from dropcluster_jax import runs
 from dropcluster_jax.cli.errors import check_devices, describe, exit_failure, exit_usage, invalid_input
-from dropcluster_jax.runs import build, distributed, dry_run, logging, run_folder, trainer
+from dropcluster_jax.runs import build, console, distributed, dry_run, trainer
 from dropcluster_jax.runs.aot import DoesNotFitError
+from dropcluster_jax.runs.folder import CHECKPOINTS, RunFolderError, new_folder
 from dropcluster_jax.training import NonFiniteError
-
-# What can be wrong with the folder of a run that proceeds.
-_CONFLICTS = (runs.CheckpointMismatchError, runs.CheckpointVersionError, run_folder.RunFolderError, FileExistsError)
 
 
 @dataclasses.dataclass(frozen=True)
@@ -79,43 +77,40 @@ class Train:
 
     def _analyze(self) -> None:
         try:
-            with invalid_input(), logging.task_progress(3) as start:
+            with invalid_input(), console.task_progress(3) as start:
                 report = dry_run.analyze(self.config, self.topology, start)
         except DoesNotFitError as error:
             exit_failure(str(error))
         print(json.dumps(report, indent=2) if self.json else dry_run.describe(report))
 
     def _train(self, first: bool) -> None:
-        out = self.config.out
         with invalid_input():
-            if out and not self.restart and (summary := run_folder.finished_run(out, self.config)):
-                if first:
-                    print(f"{out} already contains this run, finished; pass a different --out to train again")
-                    print(logging.format_summary(summary, out))
-                return
-            run = trainer.prepare(self.config, self.restart, _print_note if first else _ignore)
+            run = trainer.prepare(self.config, _print_note if first else _ignore)
             flops = build.training_flops(run.model, run.dataset.spec.image_shape)
+            folder = self.config.out or new_folder(self.config)
         try:
-            with invalid_input(*_CONFLICTS):
+            with invalid_input(ValueError, RunFolderError, FileExistsError):  # for a run that proceeds
                 if first:
-                    with logging.ProgressBar(run.num_steps, flops) as progress:
-                        summary = trainer.execute(run, progress, progress.notify, self.restart)
-                    print(logging.format_summary(summary, run.folder))
+                    with console.ProgressBar(run.num_steps, flops) as progress:
+                        summary = trainer.execute(
+                            run, folder, restart=self.restart, log=progress, notify=progress.notify
+                        )
+                    print(console.format_summary(summary, folder))
                 else:
-                    trainer.execute(run, notify=_ignore, restart=self.restart)
+                    trainer.execute(run, folder, restart=self.restart, notify=_ignore)
         except OSError as error:
             advice = "to start again: there is no checkpoint yet"
-            if runs.Checkpointer(run.folder / run_folder.CHECKPOINTS).steps():
+            if runs.Checkpointer(folder / CHECKPOINTS).steps():
                 advice = "to resume from the last checkpoint"
             exit_failure(f"{describe(error)}. Repeat the command {advice}")
         except NonFiniteError as error:
             exit_failure(
-                f"{error}. To resume from the last good checkpoint in {run.folder}, repeat the command with "
+                f"{error}. To resume from the last good checkpoint in {folder}, repeat the command with "
                 "--max-nonfinite-steps; to change other options, pass a different --out, or --restart"
             )
         except trainer.Stopped as stopped:
             if first:
-                print(self._how_to_resume(stopped, str(run.folder)), file=sys.stderr)
+                print(self._how_to_resume(stopped, str(folder)), file=sys.stderr)
             sys.exit(stopped.status)
         except jax.errors.JaxRuntimeError as error:
             if jax.process_count() == 1 or "RESOURCE_EXHAUSTED" in str(error):

@@ -1,7 +1,6 @@
 """The configuration of a dataset: which one it is, and how it is read."""
 
 import dataclasses
-import pathlib
 from typing import Literal
 
 LoaderName = Literal["auto", "memory", "grain"]
@@ -13,7 +12,7 @@ class DataConfig:
 
     name: str = "digits"
     """Dataset: digits (bundled with scikit-learn), the name of a prepared TFDS dataset, folder:PATH or npz:PATH."""
-    dir: pathlib.Path | None = None
+    dir: str | None = None
     """TFDS data directory, local or at gs://. Default: $TFDS_DATA_DIR, otherwise ~/tensorflow_datasets. For folder:PATH
     and npz:PATH, the folder that a relative PATH starts from. Default: the current one."""
     download: bool = False
@@ -27,7 +26,7 @@ class DataConfig:
     validation_fraction: float = 0.0
     """Fraction of each training class to hold out; held-out images are never trained on."""
     evaluate_on: Literal["test", "validation"] = "test"
-    """Images to evaluate on: the test split, or held-out training images. Results are called "test" in either case."""
+    """Images to evaluate on during training: the test split, or held-out training images."""
     fraction: float | None = None
     """Train on this fraction of each class."""
     examples_per_class: int | None = None

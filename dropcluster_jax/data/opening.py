@@ -1,12 +1,12 @@
 """Opening a dataset by name, selecting its training and evaluation examples, and making its loader."""
 
 import dataclasses
+import os
 import pathlib
 from typing import Any
 
 import numpy as np
 
-from dropcluster_jax.data.addresses import parse_address
 from dropcluster_jax.data.config import DataConfig
 from dropcluster_jax.data.dataset import Dataset
 from dropcluster_jax.data.datasets.digits import load_digits
@@ -97,7 +97,7 @@ def load(data: DataConfig | str, **options: Any) -> Dataset:
         (50, 142)
     """
     if options.get("dir") is not None:
-        options["dir"] = pathlib.Path(options["dir"])
+        options["dir"] = os.fspath(options["dir"])
     config = dataclasses.replace(DataConfig(data) if isinstance(data, str) else data, **options)
     prefix, _, path = config.name.partition(":")
     kind = prefix if prefix in ("folder", "npz") or config.name == "digits" else "tfds"
@@ -150,8 +150,8 @@ def _locate(config: DataConfig, path: str) -> pathlib.Path:
         stored = pathlib.Path(path).expanduser()
         if config.dir is None or (stored.is_absolute() and stored.exists()):
             return stored
-        if address := parse_address(config.dir):
-            raise ValueError(f"dir must be a local folder for {config.name!r}, got {address}")
+        if "://" in config.dir:
+            raise ValueError(f"dir must be a local folder for {config.name!r}, got {config.dir}")
         base = pathlib.Path(config.dir).expanduser()
     except RuntimeError as error:  # A user without a home directory.
         raise FileNotFoundError(f"{config.name!r} was not found: {error}") from error

@@ -1,23 +1,19 @@
 """Runs: training from a configuration to a run folder, and reading it back."""
 
 from dropcluster_jax.data.config import DataConfig
-from dropcluster_jax.runs.checkpoints import (
-    Checkpointer,
-    CheckpointMismatchError,
-    CheckpointVersionError,
-    CorruptCheckpointError,
-)
+from dropcluster_jax.runs.checkpoints import Checkpointer, CheckpointMismatchError, CorruptCheckpointError
 from dropcluster_jax.runs.config import AugmentConfig, CheckpointConfig, DropConfig, TrainConfig
-from dropcluster_jax.runs.logging import TensorBoard
+from dropcluster_jax.runs.load import LoadedRun, evaluate_run, list_runs, load_run
+from dropcluster_jax.runs.log import read_history
 from dropcluster_jax.runs.presets import PRESETS
-from dropcluster_jax.runs.run_folder import LoadedRun, evaluate_run, list_runs, load_run, read_history
+from dropcluster_jax.runs.tensorboard import TensorBoard
+from dropcluster_jax.runs.trainer import train
 
 __all__ = [
     "PRESETS",
     "AugmentConfig",
     "CheckpointConfig",
     "CheckpointMismatchError",
-    "CheckpointVersionError",
     "Checkpointer",
     "CorruptCheckpointError",
     "DataConfig",
@@ -29,4 +25,5 @@ __all__ = [
     "list_runs",
     "load_run",
     "read_history",
+    "train",
 ]

@@ -24,8 +24,9 @@ from dropcluster_jax.data import (
 from dropcluster_jax.linen import CorrDrop, DropBlock, DropCluster, Dropout, FocusedDropout, SpatialDropout
 from dropcluster_jax.models import MODELS, ResNet
 from dropcluster_jax.runs.config import AugmentConfig, DropConfig, TrainConfig
+from dropcluster_jax.training.data_parallel import DataParallel
 from dropcluster_jax.training.schedules import ramp
-from dropcluster_jax.training.steps import Batch, Steps, make_steps
+from dropcluster_jax.training.steps import Batch, Steps, TrainState, make_steps
 
 _MIN_IMAGENET_SIDE = 100  # pixels; smaller images get the CIFAR stem, which has no strides
 
@@ -53,6 +54,12 @@ def abstract_batch(spec: DatasetSpec, batch_size: int) -> Batch:
         "image": jax.ShapeDtypeStruct((batch_size, *spec.image_shape), jnp.uint8),
         "label": jax.ShapeDtypeStruct((batch_size,), jnp.int32),
     }
+
+
+def abstract_state(config: TrainConfig, spec: DatasetSpec, steps: Steps, parallel: DataParallel) -> TrainState:
+    """Returns the shapes, types and shardings of the training state of a run, to restore a checkpoint into."""
+    batch = abstract_batch(spec, config.batch_size)
+    return parallel.abstract_state(steps, jax.random.key(config.seed), batch)
 
 
 def check_probe_size(config: TrainConfig, spec: DatasetSpec, num_devices: int) -> None:

@@ -3,14 +3,18 @@
 import dataclasses
 import json
 import math
-import pathlib
+import operator
+import os
+import re
 from collections.abc import Mapping
 from typing import Any, Literal, Self, get_args, get_origin
 
+from etils import epath
+
+from dropcluster_jax._optional import optional_import
 from dropcluster_jax.data.config import DataConfig
 from dropcluster_jax.masking.fill import Fill
 from dropcluster_jax.models import ModelName
-from dropcluster_jax.runs.paths import as_path
 from dropcluster_jax.training.data_parallel import Strategy
 
 Method = Literal["none", "dropout", "spatial_dropout", "drop_block", "corr_drop", "focused_dropout", "drop_cluster"]
@@ -79,7 +83,7 @@ class CheckpointConfig:
     every: int = 0
     """Also save after every this many steps. 0 saves only after evaluations."""
     keep: int = 2
-    """Number of latest checkpoints to keep, in addition to the one with the best test accuracy."""
+    """Number of latest checkpoints to keep, in addition to the one with the best accuracy on validation images."""
 
 
 @dataclasses.dataclass(frozen=True)
@@ -138,8 +142,8 @@ class TrainConfig:
     """Write a JAX profile of five steps to profile/ in the run folder."""
     tensorboard: bool = False
     """Write TensorBoard event files to tensorboard/ in the run folder."""
-    out: pathlib.Path | None = None
-    """Run folder, local or at gs:// or s3://. Default: a new folder under runs/."""
+    out: epath.Path | None = None
+    """Run folder, local or at gs://. Default: a new folder under runs/."""
     drop: DropConfig = dataclasses.field(default_factory=DropConfig)
     data: DataConfig = dataclasses.field(default_factory=DataConfig)
     augment: AugmentConfig = dataclasses.field(default_factory=AugmentConfig)
@@ -151,43 +155,21 @@ class TrainConfig:
         _check_choices(self)
         _check_choices(self.drop, "drop.")
         _check_choices(self.data, "data.")
-        _check_range("epochs", self.epochs, above=0)
-        if self.steps is not None:
-            _check_range("steps", self.steps, least=1)
-        _check_range("batch_size", self.batch_size, least=1)
-        _check_range("learning_rate", self.learning_rate, above=0)
-        _check_range("weight_decay", self.weight_decay, least=0)
-        if self.base_batch_size is not None:
-            _check_range("base_batch_size", self.base_batch_size, least=1)
-        if self.warmup_epochs is not None:
-            _check_range("warmup_epochs", self.warmup_epochs, least=0)
-        _check_range("label_smoothing", self.label_smoothing, least=0, below=1)
-        _check_range("ema_decay", self.ema_decay, least=0, below=1)
-        _check_range("grad_accum_steps", self.grad_accum_steps, least=1)
+        for allowed, names in _RANGES.items():
+            for name in names:
+                _check_range(name, operator.attrgetter(name)(self), allowed)
+        low, high = self.drop.threshold_range
+        _check_range("drop.threshold_range[0]", low, "at least 0 and at most 1")
+        _check_range("drop.threshold_range[1]", high, f"at least {low} and at most 1")
+        _check_range("drop.ramp_end", self.drop.ramp_end, f"at least {self.drop.ramp_start} and at most 1")
         if self.batch_size % self.grad_accum_steps:
             raise ValueError(f"grad_accum_steps must divide batch_size, {self.batch_size}, got {self.grad_accum_steps}")
-        _check_range("max_nonfinite_steps", self.max_nonfinite_steps, least=0)
         if self.sync_batch_norm and self.strategy == "jit":
             raise ValueError("sync_batch_norm requires strategy shard_map or pmap; jit always uses global statistics")
         if self.shard_optimizer and self.strategy != "jit":
             raise ValueError(f"shard_optimizer requires strategy jit, got {self.strategy}")
-        _check_range("evaluate_every_epochs", self.evaluate_every_epochs, least=0)
-        _check_range("checkpoint.every", self.checkpoint.every, least=0)
-        _check_range("checkpoint.keep", self.checkpoint.keep, least=1)
-        _check_range("seed", self.seed, least=0, most=2**32 - 1)
-        _check_range("drop.rate", self.drop.rate, least=0, most=1)
-        _check_range("drop.min_explained_variance", self.drop.min_explained_variance, least=0, most=1)
         if self.drop.method == "focused_dropout" and self.drop.fill != "zero":
             raise ValueError(f"drop.fill must be zero for focused_dropout, got {self.drop.fill}")
-        low, high = self.drop.threshold_range
-        _check_range("drop.threshold_range[0]", low, least=0, most=1)
-        _check_range("drop.threshold_range[1]", high, least=low, most=1)
-        _check_range("drop.ramp_start", self.drop.ramp_start, least=0, most=1)
-        _check_range("drop.ramp_end", self.drop.ramp_end, least=self.drop.ramp_start, most=1)
-        _check_range("drop.update_interval", self.drop.update_interval, least=1)
-        _check_range("drop.probe_size", self.drop.probe_size, least=1)
-        for field in dataclasses.fields(self.augment):
-            _check_range(f"augment.{field.name}", getattr(self.augment, field.name), least=0)
         if self.data.name == "digits" and self.augment.flip:
             raise ValueError("augment.flip must be False for digits, because mirrored digits are not valid, got True")
 
@@ -209,6 +191,22 @@ class TrainConfig:
         """
         return _from_json(cls, content)
 
+
+_COMPARISONS = {"at least": operator.ge, "above": operator.gt, "at most": operator.le, "below": operator.lt}
+_RANGES = {
+    "above 0": ("epochs", "learning_rate"),
+    "at least 0": (
+        *("weight_decay", "warmup_epochs", "max_nonfinite_steps", "evaluate_every_epochs", "checkpoint.every"),
+        *(f"augment.{field.name}" for field in dataclasses.fields(AugmentConfig)),
+    ),
+    "at least 1": (
+        *("steps", "batch_size", "base_batch_size", "grad_accum_steps", "checkpoint.keep"),
+        *("drop.update_interval", "drop.probe_size"),
+    ),
+    "at least 0 and below 1": ("label_smoothing", "ema_decay"),
+    "at least 0 and at most 1": ("drop.rate", "drop.min_explained_variance", "drop.ramp_start"),
+    "at least 0 and at most 4294967295": ("seed",),
+}
 
 #: Options that change how a run proceeds but not its results, by section.
 RUNTIME_FIELDS = {
@@ -237,8 +235,6 @@ def _from_json(kind: Any, content: Mapping[str, Any], section: str = "") -> Any:
         factory = fields[name].default_factory
         if dataclasses.is_dataclass(factory):
             value = _from_json(factory, value, f"{name}.")
-        elif name == "dir" and value is not None:
-            value = pathlib.Path(value)
         elif isinstance(value, list):
             value = tuple(value)
         values[name] = value
@@ -253,23 +249,42 @@ def _check_choices(config: Any, section: str = "") -> None:
             raise ValueError(f"{section}{field.name} must be one of {', '.join(choices)}, got {value!r}")
 
 
-def _check_range(
-    name: str,
-    value: float,
-    *,
-    least: float | None = None,
-    above: float | None = None,
-    most: float | None = None,
-    below: float | None = None,
-) -> None:
-    """Checks that a value is finite and within bounds; the comparisons are False for NaN."""
-    bounds = [
-        (f"at least {least}", least is None or value >= least),
-        (f"above {above}", above is None or value > above),
-        (f"at most {most}", most is None or value <= most),
-        (f"below {below}", below is None or value < below),
-    ]
-    if not all(holds for _, holds in bounds) or math.isinf(value):
-        given = (least, above, most, below)
-        allowed = " and ".join(text for (text, _), bound in zip(bounds, given, strict=True) if bound is not None)
+def _check_range(name: str, value: float | None, allowed: str) -> None:
+    """Checks that a value is finite and within bounds, e.g. "at least 0 and below 1"; None is not checked."""
+    bounds = [phrase.rsplit(" ", 1) for phrase in allowed.split(" and ")]
+    # The comparisons are False for NaN.
+    if value is not None and not (
+        math.isfinite(value) and all(_COMPARISONS[words](value, float(bound)) for words, bound in bounds)
+    ):
         raise ValueError(f"{name} must be {allowed}, got {value}")
+
+
+def as_path(path: str | os.PathLike[str]) -> epath.Path:
+    """Returns a local path, in which `~` is expanded, or a path in Google Cloud Storage, `gs://...`.
+
+    Raises:
+        ValueError: If the path is the address of anything else, or is not valid in the locale's encoding.
+        ImportError: If the package for Google Cloud Storage is not installed.
+
+    Example:
+        >>> as_path("~/runs/digits").is_absolute()
+        True
+        >>> as_path("s3://bucket/run")
+        Traceback (most recent call last):
+        ValueError: paths must be local or gs://..., got s3://bucket/run
+    """
+    text = os.fspath(path)
+    try:
+        text.encode()
+    except UnicodeEncodeError:  # Python cannot decode it; Orbax could not write to it
+        raise ValueError(f"paths must be valid in the locale's encoding, got {os.fsencode(path)!r}") from None
+    if text.startswith("gs://"):
+        with optional_import("gcsfs", "gcs"):
+            import gcsfs  # noqa: F401
+        import fsspec.config
+
+        # Orbax writes without fsspec, and so do other processes, so listings must not be cached.
+        fsspec.config.conf.setdefault("gs", {})["use_listings_cache"] = False
+    elif re.match("[A-Za-z][A-Za-z0-9+.-]+:/", text):
+        raise ValueError(f"paths must be local or gs://..., got {text}")
+    return epath.Path(text).expanduser()

@@ -1,14 +1,13 @@
 """Inspection of a dataset before training: contents, sample images, and loading speed."""
 
 import contextlib
-import importlib.util
-import pathlib
 import time
 from collections.abc import Callable, Mapping
 from typing import Any
 
 import jax
 import numpy as np
+from etils import epath
 
 from dropcluster_jax.data import (
     CORRUPTIONS,
@@ -24,8 +23,7 @@ from dropcluster_jax.data import (
 from dropcluster_jax.runs.build import make_augmentation
 from dropcluster_jax.runs.config import TrainConfig
 from dropcluster_jax.runs.figures import save_figure
-from dropcluster_jax.runs.paths import AnyPath, create_folder, visible_children
-from dropcluster_jax.runs.run_folder import write_json
+from dropcluster_jax.runs.folder import visible_files, write_json
 from dropcluster_jax.viz import image_figure
 
 _BATCH_SIZE = 128
@@ -38,7 +36,7 @@ _SEVERITIES = range(1, 6)
 
 def check(
     config: TrainConfig,
-    folder: AnyPath,
+    folder: epath.Path,
     batch_size: int | None = None,
     on_progress: Callable[[str], None] = lambda task: None,
     notify: Callable[[str], None] = print,
@@ -49,7 +47,7 @@ def check(
     The figures require Matplotlib. `on_progress` is called before each long task, `notify` if the figures cannot be
     drawn.
     """
-    if isinstance(folder, pathlib.Path) and folder.exists() and not folder.is_dir():
+    if folder.exists() and not folder.is_dir():
         raise FileExistsError(f"out must be a folder, got the file {folder}")
     on_progress("opening the dataset")
     start = time.perf_counter()
@@ -90,18 +88,16 @@ def check(
     }
     samples = jax.device_get(loader.probe(_NUM_SAMPLES, 0))
     report["skipped"] = list(dataset.skipped)
-    create_folder(folder)
     write_json(folder / "check.json", report)
-    if importlib.util.find_spec("matplotlib"):
-        on_progress("drawing every corruption at every severity")
-        try:
-            _draw(dataset, samples, folder)
-        except Exception as error:  # whatever Matplotlib raises: the report is complete without the figures
-            notify(f"the figures were not drawn: {error!r}")
+    on_progress("drawing every corruption at every severity")
+    try:
+        _draw(dataset, samples, folder)
+    except (ImportError, OSError, ValueError, RuntimeError) as error:  # the report is complete without the figures
+        notify(f"the figures were not drawn: {error}")
     return report
 
 
-def describe(report: Mapping[str, Any], folder: AnyPath, max_classes: int = 10) -> str:
+def describe(report: Mapping[str, Any], folder: epath.Path, max_classes: int = 10) -> str:
     """Formats the result of `check`, with at most `max_classes` classes."""
     shape = "x".join(map(str, report["image_shape"]))
     names = list(report["classes"])
@@ -125,7 +121,7 @@ def describe(report: Mapping[str, Any], folder: AnyPath, max_classes: int = 10) 
         lines.append("encoded images are decoded when they are read; not all of them were checked")
     if report["skipped"]:
         lines.append(f"{len(report['skipped'])} images were skipped, the first: {report['skipped'][0]}")
-    lines.append(f"results: {', '.join(map(str, visible_children(folder)))}")
+    lines.append(f"results: {', '.join(map(str, visible_files(folder)))}")
     return "\n".join(lines)
 
 
@@ -158,7 +154,7 @@ def _measure_speed(
     }
 
 
-def _draw(dataset: Dataset, batch: Mapping[str, np.ndarray], folder: AnyPath) -> None:
+def _draw(dataset: Dataset, batch: Mapping[str, np.ndarray], folder: epath.Path) -> None:
     images = np.asarray(batch["image"])
     titles = [dataset.classes[label] for label in batch["label"]]
     samples = image_figure(images, titles, title=f"{dataset.name}: training images")

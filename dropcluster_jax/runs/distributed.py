@@ -2,6 +2,7 @@
 
 import json
 from collections.abc import Callable
+from typing import TypeVar
 
 import jax
 import jax.numpy as jnp
@@ -11,6 +12,8 @@ from jax.experimental import multihost_utils
 # A process that does not respond for this long is considered dead.
 _TIMEOUT_SECONDS = 20
 _MAX_BROADCAST = 1024
+
+_Result = TypeVar("_Result")
 
 
 def initialize(coordinator: str | None, num_processes: int | None, process_id: int | None) -> None:
@@ -34,19 +37,26 @@ def barrier(name: str) -> None:
         multihost_utils.sync_global_devices(name)
 
 
-def in_first_process(action: Callable[[], None], error_class: type[OSError]) -> None:
-    """Calls `action` in the first process; if it raises an OSError, the others raise `error_class` with its message."""
-    error: OSError | None = None
+def in_first_process(action: Callable[[], _Result], error_class: type[OSError]) -> _Result:
+    """Calls `action` in the first process and returns its result, JSON-serializable, in all.
+
+    If it raises an OSError or ValueError, the others raise `error_class` with its message.
+    """
+    if jax.process_count() == 1:
+        return action()
+    result, error = None, None
     if jax.process_index() == 0:
         try:
-            action()
-        except OSError as failure:
+            result = action()
+        except (OSError, ValueError) as failure:
             error = failure
-    messages = allgather([] if error is None else [str(error)])
+    messages = allgather([json.dumps([error and str(error), result])] if jax.process_index() == 0 else [])
     if error is not None:
         raise error
-    if messages:
-        raise error_class(messages[0])
+    message, result = json.loads(messages[0])
+    if message is not None:
+        raise error_class(message)
+    return result
 
 
 def all_agree(value: bool) -> bool:

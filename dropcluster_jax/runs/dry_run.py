@@ -14,7 +14,7 @@ from dropcluster_jax.models import ResNet
 from dropcluster_jax.runs import build
 from dropcluster_jax.runs.aot import CHIPS, DoesNotFitError, compile_for, topology_mesh
 from dropcluster_jax.runs.config import TrainConfig
-from dropcluster_jax.runs.logging import format_si
+from dropcluster_jax.runs.console import format_si
 from dropcluster_jax.training.data_parallel import DataParallel
 from dropcluster_jax.training.steps import Batch
 

@@ -11,6 +11,7 @@ from typing import TYPE_CHECKING, Any
 import jax
 import jax.numpy as jnp
 import numpy as np
+from etils import epath
 from jaxtyping import Array, Float, PyTree
 
 from dropcluster_jax import viz
@@ -19,9 +20,10 @@ from dropcluster_jax.data import normalize
 from dropcluster_jax.linen import DropCluster, cluster_inputs, cluster_states
 from dropcluster_jax.masking import drop_block_mask, drop_cluster_mask, dropout_mask, spatial_dropout_mask
 from dropcluster_jax.models import ResNet
-from dropcluster_jax.runs import paths, run_folder
-from dropcluster_jax.runs.config import DropConfig
-from dropcluster_jax.runs.paths import AnyPath, as_path
+from dropcluster_jax.runs import folder as run_folder
+from dropcluster_jax.runs.config import DropConfig, as_path
+from dropcluster_jax.runs.load import load_run, open_run_data
+from dropcluster_jax.runs.log import read_entries, read_history
 from dropcluster_jax.training.cluster_metrics import mean_adjusted_rand_index
 
 if TYPE_CHECKING:
@@ -65,17 +67,17 @@ def _initial_clusters(model: ResNet, place: str, state: ClusterState) -> Cluster
     return jax.device_get(layer.clusterer.init(state.labels.shape))
 
 
-def save_cluster_figure(path: AnyPath, drawn: dict[str, tuple[ClusterState, np.ndarray]], title: str) -> AnyPath:
+def save_cluster_figure(path: epath.Path, drawn: dict[str, tuple[ClusterState, np.ndarray]], title: str) -> epath.Path:
     """Draws clusters over activations into a file and returns its path."""
     save_figure(viz.cluster_figure(drawn, title=title), path)
     return path
 
 
-def save_figure(figure: "Figure", path: AnyPath, dpi: int = DPI) -> None:
+def save_figure(figure: "Figure", path: epath.Path, dpi: int = DPI) -> None:
     """Writes a figure to a file, which stays as it is if that fails. The suffix determines the format."""
     content = io.BytesIO()
     figure.savefig(content, dpi=dpi, format=path.suffix.removeprefix(".") or None)
-    paths.write_bytes(path, content.getvalue())
+    run_folder.write_file(path, content.getvalue())
 
 
 def draw_run_clusters(
@@ -84,11 +86,11 @@ def draw_run_clusters(
     out: str | os.PathLike[str] | None = None,
     best: bool = False,
     rate: float = 0.3,
-    data_dir: pathlib.Path | None = None,
+    data_dir: str | None = None,
     allow_changed_data: bool = False,
     on_progress: Callable[[str], None] = lambda task: None,
     notify: Callable[[str], None] = print,
-) -> list[AnyPath]:
+) -> list[epath.Path]:
     """Draws the clusters of a run: over activations, over the course of training, and as masks at a rate.
 
     Returns the files in `out`, by default `pictures/` in the run folder: `clusters.png`, `masks-PLACE.png` for each
@@ -103,17 +105,16 @@ def draw_run_clusters(
     if config.drop.method != "drop_cluster":
         raise ValueError(f"{path} has no clusters: it was trained with drop.method {config.drop.method}")
     pictures = as_path(out) if out is not None else path / run_folder.PICTURES
-    if isinstance(pictures, pathlib.Path) and pictures.exists() and not pictures.is_dir():
+    if pictures.exists() and not pictures.is_dir():
         raise ValueError(f"out must be a folder, got the file {pictures}")
     on_progress("loading the run")
-    loaded = run_folder.load_run(path, best=best, notify=notify)
+    loaded = load_run(path, best=best, notify=notify)
     if data_dir is not None:
         config = dataclasses.replace(config, data=dataclasses.replace(config.data, dir=data_dir))
     on_progress("loading images")
-    _, loader, _ = run_folder.open_run_data(config, loaded.spec, allow_changed_data, notify)
+    _, loader, _ = open_run_data(config, loaded.spec, allow_changed_data, notify)
     images = np.asarray(loader.probe(config.drop.probe_size, 0)["image"])
     on_progress("drawing")
-    paths.create_folder(pictures)
     title = f"{config.model} on {config.data.name}"
     normalized = normalize(images, loaded.spec.mean, loaded.spec.std)
     drawn = clusters_and_inputs(loaded.model, loaded.variables, normalized)
@@ -128,10 +129,10 @@ def draw_run_clusters(
         mask_title = f"{place}: one image, one mask per method at rate {rate:g}"
         figure = viz.mask_figure(x[0], masks, np.asarray(clusters.labels), images[0], title=mask_title)
         save(f"masks-{place}.png", figure)
-    entries = run_folder.read_json_lines(path / run_folder.METRICS)
+    entries = read_entries(path / run_folder.METRICS)
     if any(entry["event"] == "clusters" for entry in entries):
         save("quality.png", viz.quality_figure(entries, title=title))
-    if (path / run_folder.CLUSTERS).exists() and (history := run_folder.read_history(path)):
+    if (path / run_folder.CLUSTERS).exists() and (history := read_history(path)):
         if config.drop.per_channel:
             title += ", channel 0"
         save("history.png", viz.cluster_history_figure(history, title=title))
@@ -140,7 +141,7 @@ def draw_run_clusters(
         with tempfile.TemporaryDirectory() as temporary:
             animation = pathlib.Path(temporary, "history.gif")
             viz.cluster_animation(animation, history, title=title)
-            paths.write_bytes(files[-1], animation.read_bytes())
+            run_folder.write_file(files[-1], animation.read_bytes())
     return sorted(files)
 
 
@@ -180,10 +181,10 @@ def draw_run_curves(folders: Iterable[str | os.PathLike[str]]) -> "Figure":
             raise FileNotFoundError(f"{path} is not a run folder: it has no {run_folder.CONFIG} of a run")
         if not (path / run_folder.METRICS).exists():
             raise ValueError(f"{path} has nothing to draw yet: no {run_folder.METRICS}")
-    names = [path.resolve().name if isinstance(path, pathlib.Path) else path.name for path in runs]
+    names = [path.resolve().name for path in runs]
     if len(set(names)) < len(names):
         names = [str(path) for path in runs]
-    entries = [run_folder.read_json_lines(path / run_folder.METRICS) for path in runs]
+    entries = [read_entries(path / run_folder.METRICS) for path in runs]
     try:
         return viz.curve_figure(dict(zip(names, entries, strict=True)))
     except (KeyError, TypeError) as error:

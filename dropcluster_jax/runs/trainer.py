@@ -7,38 +7,38 @@ processes, all call the same functions; except for its part of a checkpoint, onl
 import contextlib
 import dataclasses
 import functools
-import importlib.util
 import pathlib
+import tempfile
 import time
 from collections.abc import Callable, Iterator
 from typing import Any, NamedTuple
 
 import jax
+from etils import epath
 
 from dropcluster_jax import __version__
 from dropcluster_jax.data import BatchIterator, Dataset, DatasetSpec, Loader, normalize
 from dropcluster_jax.data.opening import open_data
 from dropcluster_jax.linen import cluster_states
 from dropcluster_jax.models import ResNet
-from dropcluster_jax.runs import build, distributed, figures, run_folder
+from dropcluster_jax.runs import build, distributed, figures
+from dropcluster_jax.runs import folder as run_folder
 from dropcluster_jax.runs.checkpoints import Checkpointer
 from dropcluster_jax.runs.config import TrainConfig
-from dropcluster_jax.runs.logging import NullWriter, RunWriter, require_tensorboard
-from dropcluster_jax.runs.paths import AnyPath, is_remote, remove_folder
+from dropcluster_jax.runs.log import RunLog
 from dropcluster_jax.runs.preemption import Preemption
-from dropcluster_jax.runs.staging import Staging
+from dropcluster_jax.runs.tensorboard import require_tensorboard
 from dropcluster_jax.training.data_parallel import DataParallel
-from dropcluster_jax.training.loop import LogEntry, Save, evaluate, fit
+from dropcluster_jax.training.loop import LogEntry, fit
 from dropcluster_jax.training.schedules import every
 from dropcluster_jax.training.steps import Batch, Steps, TrainState
 
 
 class Run(NamedTuple):
-    """The validated parts of a run; nothing has been written to its folder yet.
+    """The validated parts of a run.
 
     Attributes:
         config: The configuration.
-        folder: The run folder.
         num_steps: Number of optimizer steps.
         dataset: The dataset.
         loader: Its loader.
@@ -48,7 +48,6 @@ class Run(NamedTuple):
     """
 
     config: TrainConfig
-    folder: AnyPath
     num_steps: int
     dataset: Dataset
     loader: Loader
@@ -58,8 +57,7 @@ class Run(NamedTuple):
 
     def abstract_state(self) -> TrainState:
         """Returns the shapes, types and shardings of the training state."""
-        batch = build.abstract_batch(self.dataset.spec, self.config.batch_size)
-        return self.parallel.abstract_state(self.steps, jax.random.key(self.config.seed), batch)
+        return build.abstract_state(self.config, self.dataset.spec, self.steps, self.parallel)
 
 
 class Stopped(Exception):
@@ -70,35 +68,55 @@ class Stopped(Exception):
         self.name, self.status, self.step, self.checkpoint = name, status, step, checkpoint
 
 
-def prepare(
+def train(
     config: TrainConfig,
+    *,
     restart: bool = False,
-    notify: Callable[[str], None] = lambda message: None,
-    dry_run: bool = False,
-) -> Run:
-    """Builds and validates the parts of a run, so that errors surface before anything is written.
+    log: Callable[[LogEntry], None] = lambda entry: None,
+    notify: Callable[[str], None] = print,
+) -> dict[str, Any]:
+    """Trains a network, from the start or from the latest checkpoint, and writes the results to the run folder.
 
-    If the configuration has no output folder, creates a new one last, unless this is a `dry_run`. With `restart`, an
-    existing run in the output folder is going to be removed. `notify` is called with warnings.
+    A finished run is not repeated.
+
+    Args:
+        config: The run. If it has no output folder, a new one is created under `runs/`.
+        restart: Whether to remove an existing run in the output folder first.
+        log: Called with each log entry; see `fit`.
+        notify: Called with warnings, and with messages about checkpoints and figures.
+
+    Returns:
+        The content of `summary.json`: `eval_accuracy` (in [0, 1]) and `eval_loss` after the last step, `steps`,
+        `nonfinite_steps`, `parameters`, `seconds`, `skipped` (corrupt images that were left out) and `clusters`.
 
     Raises:
         ValueError, TypeError: If a value is invalid; the message names it.
         FileNotFoundError: If the dataset does not exist.
         FileExistsError: If the output folder contains anything other than this run.
-        RunFolderError: If no new folder can be created.
+        RunFolderError: If the folder cannot be created, or another process is writing to it.
         ImportError: If a required extra is not installed.
+        Stopped: If the process received SIGTERM or SIGINT; a checkpoint was written.
+        NonFiniteError: If the loss or a gradient was not finite.
+        CorruptCheckpointError: If the folder has checkpoints, but none is intact.
+        CheckpointMismatchError: If the latest checkpoint does not fit the configuration.
+        OSError: If results cannot be written.
+
+    Example:
+        >>> from dropcluster_jax.runs import DropConfig
+        >>> out = pathlib.Path(tempfile.mkdtemp(), "run")
+        >>> config = TrainConfig(model="resnet8", steps=8, batch_size=32, drop=DropConfig("none"), out=out)
+        >>> summary = train(config, notify=lambda message: None)
+        >>> summary["steps"], 0 <= summary["eval_accuracy"] <= 1
+        (8, True)
     """
+    run = prepare(config, notify)
+    return execute(run, config.out or run_folder.new_folder(config), restart=restart, log=log, notify=notify)
+
+
+def prepare(config: TrainConfig, notify: Callable[[str], None] = lambda message: None) -> Run:
+    """Builds and validates the parts of a run, so that errors surface before anything is written; see `train`."""
     if config.out is None and jax.process_count() > 1:
         raise ValueError("out is required with multiple processes, and must be a folder that all of them can write to")
-    if jax.process_count() > 1 and str(config.out).startswith("s3://"):
-        raise ValueError(
-            "out must be on gs:// or in a folder that all processes can write to, with multiple processes, "
-            f"got {config.out}"
-        )
-    if config.out is not None and restart:
-        run_folder.holds_run(config.out)
-    elif config.out is not None:
-        run_folder.finished_run(config.out, config)
     if config.tensorboard:
         require_tensorboard()
     parallel = DataParallel(config.strategy, shard_optimizer=config.shard_optimizer)
@@ -113,17 +131,15 @@ def prepare(
     )
     spec = dataset.spec
     build.check_probe_size(config, spec, parallel.mesh.size)
-    if config.out is not None and not restart:
-        run_folder.check_same_dataset(config.out, spec)
-    model, steps, parallel, state = _compile_steps(_without_seeds(config), spec, parallel)
+    without_seeds = dataclasses.replace(config, seed=0, out=None, data=dataclasses.replace(config.data, seed=0))
+    model, steps, parallel, state = _trace(without_seeds, spec, parallel)
     if config.drop.rate:
         _warn_of_single_clusters(config, model, state, notify)
-    folder = config.out or (pathlib.Path("runs") if dry_run else run_folder.new_folder(config))
-    return Run(config, folder, build.num_steps(config, spec), dataset, loader, model, steps, parallel)
+    return Run(config, build.num_steps(config, spec), dataset, loader, model, steps, parallel)
 
 
 @functools.lru_cache(maxsize=1)
-def _compile_steps(
+def _trace(
     config: TrainConfig, spec: DatasetSpec, parallel: DataParallel
 ) -> tuple[ResNet, Steps, DataParallel, TrainState]:
     """Returns the network, its steps, the devices that hold their compiled programs, and the shapes of the state.
@@ -141,11 +157,6 @@ def _compile_steps(
     return model, steps, parallel, state
 
 
-def _without_seeds(config: TrainConfig) -> TrainConfig:
-    """Returns the configuration without what the compiled programs do not depend on."""
-    return dataclasses.replace(config, seed=0, out=None, data=dataclasses.replace(config.data, seed=0))
-
-
 def _warn_of_single_clusters(
     config: TrainConfig, model: ResNet, state: TrainState, notify: Callable[[str], None]
 ) -> None:
@@ -159,110 +170,118 @@ def _warn_of_single_clusters(
 
 def execute(
     run: Run,
+    folder: epath.Path,
+    *,
+    restart: bool = False,
     log: Callable[[LogEntry], None] = lambda entry: None,
     notify: Callable[[str], None] = print,
-    restart: bool = False,
 ) -> dict[str, Any]:
-    """Trains, from the start or from the latest checkpoint, and writes the results.
-
-    With `restart`, an existing run in the output folder is removed first. `log` is called with each log entry after it
-    was written, `notify` with messages about checkpoints and figures. The folder is locked until the function returns.
-
-    Returns:
-        The summary, as in `summary.json`; empty except in the first process.
-
-    Raises:
-        Stopped: If the process received SIGTERM or SIGINT; a checkpoint was written.
-        NonFiniteError: If the loss or a gradient was not finite.
-        RunFolderError: If the folder cannot be created, or another process is writing to it.
-        FileExistsError: If another process has started a different run in the folder.
-        CorruptCheckpointError: If the folder has checkpoints, but none is intact.
-        CheckpointMismatchError: If the latest checkpoint does not fit the configuration.
-        OSError: If results cannot be written.
-    """
-    start = time.perf_counter()
+    """Trains in a folder, which is locked until the function returns; see `train`."""
+    start, config = time.perf_counter(), run.config
     with contextlib.ExitStack() as stack:
-        _prepare_folder(run, restart, stack, notify)
+        summary = _check_out(run, folder, restart, stack, notify)
+        if summary is not None:
+            notify(f"{folder} already contains this run, finished; pass a different out to train again")
+            return summary
         preemption = stack.enter_context(Preemption())
-        staging = stack.enter_context(_staging(run))
-        checkpointer = Checkpointer(run.folder / run_folder.CHECKPOINTS, run.config.checkpoint.keep, notify)
+        checkpointer = Checkpointer(folder / run_folder.CHECKPOINTS, config.checkpoint.keep, notify)
         stack.callback(checkpointer.close)
         batches = stack.enter_context(contextlib.closing(run.loader.train()))
-        state, metadata = _restore_or_init(run, checkpointer, batches, notify)
-        writer = stack.enter_context(_open_writer(run, staging.local, state, metadata))
-        progress = _Progress(run, metadata, start)
-
-        def save(state: TrainState, *, accuracy: float | None, nonfinite_steps: int) -> None:
-            metadata = progress.metadata(batches, writer, nonfinite_steps)
-            staging.upload(last=run_folder.SUMMARY)  # the log, before the checkpoint that refers to it
-            checkpointer.save(state, metadata, accuracy)
+        state, progress = _restore_or_init(run, checkpointer, batches, notify)
+        names = [run_folder.METRICS, *([run_folder.CLUSTERS] if state.clusters else [])]
+        first = jax.process_index() == 0
+        run_log = RunLog(
+            folder, names if first else [], progress["log_entries"], tensorboard=config.tensorboard and first
+        )
+        stack.enter_context(run_log)
+        profile = stack.enter_context(_profile_folder(run, folder))
+        previous_seconds = progress["seconds"]
 
         def log_entry(entry: LogEntry) -> None:
-            entry = _by_place(run.model, entry)
-            writer.log(entry)
+            if entry["event"] == "clusters":
+                layers = {place: entry["layers"][name] for place, name in run.model.drop_layer_names.items()}
+                entry = {**entry, "layers": layers}
+            elif entry["event"] == "eval":
+                progress["eval"] = entry
+            run_log.log(entry)
             log(entry)
 
         def log_clusters(state: TrainState) -> None:
-            writer.log_clusters(int(state.step), figures.clusters_by_place(run.model, state.clusters))
+            run_log.log_clusters(int(state.step), figures.clusters_by_place(run.model, state.clusters))
 
-        if state.clusters and not metadata:
+        def save(state: TrainState, *, accuracy: float | None, nonfinite_steps: int) -> None:
+            progress["nonfinite_steps"] = nonfinite_steps
+            progress["batches"] = batches.get_state()
+            progress["log_entries"] = run_log.write()  # before the checkpoint that refers to it
+            progress["seconds"] = round(previous_seconds + time.perf_counter() - start, 1)
+            checkpointer.save(state, progress, accuracy if config.data.evaluate_on == "validation" else None)
+
+        if state.clusters and not progress["log_entries"]:
             log_clusters(state)  # the initial grid
-        state = _fit(
-            run,
-            staging.local,
+        epoch = build.steps_per_epoch(config, run.dataset.spec)
+        at_end_only = config.fake_data or not config.evaluate_every_epochs
+        state = fit(
+            run.steps,
             state,
             batches,
-            metadata,
-            preemption,
-            save=save,
-            log=log_entry,
+            num_steps=run.num_steps,
+            probe=functools.partial(run.loader.probe, config.drop.probe_size),
+            update_clusters_when=every(
+                config.drop.update_interval if state.clusters else 0, round(config.drop.ramp_start * run.num_steps)
+            ),
+            eval_batches=run.loader.test,
+            evaluate_every=run.num_steps if at_end_only else max(1, round(config.evaluate_every_epochs * epoch)),
+            on_metrics=log_entry,
             on_clusters=log_clusters,
+            parallel=run.parallel,
+            save=save,
+            save_every=config.checkpoint.every,
+            stop=preemption,
+            max_nonfinite_steps=config.max_nonfinite_steps,
+            nonfinite_steps=progress["nonfinite_steps"],
+            profile=profile,
         )
         saved, step = checkpointer.wait(), int(jax.device_get(state.step))
         if step < run.num_steps:
             raise Stopped(preemption.name, preemption.status, step, saved[-1] if saved else None)
         if step not in saved:
             raise OSError(f"the checkpoint of the last step, {step}, could not be written")
-        last = _with_test(run, state, writer.last)
-        probe = run.loader.probe(run.config.drop.probe_size, 0)  # in all processes
-        summary: dict[str, Any] = {}
-
-        def write_results() -> None:
-            summary.update(_write_results(run, staging.local, state, last, progress.seconds(), probe, notify))
-            staging.upload(last=run_folder.SUMMARY)
-
+        summary = _summarize(run, state, progress)
+        probe = run.loader.probe(config.drop.probe_size, 0)  # in all processes
         # The others wait: the first process is terminated soon after any of them has exited.
-        distributed.in_first_process(write_results, OSError)
+        distributed.in_first_process(lambda: _write_results(run, folder, state, summary, probe, notify), OSError)
         return summary
 
 
-def _prepare_folder(run: Run, restart: bool, stack: contextlib.ExitStack, notify: Callable[[str], None]) -> None:
-    """Locks the folder until `stack` closes, removes an existing run if asked to, and writes `config.json`.
+def _check_out(
+    run: Run, folder: epath.Path, restart: bool, stack: contextlib.ExitStack, notify: Callable[[str], None]
+) -> dict[str, Any] | None:
+    """Locks the folder until `stack` closes, and returns the summary of a finished run, or writes `config.json`.
 
     All of that in the first process, on behalf of all.
     """
 
-    def prepare_folder() -> None:
-        stack.enter_context(run_folder.lock(run.folder, notify))
+    def check_out() -> dict[str, Any] | None:
+        stack.enter_context(run_folder.lock(folder, notify))
         if restart:
-            run_folder.clear(run.folder)
-        else:  # another process may have trained here since `prepare`
-            run_folder.finished_run(run.folder, run.config)
-            run_folder.check_same_dataset(run.folder, run.dataset.spec)
-        run_folder.write_config(run.folder, run.config, run.dataset.spec, __version__)
+            run_folder.clear(folder)
+        elif summary := run_folder.check_out(folder, run.config, run.dataset.spec):
+            return summary
+        run_folder.write_config(folder, run.config, run.dataset.spec, __version__)
+        return None
 
-    distributed.barrier("all processes have read the run folder")
-    distributed.in_first_process(prepare_folder, run_folder.RunFolderError)
+    return distributed.in_first_process(check_out, run_folder.RunFolderError)
 
 
 def _restore_or_init(
     run: Run, checkpointer: Checkpointer, batches: BatchIterator, notify: Callable[[str], None]
 ) -> tuple[TrainState, dict[str, Any]]:
-    """Returns the state and the metadata of the latest checkpoint, or a new state and no metadata."""
+    """Returns the state, and the totals that checkpoints carry over, of the latest checkpoint or of a new run."""
     restored = checkpointer.restore(run.abstract_state())
     if restored is None:
         probe = run.loader.probe(run.config.drop.probe_size, 0)
-        return run.parallel.compile(run.steps).init(jax.random.key(run.config.seed), probe), {}
+        state = run.parallel.compile(run.steps).init(jax.random.key(run.config.seed), probe)
+        return state, {"seconds": 0, "nonfinite_steps": 0, "log_entries": {}}
     batches.set_state(restored.metadata["batches"])
     notify(f"resuming from the checkpoint of step {int(restored.state.step)}")
     saved, default = (jax.random.key_impl(key) for key in (restored.state.key, jax.random.key(0)))
@@ -272,133 +291,48 @@ def _restore_or_init(
 
 
 @contextlib.contextmanager
-def _staging(run: Run) -> Iterator[Staging]:
-    """Yields a local copy of the run folder, which is uploaded again if the run ends early."""
-    with Staging(run.folder) as staging:
-        if jax.process_index() == 0:
-            staging.download([run_folder.METRICS, run_folder.CLUSTERS])
-        try:
-            yield staging
-        except BaseException:
-            staging.upload(last=run_folder.SUMMARY)
-            raise
+def _profile_folder(run: Run, folder: epath.Path) -> Iterator[pathlib.Path | None]:
+    """Yields a local folder for a profile, which is copied to the run folder at the end; None without a profile."""
+    if not run.config.profile or jax.process_index() != 0:
+        yield None
+        return
+    with tempfile.TemporaryDirectory() as temporary:
+        local = pathlib.Path(temporary)
+        yield local
+        for path in filter(pathlib.Path.is_file, local.rglob("*")):
+            run_folder.write_file(folder / run_folder.PROFILE / path.relative_to(local), path.read_bytes())
 
 
-def _open_writer(run: Run, folder: pathlib.Path, state: TrainState, metadata: dict[str, Any]) -> RunWriter | NullWriter:
-    if jax.process_index() != 0:
-        return NullWriter()
-    sizes = metadata.get("log_sizes", {})
-    if run.config.tensorboard and is_remote(run.folder):
-        remove_folder(run.folder / run_folder.TENSORBOARD)  # the new event file contains all entries
-    try:
-        return RunWriter(folder, sizes, clusters=bool(state.clusters), tensorboard=run.config.tensorboard)
-    except ValueError as error:  # a damaged log
-        raise run_folder.RunFolderError(f"{error}; remove the file to resume without it") from None
-
-
-class _Progress:
-    """The training time over restarts."""
-
-    def __init__(self, run: Run, metadata: dict[str, Any], start: float) -> None:
-        self._run, self._start = run, start
-        self._seconds = metadata.get("seconds", 0)
-
-    def seconds(self) -> float:
-        return round(self._seconds + time.perf_counter() - self._start, 1)
-
-    def metadata(self, batches: BatchIterator, writer: RunWriter | NullWriter, nonfinite_steps: int) -> dict[str, Any]:
-        """The metadata of a checkpoint."""
-        return {
-            "version": __version__,
-            "config": self._run.config.to_json(),
-            "batches": batches.get_state(),
-            "nonfinite_steps": nonfinite_steps,
-            "log_sizes": writer.sizes(),
-            "seconds": self.seconds(),
-        }
-
-
-def _by_place(model: ResNet, entry: LogEntry) -> LogEntry:
-    """Replaces layer names by places in an entry about clusters."""
-    if entry["event"] != "clusters":
-        return entry
-    return {**entry, "layers": {place: entry["layers"][name] for place, name in model.drop_layer_names.items()}}
-
-
-def _fit(
-    run: Run,
-    folder: pathlib.Path,
-    state: TrainState,
-    batches: BatchIterator,
-    metadata: dict[str, Any],
-    preemption: Preemption,
-    *,
-    save: Save,
-    log: Callable[[LogEntry], None],
-    on_clusters: Callable[[TrainState], None],
-) -> TrainState:
-    config = run.config
-    update_interval = config.drop.update_interval if state.clusters else 0
-    epochs_of_steps = config.evaluate_every_epochs * build.steps_per_epoch(config, run.dataset.spec)
-    at_end_only = config.fake_data or not config.evaluate_every_epochs
-    profile = folder / run_folder.PROFILE if config.profile and jax.process_index() == 0 else None
-    return fit(
-        run.steps,
-        state,
-        batches,
-        num_steps=run.num_steps,
-        probe=functools.partial(run.loader.probe, config.drop.probe_size),
-        update_clusters_when=every(update_interval, round(config.drop.ramp_start * run.num_steps)),
-        test=run.loader.test,
-        evaluate_every=run.num_steps if at_end_only else max(1, round(epochs_of_steps)),
-        on_metrics=log,
-        on_clusters=on_clusters,
-        parallel=run.parallel,
-        save=save,
-        save_every=config.checkpoint.every,
-        stop=preemption,
-        max_nonfinite_steps=config.max_nonfinite_steps,
-        nonfinite_steps=metadata.get("nonfinite_steps", 0),
-        profile=profile,
-    )
-
-
-def _with_test(run: Run, state: TrainState, last: dict[str, LogEntry]) -> dict[str, LogEntry]:
-    """Evaluates again if the log of a resumed run was lost; in all processes."""
-    if distributed.all_agree("test" in last or jax.process_index() != 0):
-        return last
-    return {**last, "test": evaluate(run.parallel.compile(run.steps).evaluate, state, run.loader.test())}
+def _summarize(run: Run, state: TrainState, progress: dict[str, Any]) -> dict[str, Any]:
+    """Returns the content of `summary.json`."""
+    evaluation = {name: value for name, value in progress["eval"].items() if name not in ("event", "step", "count")}
+    return {
+        **{f"eval_{name}": value for name, value in evaluation.items()},
+        "steps": run.num_steps,
+        "nonfinite_steps": progress["nonfinite_steps"],
+        "parameters": sum(leaf.size for leaf in jax.tree.leaves(state.params)),
+        "seconds": progress["seconds"],
+        "skipped": list(run.dataset.skipped),
+        "clusters": figures.summarize_clusters(run.model, state.clusters),
+    }
 
 
 def _write_results(
     run: Run,
-    folder: pathlib.Path,
+    folder: epath.Path,
     state: TrainState,
-    last: dict[str, LogEntry],
-    seconds: float,
+    summary: dict[str, Any],
     probe: Batch,
     notify: Callable[[str], None],
-) -> dict[str, Any]:
-    """Writes `summary.json`, then `clusters.png`, and returns the summary."""
-    test = {f"test_{name}": value for name, value in last["test"].items() if name not in ("event", "step", "count")}
-    summary = {
-        **test,
-        "steps": run.num_steps,
-        "nonfinite_steps": last["nonfinite"]["nonfinite_steps"] if "nonfinite" in last else 0,
-        "parameters": sum(leaf.size for leaf in jax.tree.leaves(state.params)),
-        "seconds": seconds,
-        "skipped": list(run.dataset.skipped),
-        "clusters": figures.summarize_clusters(run.model, state.clusters),
-    }
+) -> None:
+    """Writes `summary.json`, then `clusters.png`."""
     run_folder.write_json(folder / run_folder.SUMMARY, summary)
-    if state.clusters and not importlib.util.find_spec("matplotlib"):
-        notify('clusters.png was not drawn, as Matplotlib is not installed: pip install "dropcluster-jax[plot]"')
-    elif state.clusters:
-        title = f"Learned clusters: {run.config.model} on {run.config.data.name}, step {run.num_steps}"
-        try:
-            images = normalize(distributed.addressable(probe["image"]), run.dataset.spec.mean, run.dataset.spec.std)
-            drawn = figures.clusters_and_inputs(run.model, jax.device_get(state.variables()), images)
-            figures.save_cluster_figure(folder / run_folder.CLUSTERS_FIGURE, drawn, title)
-        except Exception as error:  # of Matplotlib, or for lack of memory: the results are complete without the figure
-            notify(f"clusters.png was not drawn: {error!r}; `dropcluster clusters {run.folder}` draws it")
-    return summary
+    if not state.clusters:
+        return
+    title = f"Learned clusters: {run.config.model} on {run.config.data.name}, step {run.num_steps}"
+    try:
+        images = normalize(distributed.addressable(probe["image"]), run.dataset.spec.mean, run.dataset.spec.std)
+        drawn = figures.clusters_and_inputs(run.model, jax.device_get(state.variables()), images)
+        figures.save_cluster_figure(folder / run_folder.CLUSTERS_FIGURE, drawn, title)
+    except (ImportError, OSError, ValueError, RuntimeError) as error:  # of Matplotlib, or for lack of memory
+        notify(f"clusters.png was not drawn: {error}; `dropcluster clusters {folder}` draws it")

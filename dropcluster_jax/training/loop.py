@@ -22,7 +22,7 @@ class NonFiniteError(FloatingPointError):
 
 
 class Save(Protocol):
-    """Saves a state, with its test accuracy if it was evaluated and the number of non-finite steps so far."""
+    """Saves a state, with its accuracy if it was evaluated and the number of non-finite steps so far."""
 
     def __call__(self, state: TrainState, *, accuracy: float | None, nonfinite_steps: int) -> None: ...
 
@@ -35,7 +35,7 @@ def fit(
     num_steps: int,
     probe: Callable[[int], Batch] | None = None,
     update_clusters_when: Callable[[int], bool] = lambda step: False,
-    test: Callable[[], Iterable[Batch]] | None = None,
+    eval_batches: Callable[[], Iterable[Batch]] | None = None,
     evaluate_every: int | None = None,
     log_every: int | None = 10,
     on_metrics: Callable[[LogEntry], None] = lambda entry: None,
@@ -61,14 +61,14 @@ def fit(
         probe: Returns the probe batch of a cluster update, given its index. Defaults to the training batch.
         update_clusters_when: Predicate of the steps before which clusters are updated, e.g. `every(200, start=1000)`.
             By default, clusters are not updated, and a new network keeps the tiles of its grid.
-        test: Returns the test batches. Called for each evaluation.
+        eval_batches: Returns the batches to evaluate on. Called for each evaluation.
         evaluate_every: Interval of evaluations. Also evaluates after the last step, unless disabled.
         log_every: Interval of training metrics and of checks for non-finite steps. The first and last steps are
             included.
         on_metrics: Called with each log entry, a dict with `event` and `step`. `"train"` entries have `loss`,
             `accuracy`, `rate` and `images_per_second` (None if not known yet). `"clusters"` entries have `layers`, a
             dict from layer names to `explained_variance`, `adjusted_rand_index` (with the previous labels),
-            `num_updates` and `num_skipped`. `"test"` entries have the results of `evaluate`. `"nonfinite"` entries, one
+            `num_updates` and `num_skipped`. `"eval"` entries have the results of `evaluate`. `"nonfinite"` entries, one
             for each non-finite step, have `nonfinite_steps`, their number so far.
         on_clusters: Called with the state after each cluster update. The next step donates its buffers.
         parallel: Devices and parallelization strategy. Defaults to `jax.jit` on the default device.
@@ -84,7 +84,7 @@ def fit(
         State after the last step.
 
     Raises:
-        TypeError: If `update_clusters_when` or `test` is not callable.
+        TypeError: If `update_clusters_when` or `eval_batches` is not callable.
         ValueError: If `batches` ends before `num_steps`, labels outside the classes made a step non-finite, or
             `max_nonfinite_steps` is positive and `steps` were not made with `skip_nonfinite=True`.
         NonFiniteError: If more than `max_nonfinite_steps` steps were non-finite.
@@ -101,12 +101,12 @@ def fit(
         >>> steps = make_steps(Linear(), optax.sgd(1.0))
         >>> batch = {"image": jnp.array([1.0, -1.0]).reshape(2, 1, 1, 1), "label": jnp.array([0, 1])}
         >>> state, entries = steps.init(jax.random.key(0), batch), []
-        >>> options = {"num_steps": 9, "test": lambda: [batch], "evaluate_every": 9}
+        >>> options = {"num_steps": 9, "eval_batches": lambda: [batch], "evaluate_every": 9}
         >>> state = fit(steps, state, [batch] * 9, on_metrics=entries.append, **options)
         >>> int(state.step), [(entry["event"], entry["step"]) for entry in entries], entries[-1]["accuracy"]
-        (9, [('train', 1), ('train', 9), ('test', 9)], 1.0)
+        (9, [('train', 1), ('train', 9), ('eval', 9)], 1.0)
     """
-    for name, function in (("update_clusters_when", update_clusters_when), ("test", test)):
+    for name, function in (("update_clusters_when", update_clusters_when), ("eval_batches", eval_batches)):
         if function is not None and not callable(function):
             raise TypeError(f"{name} must be callable, got {type(function).__name__}")
     if max_nonfinite_steps and not steps.skip_nonfinite:
@@ -149,11 +149,11 @@ def fit(
                 throughput.restart()  # excludes compilation
 
             accuracy = None
-            if test is not None and evaluate_every and (_is_due(step, evaluate_every) or step == num_steps):
+            if eval_batches is not None and evaluate_every and (_is_due(step, evaluate_every) or step == num_steps):
                 nonfinite.check()
-                results = evaluate(evaluate_step, state, test())
+                results = evaluate(evaluate_step, state, eval_batches())
                 accuracy = results["accuracy"]
-                on_metrics({"event": "test", "step": step, **results})
+                on_metrics({"event": "eval", "step": step, **results})
 
             stopped = stop(step)
             if accuracy is not None or stopped or step == num_steps or _is_due(step, save_every):
@@ -174,7 +174,7 @@ def evaluate(
     Args:
         evaluate_step: Compiled `Steps.evaluate`.
         state: State with the network's variables.
-        batches: Test batches. An optional `"weight"`, `(batch,)`, weights the examples; 0 marks padding.
+        batches: Batches to evaluate on. An optional `"weight"`, `(batch,)`, weights the examples; 0 marks padding.
 
     Returns:
         The means `loss`, `accuracy` (in [0, 1]) and, for 100 or more classes, `accuracy_top5`, and `count`.

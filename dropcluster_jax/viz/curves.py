@@ -25,11 +25,11 @@ def line_style(index: int) -> dict[str, Any]:
 
 
 def curve_figure(runs: Mapping[str, Entries], title: str | None = None) -> "Figure":
-    """Draws training loss, test accuracy and drop rate of one or more runs.
+    """Draws training loss, evaluation accuracy and drop rate of one or more runs.
 
     Args:
         runs: Log entries of each run, by name. Entries are dicts with `"event"` and `"step"`; `"train"` entries have
-            `"loss"` and `"rate"`, `"test"` entries have `"accuracy"` in [0, 1].
+            `"loss"` and `"rate"`, `"eval"` entries have `"accuracy"` in [0, 1].
         title: Title of the figure.
 
     Returns:
@@ -40,7 +40,7 @@ def curve_figure(runs: Mapping[str, Entries], title: str | None = None) -> "Figu
 
     Example:
         >>> train = [{"event": "train", "step": step, "loss": 1 / step, "rate": 0.1} for step in (1, 10)]
-        >>> figure = curve_figure({"a": [*train, {"event": "test", "step": 10, "accuracy": 0.5}]})
+        >>> figure = curve_figure({"a": [*train, {"event": "eval", "step": 10, "accuracy": 0.5}]})
         >>> figure.axes[1].lines[0].get_xydata().tolist()
         [[10.0, 50.0]]
     """
@@ -52,11 +52,11 @@ def curve_figure(runs: Mapping[str, Entries], title: str | None = None) -> "Figu
         train = [entry for entry in entries if entry["event"] == "train"]
         if not train:
             raise ValueError(f"run {name} has no training entries yet")
-        test = [entry for entry in entries if entry["event"] == "test"]
+        evaluations = [entry for entry in entries if entry["event"] == "eval"]
         _plot(loss, index, name, [(entry["step"], entry["loss"]) for entry in train])
-        _plot(accuracy, index, name, [(entry["step"], _percent(entry["accuracy"])) for entry in test])
+        _plot(accuracy, index, name, [(entry["step"], _percent(entry["accuracy"])) for entry in evaluations])
         _plot(rate, index, name, [(entry["step"], _max_rate(entry["rate"])) for entry in train])
-    for ax, label in ((loss, "training loss"), (accuracy, "test accuracy (%)"), (rate, "drop rate")):
+    for ax, label in ((loss, "training loss"), (accuracy, "eval accuracy (%)"), (rate, "drop rate")):
         _label_axes(ax, label)
     low, high = loss.dataLim.intervaly
     if low > 0 and high > 10 * low:

@@ -15,7 +15,8 @@ from PIL import Image
 
 import dropcluster_jax as dc
 from dropcluster_jax.cli import commands
-from dropcluster_jax.runs import PRESETS, data_check, load_run, read_history, run_folder
+from dropcluster_jax.runs import PRESETS, data_check, load_run, read_history
+from dropcluster_jax.runs import folder as run_folder
 
 
 @one_run
@@ -23,7 +24,7 @@ def test_evaluate_reproduces_the_logged_accuracy(finished, capsys):
     folder, _ = finished
     assert command("evaluate", str(folder), "--json") == 0
     results = json.loads(capsys.readouterr().out)
-    test = entries(folder, "test")[-1]
+    test = entries(folder, "eval")[-1]
     assert results["step"] == 24 and results["test"]["count"] == 360 and results["corrupted"] == []
     assert results["test"]["accuracy"] == pytest.approx(test["accuracy"])
     assert results["test"]["loss"] == pytest.approx(test["loss"], rel=1e-5)
@@ -35,7 +36,7 @@ def test_evaluate_reproduces_the_logged_accuracy(finished, capsys):
 def test_evaluate_corruptions_at_five_severities_and_keep_the_results(unfinished, capsys, monkeypatch):
     monkeypatch.setattr("dropcluster_jax.data.CORRUPTIONS", ("contrast",))
     evaluation = unfinished / "evaluation.json"
-    assert command("evaluate", str(unfinished), "--corruptions", "--best") == 0
+    assert command("evaluate", str(unfinished), "--corruptions") == 0
     output = capsys.readouterr().out
     assert [len(re.findall(rf"contrast {i} +accuracy", output)) for i in range(1, 6)] == [1] * 5
     results = json.loads(evaluation.read_text())
@@ -46,6 +47,26 @@ def test_evaluate_corruptions_at_five_severities_and_keep_the_results(unfinished
     evaluation.write_text(json.dumps({**results, "step": 1}))  # those of another checkpoint are dropped
     assert command("evaluate", str(unfinished)) == 0
     assert json.loads(evaluation.read_text())["corrupted"] == []
+
+
+@one_run
+def test_best_needs_validation_images(finished, capsys):
+    for name in ("evaluate", "clusters"):
+        assert command(name, str(finished[0]), "--best") == 2
+        assert "best requires a run that was evaluated on validation images" in capsys.readouterr().err
+
+
+@pytest.mark.slow
+def test_best_is_chosen_on_validation_images_and_evaluated_on_test_images(tmp_path, capsys):
+    folder = tmp_path / "run"
+    options = ["--data.validation-fraction", "0.2", "--data.evaluate-on", "validation", "--checkpoint.keep", "1"]
+    options += ["--evaluate-every-epochs", "0.3", "--learning-rate", "0.4", "--steps", "60"]
+    assert command(*SMALL, *options, "--out", str(folder)) == 0
+    accuracies = {entry["step"]: entry["accuracy"] for entry in entries(folder, "eval")}
+    capsys.readouterr()
+    assert command("evaluate", str(folder), "--best", "--json") == 0
+    results = json.loads(capsys.readouterr().out)
+    assert results["test"]["count"] == 360 and accuracies[results["step"]] == max(accuracies.values())
 
 
 SMALL = ["train", "digits", "--model", "resnet8", "--steps", "2", "--batch-size", "32", "--drop.method", "none"]
@@ -105,7 +126,7 @@ def test_evaluate_and_training_notice_changed_data(change, message, allowed, arc
         assert not pathlib.Path("run/evaluation.json").exists()
     pathlib.Path("run/summary.json").unlink()
     assert command(*SMALL, "--data.name", "npz:data/f.npz", "--out", "run") == 2
-    assert "out contains a run on a different dataset" in capsys.readouterr().err
+    assert "out contains a run with a different dataset" in capsys.readouterr().err
 
 
 @one_run
@@ -145,9 +166,9 @@ def test_training_resumes_on_moved_data(archive, capsys):
     for finished in (True, False):
         pathlib.Path("run/summary.json").unlink(missing_ok=not finished)
         assert command(*other) == 2
-        assert "a run on a different dataset, run: the test examples are different" in capsys.readouterr().err
+        assert "a run with a different dataset, run: the test examples are different" in capsys.readouterr().err
     assert command(*moved) == 0
-    assert "test accuracy" in capsys.readouterr().out
+    assert "eval accuracy" in capsys.readouterr().out
     assert json.loads(pathlib.Path("run/config.json").read_text())["data"]["name"] == "npz:moved.npz"
 
 
@@ -277,7 +298,7 @@ def test_runs_lists_configuration_and_results(finished, unfinished, tmp_path, ca
     assert command("runs", str(tmp_path), "--json") == 0
     deep, copy, damaged = json.loads(capsys.readouterr().out)
     summary = json.loads((finished[0] / "summary.json").read_text())
-    results = {"step": 24, "finished": True, **{name: summary[name] for name in ("test_accuracy", "seconds")}}
+    results = {"step": 24, "finished": True, **{name: summary[name] for name in ("eval_accuracy", "seconds")}}
     config = {"method": "drop_cluster", "rate": 0.1, "model": "resnet8", "data": "digits", "seed": 0}
     assert deep == {"run": str(tmp_path / "a" / "deep"), **config, **results}
     assert not copy["finished"] and copy["seconds"] is None and "config.json is damaged" in damaged["error"]
@@ -286,7 +307,7 @@ def test_runs_lists_configuration_and_results(finished, unfinished, tmp_path, ca
     assert output.err.startswith(f"{tmp_path / 'damaged'} cannot be read: ")
     lines = output.out.splitlines()
     assert lines[0].split() == ["run", "method", "rate", "data", "model", "seed", "step", "accuracy", "time"]
-    assert f"{100 * summary['test_accuracy']:.2f}%" in lines[1] and "unfinished" in lines[2]
+    assert f"{100 * summary['eval_accuracy']:.2f}%" in lines[1] and "unfinished" in lines[2]
 
 
 @pytest.mark.parametrize(

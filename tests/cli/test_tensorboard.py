@@ -18,8 +18,8 @@ def test_event_files_contain_every_number_and_an_image_per_update(finished):
     for entry in entries(out, "train"):
         assert scalars["train/loss", entry["step"]] == np.float32(entry["loss"])
         assert scalars["train/rate", entry["step"]] == np.float32(entry["rate"])
-    for entry in entries(out, "test"):
-        assert scalars["test/accuracy", entry["step"]] == np.float32(entry["accuracy"])
+    for entry in entries(out, "eval"):
+        assert scalars["eval/accuracy", entry["step"]] == np.float32(entry["accuracy"])
     updates = entries(out, "clusters")
     for entry in updates:
         explained = entry["layers"]["stage1"]["explained_variance"]

@@ -7,6 +7,7 @@ import shutil
 import signal
 
 import numpy as np
+import optax
 import pytest
 from fake_runs import FakeMeasure
 from rich.console import Console
@@ -15,7 +16,7 @@ from tfds_folders import prepare
 from dropcluster_jax.clustering import Grid
 from dropcluster_jax.data import load
 from dropcluster_jax.linen import cluster_states
-from dropcluster_jax.runs import AugmentConfig, evaluate_run, load_run
+from dropcluster_jax.runs import AugmentConfig, load_run, trainer
 from dropcluster_jax.runs.trainer import Stopped
 from experiments import measure as measure_module
 from experiments import studies
@@ -62,15 +63,16 @@ def no_training(monkeypatch):
     def fail(*_, **__):
         raise AssertionError("trained again")
 
-    monkeypatch.setattr(measure_module.trainer, "execute", fail)
+    monkeypatch.setattr(trainer, "fit", fail)
 
 
 def test_a_line_contains_the_evaluation_of_its_network(measure, line):
-    evaluation = evaluate_run(measure.folder(job()))["test"]
-    held_out = sum(round(0.1 * np.sum(load("digits").train.labels == label)) for label in range(10))
-    assert line["count"] == evaluation["count"] == held_out
-    assert line["accuracy"] == evaluation["accuracy"]
-    assert line["loss"] == pytest.approx(evaluation["loss"])
+    held_out = load("digits", validation_fraction=0.1, evaluate_on="validation").test
+    logits = load_run(measure.folder(job())).logits(held_out.images)
+    assert line["count"] == len(held_out)
+    assert line["accuracy"] == pytest.approx(np.mean(np.argmax(logits, -1) == held_out.labels))
+    losses = optax.softmax_cross_entropy_with_integer_labels(logits, held_out.labels)
+    assert line["loss"] == pytest.approx(float(losses.mean()), rel=1e-5)
     assert line["finite"] and 0 < line["train_loss"] < 10 and line["digest"] == measure.digest
     assert line["clusters"]["stage1"]["num_updates"] == 2
 
@@ -93,13 +95,13 @@ def test_an_interrupted_job_resumes(line, tmp_path, monkeypatch):
 
 def interrupt(measure, interrupted, monkeypatch):
     """Stops a job after its first step."""
-    execute = measure_module.trainer.execute
+    execute = trainer.execute
 
-    def stop_early(run, log, notify):
-        return execute(run, log=lambda entry: signal.raise_signal(signal.SIGTERM), notify=notify)
+    def stop_early(run, folder, **options):
+        return execute(run, folder, **{**options, "log": lambda entry: signal.raise_signal(signal.SIGTERM)})
 
     with monkeypatch.context() as patched, pytest.raises(Stopped):
-        patched.setattr(measure_module.trainer, "execute", stop_early)
+        patched.setattr(trainer, "execute", stop_early)
         measure(interrupted)
 
 

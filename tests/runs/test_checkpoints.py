@@ -1,6 +1,5 @@
 """Restored checkpoints are bit-identical to saved ones; damaged checkpoints are detected."""
 
-import json
 import pathlib
 import resource
 import shutil
@@ -15,7 +14,6 @@ from hypothesis import given
 from hypothesis import strategies as st
 from training.helpers import Small, equal, mesh, separable
 
-from dropcluster_jax.runs import checkpoints
 from dropcluster_jax.runs.checkpoints import (
     FORMAT,
     Checkpointer,
@@ -24,6 +22,9 @@ from dropcluster_jax.runs.checkpoints import (
     _checksums,
 )
 from dropcluster_jax.training import DataParallel, make_steps
+
+# Orbax closes its event loop while arrays of a damaged checkpoint are still being read.
+pytestmark = pytest.mark.filterwarnings("ignore::pytest.PytestUnraisableExceptionWarning")
 
 
 @pytest.fixture(scope="module")
@@ -66,7 +67,7 @@ def at(state, step):
 def test_state_and_metadata_are_restored(three, setting):
     checkpointer, target = three
     restored = checkpointer.restore(target)
-    assert restored.metadata == {"batches": {"epoch": 3}, "format": FORMAT}
+    assert restored.metadata == {"batches": {"epoch": 3}}
     assert jax.tree.structure(restored.state) == jax.tree.structure(setting[0])
     assert equal(restored.state, at(setting[0], 3))
     assert jax.random.uniform(restored.state.key) == jax.random.uniform(setting[0].key)
@@ -83,25 +84,6 @@ def test_key_keeps_its_implementation_whatever_the_default(impl, default, settin
         restored = checkpointer.restore(jax.eval_shape(lambda: setting[0]._replace(key=jax.random.key(0))))
     assert restored.state.key.dtype == state.key.dtype and equal(restored.state, state)
     assert jax.random.uniform(restored.state.key) == jax.random.uniform(state.key)
-
-
-@pytest.mark.parametrize("impl", ["threefry2x32", "rbg"])
-def test_checkpoints_without_shapes_and_key_implementation_are_restored(impl, setting, tmp_path, monkeypatch):
-    """As written by earlier versions."""
-    state, target = setting[0]._replace(key=jax.random.key(3, impl=impl)), setting[1]
-    seal = checkpoints._seal
-
-    def seal_as_before(metadata):
-        return seal({name: value for name, value in metadata.items() if name not in ("shapes", "key_impl")})
-
-    monkeypatch.setattr(checkpoints, "_seal", seal_as_before)
-    checkpointer = Checkpointer(tmp_path / "checkpoints")
-    checkpointer.save(state, {})
-    checkpointer.close()
-    restored = checkpointer.restore(target)
-    assert restored.state.key.dtype == state.key.dtype and equal(restored.state, state)
-    with pytest.raises(CheckpointMismatchError, match=r"step is int32\[\], not int32\[2\]"):
-        checkpointer.restore(target._replace(step=jax.ShapeDtypeStruct((2,), jnp.int32)))
 
 
 def test_checkpoint_of_another_network_is_one_error(three):
@@ -125,6 +107,13 @@ def test_latest_and_best_are_kept(setting, tmp_path):
     checkpointer.close()
     assert int(checkpointer.restore(target).state.step) == 7
     assert int(checkpointer.restore(target, best=True).state.step) == 2
+
+
+def test_best_checkpoint_needs_an_accuracy(setting, tmp_path):
+    checkpointer = Checkpointer(tmp_path / "checkpoints")
+    checkpointer.save(at(setting[0], 1), {})
+    checkpointer.close()
+    assert checkpointer.restore(setting[1], best=True) is None and checkpointer.restore(setting[1]) is not None
 
 
 def test_checkpoint_of_a_step_is_restored(three):
@@ -151,12 +140,16 @@ def test_incomplete_checkpoint_is_ignored_and_removed_by_the_next_save(three, se
 
 
 def test_no_pickle_is_written(three):
-    for path in (path for path in three[0].folder.rglob("*") if path.is_file()):
+    for path in (path for path in pathlib.Path(three[0].folder).rglob("*") if path.is_file()):
         assert not path.read_bytes().startswith(b"\x80") and path.suffix not in (".pkl", ".pickle")
 
 
 def largest_file(folder: pathlib.Path) -> pathlib.Path:
     return max((path for path in folder.rglob("*") if path.is_file()), key=lambda path: path.stat().st_size)
+
+
+def contents(folder) -> dict[pathlib.Path, bytes]:
+    return {path: path.read_bytes() for path in pathlib.Path(folder).rglob("*") if path.is_file()}
 
 
 def flip_bit(path: pathlib.Path, index: int) -> None:
@@ -175,10 +168,9 @@ DAMAGE = {
     "altered run metadata": lambda folder: flip_bit(folder / "run_metadata" / "metadata", 40),
     "missing run metadata": lambda folder: shutil.rmtree(folder / "run_metadata"),
     "truncated metadata": lambda folder: (folder / "_CHECKPOINT_METADATA").write_text('{"item'),
-    "altered metrics": lambda folder: (folder / "metrics" / "metrics").write_text('{"accur'),
     "missing everything": lambda folder: [shutil.rmtree(folder), folder.mkdir()],
 }
-FAST_DAMAGE = ("altered arrays", "truncated manifest", "altered run metadata", "altered metrics")
+FAST_DAMAGE = ("altered arrays", "truncated manifest", "altered run metadata")
 
 
 @pytest.mark.parametrize(
@@ -187,18 +179,20 @@ FAST_DAMAGE = ("altered arrays", "truncated manifest", "altered run metadata", "
 )
 def test_damaged_checkpoint_is_reported_and_the_previous_one_restored(three, kind, messages, setting):
     checkpointer, target = three
-    DAMAGE[kind](checkpointer.folder / "3")
-    checkpointer.restore(target, quarantine=False)
+    DAMAGE[kind](pathlib.Path(checkpointer.folder, "3"))
+    checkpointer.restore(target, move_damaged=False)
     assert checkpointer.steps() == [1, 2, 3] and all("moved" not in message for message in messages)
     messages.clear()
     restored = checkpointer.restore(target)
-    harmless = kind in ("altered metrics", "truncated metadata")  # the arrays are intact
+    harmless = kind == "truncated metadata"  # Orbax's own, which it does not need to read the arrays
     assert int(restored.state.step) == (3 if harmless else 2) and equal(
         restored.state, at(setting[0], restored.state.step)
     )
     if not harmless:
         assert len(messages) == 1 and "step 3 is damaged" in messages[0] and "using the one of step 2" in messages[0]
-        assert (checkpointer.folder.parent / "damaged" / "3").is_dir() and checkpointer.steps() == [1, 2]
+        damaged = checkpointer.folder.parent / "damaged"
+        assert (damaged / "3").is_dir() and checkpointer.steps() == [1, 2]
+        assert (damaged / "3.txt").read_text().strip() in messages[0]
     for step in (3, 4):  # training continues
         checkpointer.save(at(setting[0], step), {}, 0.1)
     assert checkpointer.wait() == [1, 3, 4], messages
@@ -209,13 +203,11 @@ def test_damaged_checkpoint_is_reported_and_the_previous_one_restored(three, kin
 def test_if_no_checkpoint_is_intact_restore_raises_and_removes_nothing(three, messages):
     checkpointer, target = three
     for step in checkpointer.steps():
-        flip_bit(largest_file(checkpointer.folder / str(step) / "state" / "ocdbt.process_0"), 777)
-    before = {path: path.read_bytes() for path in checkpointer.folder.rglob("*") if path.is_file()}
+        flip_bit(largest_file(pathlib.Path(checkpointer.folder, str(step), "state", "ocdbt.process_0")), 777)
+    before = contents(checkpointer.folder)
     with pytest.raises(CorruptCheckpointError, match=r"no intact checkpoint \(step 3: .*; step 2: .*; step 1: "):
         checkpointer.restore(target)
-    assert {
-        path: path.read_bytes() for path in checkpointer.folder.rglob("*") if path.is_file()
-    } == before and not messages
+    assert contents(checkpointer.folder) == before and not messages
 
 
 def test_checksum_detects_any_flipped_bit(setting):
@@ -274,4 +266,3 @@ def test_invalid_arguments_and_formats_raise(three, tmp_path, setting, monkeypat
     monkeypatch.setattr("dropcluster_jax.runs.checkpoints.FORMAT", FORMAT + 1)
     with pytest.raises(ValueError, match=f"has format {FORMAT}, but this version reads format {FORMAT + 1}"):
         three[0].restore(three[1])
-    assert json.loads((three[0].folder / "3" / "metrics" / "metrics").read_text()) == {"accuracy": 0.6}

@@ -1,11 +1,13 @@
 import dataclasses
 import json
+import os
 import pathlib
+import re
 
 import pytest
 
 from dropcluster_jax.runs import PRESETS, AugmentConfig, CheckpointConfig, DataConfig, DropConfig, TrainConfig
-from dropcluster_jax.runs.config import RUNTIME_FIELDS, without_runtime_fields
+from dropcluster_jax.runs.config import RUNTIME_FIELDS, as_path, without_runtime_fields
 
 
 def through_json(config):
@@ -14,7 +16,7 @@ def through_json(config):
 
 def test_configurations_survive_json():
     for name, (_, config) in PRESETS.items():
-        changed = dataclasses.replace(config, data=dataclasses.replace(config.data, dir=pathlib.Path("there")), seed=7)
+        changed = dataclasses.replace(config, data=dataclasses.replace(config.data, dir="there"), seed=7)
         assert through_json(changed) == changed, name
 
 
@@ -44,7 +46,7 @@ def test_options_that_do_not_change_the_results_are_ignored():
         profile=True,
         max_nonfinite_steps=2,
         checkpoint=CheckpointConfig(every=5, keep=1),
-        data=DataConfig(workers=2, dir=pathlib.Path("there")),
+        data=DataConfig(workers=2, dir="there"),
     )
     assert without_runtime_fields(changed) == without_runtime_fields(config)
     other = dataclasses.replace(changed, data=dataclasses.replace(changed.data, fraction=0.5))
@@ -122,3 +124,24 @@ def test_bounds_are_valid_values():
     TrainConfig(
         drop=DropConfig(rate=1.0, min_explained_variance=1.0, ramp_start=0.5, ramp_end=0.5, threshold_range=(0.3, 0.3))
     )
+
+
+def test_local_paths_are_expanded(monkeypatch):
+    monkeypatch.setenv("HOME", "/home/me")
+    assert as_path("~/x") == pathlib.Path("/home/me/x") and as_path("a/b") == pathlib.Path("a/b")
+    assert TrainConfig(out=pathlib.Path("~/x")).out == pathlib.Path("/home/me/x")
+    assert str(as_path("gs://bucket/x") / "y") == "gs://bucket/x/y"
+
+
+@pytest.mark.parametrize(
+    ("path", "message"),
+    [
+        ("s3://bucket/run", "paths must be local or gs://..., got s3://bucket/run"),
+        (pathlib.Path("hdfs://host/run"), "paths must be local or gs://..., got hdfs:/host/run"),
+        (pathlib.Path("gs://bucket"), "paths must be local or gs://..., got gs:/bucket"),  # pathlib removes a slash
+        (os.fsdecode(b"runs/\xff"), r"paths must be valid in the locale's encoding, got b'runs/\xff'"),
+    ],
+)
+def test_invalid_paths_are_errors(path, message):
+    with pytest.raises(ValueError, match=re.escape(message)):
+        as_path(path)

@@ -84,8 +84,8 @@ def test_clusters_are_updated_when_due(setup):
 
 def test_evaluation_runs_when_due_and_at_the_end(setup):
     steps, batch = setup
-    state, entries = run(setup, test=lambda: [batch, batch], evaluate_every=8)
-    tests = select(entries, "test")
+    state, entries = run(setup, eval_batches=lambda: [batch, batch], evaluate_every=8)
+    tests = select(entries, "eval")
     assert [entry["step"] for entry in tests] == [8, 16, 20]
     assert tests[-1]["count"] == 64
     sums = steps.evaluate(state, batch)
@@ -100,7 +100,7 @@ def test_intervals_can_be_disabled(setup, disabled):
     _, entries = run(
         setup,
         num_steps=5,
-        test=lambda: [batch],
+        eval_batches=lambda: [batch],
         evaluate_every=disabled,
         log_every=disabled,
         save=lambda state, *, accuracy, nonfinite_steps: saved_steps.append(int(state.step)),
@@ -115,7 +115,7 @@ def test_intervals_can_be_disabled(setup, disabled):
     ("arguments", "error", "message"),
     [
         ({"batches": []}, ValueError, "batches must last until step 20, but ended after step 0"),
-        ({"test": [{}]}, TypeError, "test must be callable"),
+        ({"eval_batches": [{}]}, TypeError, "eval_batches must be callable"),
         ({"update_clusters_when": 2}, TypeError, "update_clusters_when must be callable"),
         ({"max_nonfinite_steps": 1}, ValueError, "max_nonfinite_steps requires steps made with skip_nonfinite=True"),
     ],
@@ -140,7 +140,12 @@ def test_evaluation_without_examples_raises(setup):
 @pytest.mark.optimized
 def test_resuming_equals_an_uninterrupted_run(setup):
     steps, batch = setup
-    options = {"update_clusters_when": every(4, start=2), "test": lambda: [batch], "evaluate_every": 6, "num_steps": 20}
+    options = {
+        "update_clusters_when": every(4, start=2),
+        "eval_batches": lambda: [batch],
+        "evaluate_every": 6,
+        "num_steps": 20,
+    }
     expected_state, expected_entries = run(setup, **options)
     saved = []
 
@@ -234,7 +239,7 @@ def test_steps_compile_once_without_implicit_transfers(caplog):
             num_steps=12,
             probe=functools.partial(loader.probe, 32),
             update_clusters_when=every(3),
-            test=loader.test,
+            eval_batches=loader.test,
             evaluate_every=4,
             parallel=parallel,
             save=lambda state, *, accuracy, nonfinite_steps: None,

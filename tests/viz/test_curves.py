@@ -10,7 +10,7 @@ def run_entries(factor):
         {"event": "train", "step": step, "loss": factor / step, "accuracy": 0.5, "rate": step / 1000}
         for step in (1, 10, 100)
     ]
-    return [*train, {"event": "test", "step": 100, "accuracy": factor / 4}]
+    return [*train, {"event": "eval", "step": 100, "accuracy": factor / 4}]
 
 
 def points(ax):

@@ -14,7 +14,6 @@ import numpy as np
 
 from dropcluster_jax._optional import optional_import
 from dropcluster_jax.cache import file_stamp
-from dropcluster_jax.data.addresses import parse_address
 from dropcluster_jax.data.config import DataConfig
 from dropcluster_jax.data.dataset import DATASETS, Dataset
 from dropcluster_jax.data.examples import RecordExamples
@@ -93,15 +92,14 @@ def _data_dir(data_dir: str | os.PathLike[str] | None) -> tuple[Any, str]:
         "the environment variable TFDS_DATA_DIR": os.environ.get("TFDS_DATA_DIR"),
         _DEFAULT_DIR: "~/tensorflow_datasets",
     }
-    origin, path = next((origin, path) for origin, path in origins.items() if path)
-    address = parse_address(path)
-    if address is None:
-        return epath.Path(path).expanduser(), origin
-    if not address.startswith("gs://"):  # ArrayRecord files are read by C++ code, which knows no other object stores.
-        raise ValueError(f"{origin} must be a local folder or gs://..., got {address}")
-    with optional_import("gcsfs", "gcs"):
-        import gcsfs  # noqa: F401
-    return epath.Path(address), origin
+    origin, data_dir = next((origin, path) for origin, path in origins.items() if path)
+    root = os.fspath(data_dir)
+    if root.startswith("gs://"):
+        with optional_import("gcsfs", "gcs"):
+            import gcsfs  # noqa: F401
+    elif "://" in root:  # ArrayRecord files are read by C++ code, which knows no other object stores.
+        raise ValueError(f"{origin} must be a local folder or gs://..., got {root}")
+    return epath.Path(root).expanduser(), origin
 
 
 def _find(name: str, data_dir: str | os.PathLike[str] | None, download: bool) -> Any:

@@ -1,6 +1,6 @@
-"""Emulators of object stores, each with an empty bucket named "bucket".
+"""An emulator of Google Cloud Storage, with an empty bucket named "bucket".
 
-python object_stores.py gs|s3 PORT
+python object_store.py PORT
 """
 
 import http
@@ -8,7 +8,7 @@ import sys
 import threading
 
 
-def serve_gs(port: int) -> None:
+def serve(port: int) -> None:
     from gcp_storage_emulator.handlers import objects
     from gcp_storage_emulator.server import create_server
 
@@ -28,15 +28,7 @@ def serve_gs(port: int) -> None:
     create_server("127.0.0.1", port, in_memory=True, default_bucket="bucket").start()
 
 
-def serve_s3(port: int) -> None:
-    import boto3
-    from moto.server import ThreadedMotoServer
-
-    ThreadedMotoServer("127.0.0.1", port, verbose=False).start()
-    boto3.client("s3", endpoint_url=f"http://127.0.0.1:{port}").create_bucket(Bucket="bucket")
-
-
 if __name__ == "__main__":
-    {"gs": serve_gs, "s3": serve_s3}[sys.argv[1]](int(sys.argv[2]))
+    serve(int(sys.argv[1]))
     print("ready", flush=True)
     threading.Event().wait()

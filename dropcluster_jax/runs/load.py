@@ -1,0 +1,346 @@
+"""Reading runs back: their list, the trained network, and its evaluation."""
+
+import contextlib
+import dataclasses
+import os
+from collections.abc import Callable, Iterable, Iterator, Mapping
+from typing import Any, NamedTuple
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+from etils import epath
+from jaxtyping import Array, Float, PyTree, UInt8
+
+from dropcluster_jax.data import (
+    ArrayExamples,
+    Dataset,
+    DatasetSpec,
+    Loader,
+    corrupt,
+    corrupted_test,
+    make_loader,
+    normalize,
+)
+from dropcluster_jax.data.corrupted import computed_origin
+from dropcluster_jax.data.opening import open_data
+from dropcluster_jax.models import ResNet
+from dropcluster_jax.runs.build import abstract_state, make_model, make_run_steps
+from dropcluster_jax.runs.checkpoints import Checkpointer
+from dropcluster_jax.runs.config import TrainConfig, as_path
+from dropcluster_jax.runs.folder import CHECKPOINTS, EVALUATION, METRICS, is_run, read_config, read_json, read_summary
+from dropcluster_jax.runs.log import read_entries
+from dropcluster_jax.training.data_parallel import DataParallel
+from dropcluster_jax.training.loop import evaluate
+from dropcluster_jax.training.steps import Batch, TrainState
+
+
+def list_runs(folder: str | os.PathLike[str]) -> list[dict[str, Any]]:
+    """Returns a dict for each run in a folder and its subfolders, sorted by path.
+
+    Symbolic links are not followed, and run folders are not searched for further runs.
+
+    Args:
+        folder: Folder to search.
+
+    Returns:
+        For each run: `run`, its folder; `method`, `rate`, `model`, `data`, `seed`; `step`, the last one logged;
+        `finished`; `eval_accuracy`, that of the last evaluation, in [0, 1], or None; and `seconds`, None if
+        unfinished. For a run that cannot be read: `run` and `error`.
+
+    Raises:
+        FileNotFoundError: If the folder does not exist or contains no run.
+
+    Example:
+        >>> list_runs("/nowhere")
+        Traceback (most recent call last):
+        FileNotFoundError: no folder /nowhere
+    """
+    root = as_path(folder)
+    if not root.is_dir():
+        raise FileNotFoundError(f"no folder {root}")
+    runs = [_describe(path) for path in _find_runs(root)]
+    if not runs:
+        raise FileNotFoundError(f"{root} contains no runs; `dropcluster train digits --out {root}/digits` creates one")
+    return runs
+
+
+def _find_runs(folder: epath.Path) -> Iterator[epath.Path]:
+    if is_run(folder):
+        yield folder
+        return
+    for path in sorted(folder.iterdir()):
+        if path.is_dir() and not os.path.islink(path):
+            yield from _find_runs(path)
+
+
+def _describe(folder: epath.Path) -> dict[str, Any]:
+    try:
+        config, _ = read_config(folder)
+        summary = read_summary(folder)
+        entries = read_entries(folder / METRICS)
+        accuracies = [entry["accuracy"] for entry in entries if entry["event"] == "eval"]
+        seconds = summary["seconds"] if summary is not None else None
+    except (ValueError, OSError) as error:
+        return {"run": str(folder), "error": str(error)}
+    except KeyError as error:
+        return {"run": str(folder), "error": f"files are damaged: missing {error}"}
+    return {
+        "run": str(folder),
+        "method": config.drop.method,
+        "rate": config.drop.rate if config.drop.method != "none" else 0.0,
+        "model": config.model,
+        "data": config.data.name,
+        "seed": config.seed,
+        "step": entries[-1]["step"] if entries else 0,
+        "finished": summary is not None,
+        "eval_accuracy": accuracies[-1] if accuracies else None,
+        "seconds": seconds,
+    }
+
+
+class LoadedRun(NamedTuple):
+    """The trained network of a run.
+
+    Attributes:
+        model: The network; `model.apply(variables, images)` returns the logits of normalized images.
+        variables: Its parameters (moving averages, if the run kept them), statistics and clusters.
+        config: The configuration of the run.
+        spec: The description of its dataset: class names, image shape, mean and standard deviation.
+        step: Step of the checkpoint.
+        state: The whole training state.
+
+    Example:
+        >>> import flax.linen as nn
+        >>> class Sum(nn.Module):
+        ...     def __call__(self, x):
+        ...         return x.sum((1, 2))
+        >>> spec = DatasetSpec("gray", ("white",), (2, 2, 1), mean=(0.5,), std=(0.5,), num_train_examples=1)
+        >>> loaded = LoadedRun(Sum(), {}, TrainConfig(), spec, step=0, state=None)
+        >>> loaded.logits(np.full((1, 2, 2, 1), 255, np.uint8)).tolist()  # (1 - 0.5) / 0.5 for each of 4 pixels
+        [[4.0]]
+    """
+
+    model: ResNet
+    variables: dict[str, PyTree]
+    config: TrainConfig
+    spec: DatasetSpec
+    step: int
+    state: TrainState
+
+    def logits(self, images: UInt8[Array, "batch height width channels"]) -> Float[Array, "batch classes"]:
+        """Returns the logits of unnormalized images.
+
+        Args:
+            images: uint8 `(batch, height, width, channels)`, values from 0 to 255.
+
+        Returns:
+            float32 `(batch, classes)`.
+
+        Raises:
+            TypeError: If `images` is not uint8.
+            ValueError: If `images` has a different number of axes or channels.
+        """
+        images, channels = jnp.asarray(images), self.spec.image_shape[-1]
+        if images.ndim != 4 or images.shape[-1] != channels:
+            hint = "; add a batch axis to a single image: images[None]" if images.ndim == 3 else ""
+            raise ValueError(
+                f"images must have shape (batch, height, width, {channels}), got {tuple(images.shape)}{hint}"
+            )
+        normalized = normalize(images, self.spec.mean, self.spec.std)
+        return self.model.apply(self.variables, normalized)  # pyright: ignore[reportReturnType]
+
+
+def load_run(
+    folder: str | os.PathLike[str],
+    *,
+    best: bool = False,
+    step: int | None = None,
+    notify: Callable[[str], None] = print,
+) -> LoadedRun:
+    """Loads the network of a run from its latest intact checkpoint. Does not open the dataset.
+
+    Args:
+        folder: Run folder; the run may be unfinished.
+        best: Whether to load the checkpoint with the best accuracy on validation images.
+        step: Step of the checkpoint to load instead; see `checkpoint.keep` in `TrainConfig`.
+        notify: Called with a message if a checkpoint is damaged.
+
+    Returns:
+        The network with its variables, configuration and dataset description.
+
+    Raises:
+        FileNotFoundError: If the folder contains no run, or the run has no checkpoint, none of this step or, for the
+            best, none that was evaluated.
+        CorruptCheckpointError: If no checkpoint is intact.
+        ImportError: If Orbax is not installed.
+        ValueError: If the configuration is damaged, the run was written by a version with other options, or `best` is
+            set for a run that was not evaluated on validation images.
+
+    Example:
+        >>> import pathlib, tempfile
+        >>> from dropcluster_jax.runs import DropConfig, train
+        >>> out = pathlib.Path(tempfile.mkdtemp(), "run")
+        >>> config = TrainConfig(model="resnet8", steps=8, batch_size=32, drop=DropConfig("none"), out=out)
+        >>> _ = train(config, notify=lambda message: None)
+        >>> loaded = load_run(out)
+        >>> loaded.logits(jnp.zeros((2, 8, 8, 1), jnp.uint8)).shape, loaded.step, sorted(loaded.variables)
+        ((2, 10), 8, ['batch_stats', 'params'])
+    """
+    path = as_path(folder)
+    config, spec = read_config(path)
+    if best and config.data.evaluate_on != "validation":
+        raise ValueError(
+            f"best requires a run that was evaluated on validation images, but {path} was evaluated on test images: "
+            "train with --data.validation-fraction FRACTION --data.evaluate-on validation"
+        )
+    model = make_model(config, spec)
+    mesh = jax.make_mesh((1,), ("batch",), (jax.sharding.AxisType.Auto,), devices=jax.local_devices()[:1])
+    target = abstract_state(config, spec, make_run_steps(config, model, spec), DataParallel(mesh=mesh))
+    with contextlib.closing(Checkpointer(path / CHECKPOINTS, notify=notify)) as checkpointer:
+        restored = checkpointer.restore(target, best=best, step=step, move_damaged=False)
+        steps = checkpointer.steps()
+    if restored is None:
+        wanted = "evaluated checkpoint" if best else "checkpoint" if step is None else f"checkpoint of step {step}"
+        raise FileNotFoundError(f"{path} has no {wanted} yet; steps of its checkpoints: {steps}")
+    state = restored.state
+    return LoadedRun(model, state.variables(ema=True), config, spec, int(state.step), state)
+
+
+def evaluate_run(
+    folder: str | os.PathLike[str],
+    *,
+    best: bool = False,
+    corruptions: Iterable[str] = (),
+    num_corrupted: int | None = None,
+    data_dir: str | None = None,
+    allow_changed_data: bool = False,
+    log: Callable[[dict[str, Any]], None] = lambda result: None,
+    notify: Callable[[str], None] = print,
+) -> dict[str, Any]:
+    """Evaluates the network of a run on its test images, and on corrupted ones.
+
+    These are the test images of the dataset, even if the run was evaluated on validation images during training.
+
+    Args:
+        folder: Run folder.
+        best: Whether to evaluate the checkpoint with the best accuracy on validation images.
+        corruptions: Names of `CORRUPTIONS`, each of which is evaluated at five severities.
+        num_corrupted: Number of test images to corrupt, the first ones; None for all. Only for in-memory datasets.
+        data_dir: TFDS data directory, if not the one the run used, or the folder that an archive or image folder has
+            been moved to.
+        allow_changed_data: Whether to evaluate on data that are not those the run was trained on. Labels are compared
+            by index; the number of classes and the image shape must be the same.
+        log: Called with each result: `corruption` (None for the original images), `severity`, `accuracy`, `loss`,
+            `count` and `origin`.
+        notify: Called with a message if a checkpoint is damaged or the data have changed.
+
+    Returns:
+        `step`, the step of the checkpoint; `test`, the result on the original images; `corrupted`, a list of the other
+        results; `mean_corrupted_accuracy`, None if there are none; and `changed_data`, a list of how the data differ
+        from those the run was trained on.
+
+    Raises:
+        FileNotFoundError, CorruptCheckpointError, ImportError: As in `load_run` and `data.load`.
+        ValueError: As in `load_run` and `data.load`; if the data have changed, unless that is allowed.
+
+    Example:
+        >>> evaluate_run("runs/digts")
+        Traceback (most recent call last):
+        FileNotFoundError: runs/digts is not a run folder: it has no config.json of a run
+    """
+    loaded = load_run(folder, best=best, notify=notify)
+    config = loaded.config
+    if data_dir is not None:
+        config = dataclasses.replace(config, data=dataclasses.replace(config.data, dir=data_dir))
+    dataset, loader, differences = open_run_data(config, loaded.spec, allow_changed_data, notify)
+    if config.data.evaluate_on == "validation":
+        tested = dataclasses.replace(config.data, evaluate_on="test")
+        dataset, loader = open_data(tested, config.batch_size, config.seed, fake=config.fake_data)
+    evaluate_step = jax.jit(make_run_steps(config, loaded.model, loaded.spec).evaluate)
+
+    def measure(batches: Iterable[Batch], corruption: str | None, severity: int, origin: str) -> dict[str, Any]:
+        metrics = evaluate(evaluate_step, loaded.state, batches)
+        result = {"corruption": corruption, "severity": severity, **metrics, "origin": origin}
+        log(result)
+        return result
+
+    clean = measure(loader.test(), None, 0, dataset.name)
+    corrupted = []
+    for name in corruptions:
+        for severity in range(1, 6):
+            batches, origin = _corrupted_batches(dataset, loader, config, name, severity, num_corrupted)
+            corrupted.append(measure(batches, name, severity, origin))
+    mean = float(np.mean([result["accuracy"] for result in corrupted])) if corrupted else None
+    return {
+        "step": loaded.step,
+        "test": clean,
+        "corrupted": corrupted,
+        "mean_corrupted_accuracy": mean,
+        "changed_data": differences,
+    }
+
+
+def _corrupted_batches(
+    dataset: Dataset, loader: Loader, config: TrainConfig, name: str, severity: int, number: int | None
+) -> tuple[Iterable[Batch], str]:
+    """Returns corrupted test batches and the origin of the images."""
+    if isinstance(dataset.test, ArrayExamples):
+        if number is not None and number < len(dataset.test):  # the published sets contain all test images
+            dataset = dataclasses.replace(dataset, test=dataset.test.take(slice(number)), test_split=None)
+        examples, origin = corrupted_test(dataset, name, severity, data_dir=config.data.dir)
+        loader = make_loader(dataclasses.replace(dataset, train=examples, test=examples), config.batch_size)
+        return loader.test(), origin
+
+    def stream() -> Iterator[Batch]:
+        for index, batch in enumerate(loader.test()):
+            key = jax.random.fold_in(jax.random.key(0), index)
+            yield {**batch, "image": jnp.asarray(corrupt(name, severity, key, np.asarray(batch["image"])))}
+
+    return stream(), computed_origin(name)
+
+
+def open_run_data(
+    config: TrainConfig, spec: DatasetSpec, allow_changed_data: bool, notify: Callable[[str], None]
+) -> tuple[Dataset, Loader, list[str]]:
+    """Opens the data of a run, whose dataset `spec` describes, and returns how they differ from that description.
+
+    With `allow_changed_data`, `notify` is called with the differences.
+
+    Raises:
+        FileNotFoundError: If the data do not exist.
+        ValueError: If they have changed and `allow_changed_data` is False, or the network does not apply to them.
+    """
+    try:
+        dataset, loader = open_data(config.data, config.batch_size, config.seed, fake=config.fake_data)
+    except FileNotFoundError as error:
+        if config.data.name.startswith(("npz:", "folder:")):
+            raise FileNotFoundError(f"{error}; if it was moved, --data-dir is the folder that it is in now") from None
+        raise
+    differences = spec.differences(dataset.spec)
+    if differences:
+        message = f"the data are not those the run was trained on: {'; '.join(differences)}"
+        if (dataset.spec.num_classes, dataset.spec.image_shape) != (spec.num_classes, spec.image_shape):
+            raise ValueError(f"{message}; the network needs the same number of classes and image shape")
+        if not allow_changed_data:
+            raise ValueError(f"{message}; --allow-changed-data uses them anyway")
+        notify(message)
+    return dataset, loader, differences
+
+
+def read_evaluation(folder: epath.Path) -> dict[str, Any]:
+    """Returns the content of `evaluation.json`, empty if there is none; raises ValueError if it is damaged."""
+    try:
+        return read_json(folder / EVALUATION)
+    except FileNotFoundError:
+        return {}
+
+
+def merge_evaluation(previous: Mapping[str, Any], evaluation: Mapping[str, Any]) -> dict[str, Any]:
+    """Adds the earlier results on corrupted images of the same checkpoint and data, unless there are new ones."""
+    if evaluation["corrupted"]:
+        return dict(evaluation)
+    if previous.get("step") != evaluation["step"] or previous.get("changed_data", []) != evaluation["changed_data"]:
+        return dict(evaluation)
+    names = ("corrupted", "mean_corrupted_accuracy")
+    return {**evaluation, **{name: previous[name] for name in names if name in previous}}
