@@ -176,7 +176,7 @@ def test_two_processes_train_one_run(bucket):
     arguments = [*SHORT, "--out", folder, "--strategy", "pmap", "--coordinator", free_port(), "--num-processes", "2"]
     commands = [["-m", "dropcluster_jax", *arguments, "--process-id", str(index)] for index in range(2)]
     with start(commands, devices=2) as processes:
-        outputs = [process.communicate(timeout=200) for process in processes]
+        outputs = [process.communicate(timeout=500) for process in processes]
         statuses = [process.returncode for process in processes]
     assert statuses == [0, 0], outputs
     assert Checkpointer(f"{folder}/checkpoints").steps() == [20, 24] and load_run(folder).step == 24
