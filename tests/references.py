@@ -32,10 +32,8 @@ def lloyd(
     return distances.argmin(1)
 
 
-def kmeans_plus_plus(
-    x: np.ndarray, num_clusters: int, coordinates: np.ndarray, weight: float, bits: np.ndarray
-) -> list[int]:
-    """Chooses seeds by greedy k-means++ from random words `(candidates, positions)`. All units must vary."""
+def kmeans_plus_plus(x: np.ndarray, coordinates: np.ndarray, weight: float, noise: np.ndarray) -> list[int]:
+    """Chooses seeds by greedy k-means++ from Gumbel noise `(clusters, candidates, positions)`. All units must vary."""
     vectors, varying = correlation_vectors(x)
     assert varying.all()
 
@@ -45,11 +43,9 @@ def kmeans_plus_plus(
 
     seeds: list[int] = []
     nearest = np.ones(len(vectors))
-    for step in range(num_clusters):
-        words = (bits.astype(np.uint64) + step * 0x9E3779B9) % 2**32  # the multiples of the golden ratio
-        uniform = (words // 256 + 0.5) / 2**24
+    for step_noise in noise:
         with np.errstate(divide="ignore"):
-            candidates = (-np.log(uniform) / nearest).argmin(1)  # exponential variables with the weights as rates
+            candidates = (np.log(nearest) + step_noise).argmax(1)
         if not seeds:
             best = int(candidates[0])
             nearest = distances_to(best)

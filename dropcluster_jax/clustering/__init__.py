@@ -8,12 +8,7 @@ clusterings. `dropcluster_jax.masking` drops the clusters.
 from dropcluster_jax.clustering.controls import Shuffled, Voronoi
 from dropcluster_jax.clustering.grid import Grid
 from dropcluster_jax.clustering.kmeans import KMeans
-from dropcluster_jax.clustering.metrics import (
-    adjusted_rand_index,
-    explained_variance,
-    is_connected,
-    mean_within_correlation,
-)
+from dropcluster_jax.clustering.metrics import adjusted_rand_index, explained_variance, is_connected
 from dropcluster_jax.clustering.rena import ReNA
 from dropcluster_jax.clustering.state import Clusterer, ClusterState, cluster_sizes, resize_clusters
 
@@ -29,6 +24,5 @@ __all__ = [
     "cluster_sizes",
     "explained_variance",
     "is_connected",
-    "mean_within_correlation",
     "resize_clusters",
 ]

@@ -27,16 +27,12 @@ class Voronoi:
     Compact like learned clusters, but random: a control for whether learning matters.
 
     Attributes:
-        num_clusters: Number of clusters, at least 1 and at most the number of positions. Give either this or
-            `cluster_size`.
-        cluster_size: Mean number of positions per cluster, at least 1, for `max(1, round(positions / cluster_size))`
-            clusters.
+        num_clusters, cluster_size: See `Grid`.
         per_channel: Whether each channel has its own cells.
         seed: Seed of the points. The n-th update draws the same points in every run with this seed.
 
     Raises:
-        TypeError: If `num_clusters` is not an integer.
-        ValueError: If not exactly one of `num_clusters` and `cluster_size` is given, or it is below 1.
+        TypeError, ValueError: See `Grid`.
 
     Example:
         >>> x = jax.random.normal(jax.random.key(0), (8, 4, 6, 3))

@@ -15,7 +15,7 @@ from typing import Any, NamedTuple
 
 import jax
 import jax.numpy as jnp
-from jaxtyping import Array, Bool, Float, Int, PyTree, Shaped
+from jaxtyping import Array, Bool, Float, Int, PyTree
 
 from dropcluster_jax.clustering.channels import map_channels, map_channels_in_place, sum_over_channels
 
@@ -45,8 +45,8 @@ def correlation_vectors(
         axis_name: Mapped axis over which the batch is split, if any.
 
     Returns:
-        The vectors, zero for constant units; whether each unit varies; and whether all activations and the sums of
-        their squares are finite.
+        The vectors, zero for constant units; whether each unit varies; and whether all activations and norms are
+        finite.
 
     Example:
         >>> x = jnp.array([[1.0, 2.0, 3.0], [5.0, 3.0, 1.0], [0.0, 0.0, 0.0]])  # 3 units, 3 examples
@@ -63,11 +63,15 @@ def correlation_vectors(
     x = x - maximum[..., None]
     batch = psum(x.shape[-1], axis_name)
     mean = psum(jnp.sum(x, axis=-1), axis_name) / batch
+    # Correlation has no scale: with the mean distance from the maximum near 1, no square overflows or underflows.
+    _, exponent = jnp.frexp(mean)
+    scale = jnp.ldexp(jnp.ones_like(mean), jnp.clip(-exponent, -126, 126))  # a power of two, which is exact
     x = x - mean[..., None]
-    squared_norm = psum(jnp.sum(jnp.square(x), axis=-1), axis_name)
-    varying = squared_norm > batch * jnp.square(_MIN_DEVIATION * maximum)
-    scale = jnp.where(varying, jax.lax.rsqrt(jnp.where(varying, squared_norm, 1.0)), 0.0)
-    return x * scale[..., None], varying, jnp.all(jnp.isfinite(squared_norm))
+    squared_norm = psum(jnp.sum(jnp.square(x * scale[..., None]), axis=-1), axis_name)
+    varying = squared_norm > batch * jnp.square(_MIN_DEVIATION * maximum * scale)
+    inverse_norm = jnp.where(varying, scale * jax.lax.rsqrt(jnp.where(varying, squared_norm, 1.0)), 0.0)
+    finite = jnp.isfinite(squared_norm) & (varying == (inverse_norm > 0))  # else, the norm overflows
+    return x * inverse_norm[..., None], varying, jnp.all(finite)
 
 
 def layer_units(x: Float[Array, "batch *spatial channels"], axis_name: str | None) -> tuple[Units, Bool[Array, ""]]:
@@ -94,16 +98,14 @@ def map_groups(
     function: Callable[..., PyTree[Array]],
     units: Units,
     labels: Int[Array, "*spatial groups"],
-    *scalars: Shaped[Array, " groups"],
     elements_per_position: int,
 ) -> Any:
-    """Applies `function(units, labels, *scalars)` to each group of units that share their labels.
+    """Applies `function(units, labels)` to each group of units that share their labels.
 
     Args:
-        function: Function of the units of one group, their labels, `(positions,)`, and further scalars.
+        function: Function of the units of one group and their labels, `(positions,)`.
         units: Units of a layer.
         labels: Labels, of one group with all channels or of one group per channel.
-        scalars: Further arguments, with a value for each group.
         elements_per_position: Number of float32 values per position that `function` needs in memory for each channel,
             in addition to the vectors.
 
@@ -113,13 +115,12 @@ def map_groups(
     _, positions, batch = units.vectors.shape
     labels = flatten_labels(labels)
     if len(labels) == 1:
-        own = [values[0] for values in scalars]
-        return jax.tree.map(lambda result: result[None], function(units, labels[0], *own))
+        return jax.tree.map(lambda result: result[None], function(units, labels[0]))
 
-    def map_channel(vectors: Array, varying: Array, labels: Array, *own: Array) -> PyTree[Array]:
-        return function(Units(vectors[None], varying[None]), labels, *own)
+    def map_channel(vectors: Array, varying: Array, labels: Array) -> PyTree[Array]:
+        return function(Units(vectors[None], varying[None]), labels)
 
-    return map_channels(map_channel, *units, labels, *scalars, elements=positions * (batch + elements_per_position))
+    return map_channels(map_channel, *units, labels, elements=positions * (batch + elements_per_position))
 
 
 def distances_to_centroids(

@@ -39,26 +39,23 @@ class KMeans:
     clustered separately, as in the paper.
 
     The first update seeds with greedy k-means++ and a fixed key. Later updates start from the current labels and
-    recompute the centroids on the new probe batch, so clusters change only as much as the data and the weights. A
-    channel (or layer) that is constant at first is seeded at the first update at which it varies.
+    recompute the centroids on the new probe batch, so clusters change only as much as the data and the weights.
 
     Constant units, whose response does not vary over the batch, do not contribute to centroids and join the cluster
     with the nearest mean position. An empty cluster is refilled with the unit farthest from its centroid. A channel (or
-    layer, if labels are shared) with only constant units keeps its labels.
+    layer, if labels are shared) with only constant units keeps its labels; if these are still the tiles of the grid,
+    later updates start from them.
 
     Attributes:
-        num_clusters: Number of clusters, at least 1 and at most the number of positions. Give either this or
-            `cluster_size`.
-        cluster_size: Mean number of positions per cluster, at least 1, for `max(1, round(positions / cluster_size))`
-            clusters.
+        num_clusters, cluster_size: See `Grid`.
         iterations: Maximum number of Lloyd iterations per update, at least 1. An update ends early when no unit moves.
         spatial_weight: Weight of the compactness term, at least 0. Adds `spatial_weight * |position - mean position of
             the cluster|^2` to the squared distance, with positions in [0, 1]^d.
         per_channel: Whether each channel has its own labels.
 
     Raises:
-        TypeError: If `num_clusters` is not an integer.
-        ValueError: If not exactly one of `num_clusters` and `cluster_size` is given, or a value is out of range.
+        TypeError, ValueError: See `Grid`.
+        ValueError: If `iterations` or `spatial_weight` is invalid.
 
     References:
         Chen, Gautier, Aydore, "DropCluster: A structured dropout for convolutional networks", arXiv:2002.02997v1.
@@ -116,26 +113,29 @@ def _update(clusterer: KMeans, state: ClusterState, x: Array, axis_name: str | N
     num_clusters = state.sizes.shape[0]
     stride = _seeding_stride(spatial, num_clusters)
     units, finite = correlation.layer_units(x, axis_name)
+    is_first = state.num_updates == 0
+    # The channels share the candidates' noise. The key is fixed, so replicas draw the same candidates.
+    noise = apply_if(
+        is_first,
+        lambda noise: jax.random.gumbel(jax.random.key(0, impl="threefry2x32"), noise.shape, noise.dtype),
+        jnp.zeros((num_clusters, _NUM_CANDIDATES, math.ceil(math.prod(spatial) / stride)), jnp.float32),
+    )
 
-    def cluster(units: Units, old_labels: Int[Array, " positions"], seeded: Bool[Array, ""]) -> tuple[Array, Array]:
+    def cluster(units: Units, old_labels: Int[Array, " positions"]) -> tuple[Array, Array]:
         points = _Points(units, jnp.asarray(_coordinates(spatial)), clusterer.spatial_weight, axis_name)
 
         def seed_labels(_: Array) -> Int[Array, " positions"]:
-            seeds = stride * _kmeans_plus_plus(points.every(stride), num_clusters)
+            seeds = stride * _kmeans_plus_plus(points.every(stride), noise)
             return jnp.argmin(points.distances_to_points(seeds), axis=1).astype(jnp.int32)
 
         any_varying = jnp.any(points.varying)
-        labels = apply_if(any_varying & ~seeded, seed_labels, old_labels)
+        labels = apply_if(any_varying & is_first, seed_labels, old_labels)
         labels = _lloyd(points, labels, num_clusters, clusterer.iterations)
         labels = jnp.where(any_varying, labels, old_labels)
         labels = number_by_first_position(labels[:, None], num_clusters)[:, 0]
         return labels, correlation.explained_variance(units, labels, num_clusters, axis_name)
 
-    # A group that was constant at all updates so far, which explains nothing, still has the initial grid.
-    seeded = (state.num_updates > 0) & (state.explained_variance > 0)
-    labels, explained = correlation.map_groups(
-        cluster, units, state.labels, seeded, elements_per_position=2 * num_clusters
-    )
+    labels, explained = correlation.map_groups(cluster, units, state.labels, elements_per_position=2 * num_clusters)
     return commit_update(state, labels.T.reshape(state.labels.shape), explained, finite)
 
 
@@ -256,30 +256,27 @@ def _join_nearest(points: _Points, labels: Int[Array, " positions"], num_cluster
     return jnp.where(labels < num_clusters, labels, nearest.astype(labels.dtype))
 
 
-def _kmeans_plus_plus(points: _Points, num_clusters: int) -> Int[Array, " clusters"]:
+def _kmeans_plus_plus(points: _Points, noise: Float[Array, "clusters candidates positions"]) -> Int[Array, " clusters"]:
     """Chooses seeds with greedy k-means++.
 
     Each step draws candidates with probability proportional to their squared distance to the nearest seed, and keeps
     the one that reduces the sum of these distances the most.
 
+    Args:
+        points: Points to choose from.
+        noise: Standard Gumbel noise of the candidates of each step.
+
     Returns:
         Indices of the seeds, with duplicates if there are fewer distinct points than clusters.
     """
-    # The key is fixed, so all replicas draw the same candidates. Each step offsets the same random bits by a multiple
-    # of the golden ratio instead of generating new ones, because candidates of different steps may be correlated.
-    key = jax.random.key(0, impl="threefry2x32")
-    bits = jax.random.bits(key, (_NUM_CANDIDATES, len(points.coordinates)), jnp.uint32)
 
     def draw(step: Array | int, weights: Float[Array, " positions"]) -> Int[Array, " candidates"]:
         """Draws candidates with probability proportional to the weights.
 
-        The drawn point has the smallest of independent exponential variables with the weights as rates. Rounding errors
-        in the weights rarely change this minimum, whereas they shift every bin of a cumulative sum.
+        By the Gumbel-max trick: rounding errors in the weights rarely change a maximum, whereas they shift every bin of
+        a cumulative sum.
         """
-        offset_bits = bits + jnp.asarray(step, jnp.uint32) * jnp.uint32(0x9E3779B9)
-        times = -jnp.log((offset_bits >> 8).astype(jnp.float32) * 2**-24 + 2**-25)
-        weights = weights[None]
-        return jnp.argmin(jnp.where(weights > 0, times / weights, jnp.inf), axis=1).astype(jnp.int32)
+        return jnp.argmax(jnp.log(weights)[None] + noise[step], axis=1).astype(jnp.int32)
 
     def distances_to(indices: Int[Array, " n"]) -> Float[Array, "n positions"]:
         distances = points.distances_to_points(indices).T
@@ -294,8 +291,8 @@ def _kmeans_plus_plus(points: _Points, num_clusters: int) -> Int[Array, " cluste
         return seeds.at[i].set(candidates[best]), distances[best]
 
     first = draw(0, points.varying.astype(jnp.float32))[:1]
-    seeds = jnp.zeros(num_clusters, jnp.int32).at[0].set(first[0])
-    seeds, _ = jax.lax.fori_loop(1, num_clusters, choose, (seeds, distances_to(first)[0]))
+    seeds = jnp.zeros(len(noise), jnp.int32).at[0].set(first[0])
+    seeds, _ = jax.lax.fori_loop(1, len(noise), choose, (seeds, distances_to(first)[0]))
     return seeds
 
 

@@ -2,18 +2,15 @@
 
 import functools
 import math
-from collections.abc import Callable
 
 import jax
 import jax.numpy as jnp
 import numpy as np
 from jaxtyping import Array, Bool, Float, Int
 
-from dropcluster_jax.clustering import correlation
-from dropcluster_jax.clustering.channels import sum_over_channels
-from dropcluster_jax.clustering.correlation import Units, flatten_labels
+from dropcluster_jax.clustering.correlation import flatten_labels
 from dropcluster_jax.clustering.explicit_axes import with_automatic_axes
-from dropcluster_jax.clustering.grid import edges
+from dropcluster_jax.clustering.grid import edges, measure_explained_variance
 from dropcluster_jax.clustering.state import check_shapes
 
 
@@ -51,80 +48,20 @@ def explained_variance(
         >>> bool(jnp.allclose(explained_variance(jnp.zeros((4, 1), int), x, num_clusters=2), 0.0))
         True
     """
-    return _measure(correlation.explained_variance, labels, x, num_clusters, axis_name)
-
-
-def mean_within_correlation(
-    labels: Int[Array | np.ndarray, "*spatial groups"],
-    x: Float[Array | np.ndarray, "batch *spatial channels"],
-    num_clusters: int,
-    axis_name: str | None = None,
-) -> Float[Array, " groups"]:
-    """Computes the mean correlation over all pairs of different varying units in the same cluster and channel.
-
-    See `explained_variance` for the arguments and exceptions.
-
-    Returns:
-        float32 `(groups,)`, in [-1, 1]; 0 if no cluster has two varying units, NaN if any activation is not finite.
-
-    Example:
-        >>> import jax, jax.numpy as jnp
-        >>> signal = jax.random.normal(jax.random.key(0), (50, 2))
-        >>> x = signal[:, jnp.array([0, 0, 1, 1]), None]  # 4 positions, the first two equal and the last two equal
-        >>> bool(jnp.allclose(mean_within_correlation(jnp.array([[0], [0], [1], [1]]), x, num_clusters=2), 1.0))
-        True
-        >>> bool(mean_within_correlation(jnp.zeros((4, 1), int), x, num_clusters=2)[0] < 1.0)
-        True
-    """
-    return _measure(_mean_within_correlation, labels, x, num_clusters, axis_name)
-
-
-def _measure(
-    metric: Callable[[Units, Array, int, str | None], Float[Array, ""]],
-    labels: Int[Array | np.ndarray, "*spatial groups"],
-    x: Float[Array | np.ndarray, "batch *spatial channels"],
-    num_clusters: int,
-    axis_name: str | None,
-) -> Float[Array, " groups"]:
-    """Applies a metric of correlation vectors to each group; NaN if any activation is not finite."""
     labels, x = jnp.asarray(labels), jnp.asarray(x)
     check_shapes(x, labels)
-    return with_automatic_axes(lambda labels, x: _measure_groups(metric, labels, x, num_clusters, axis_name), labels, x)
+    return with_automatic_axes(lambda labels, x: _explained_variance(labels, x, num_clusters, axis_name), labels, x)
 
 
-@functools.partial(jax.jit, static_argnums=(0, 3, 4))
-def _measure_groups(
-    metric: Callable[[Units, Array, int, str | None], Float[Array, ""]],
+@functools.partial(jax.jit, static_argnums=(2, 3))
+def _explained_variance(
     labels: Int[Array, "*spatial groups"],
     x: Float[Array, "batch *spatial channels"],
     num_clusters: int,
     axis_name: str | None,
 ) -> Float[Array, " groups"]:
-    units, finite = correlation.layer_units(x, axis_name)
-
-    def measure(units: Units, labels: Int[Array, " positions"]) -> Float[Array, ""]:
-        return metric(units, labels, num_clusters, axis_name)
-
-    result = correlation.map_groups(measure, units, labels, elements_per_position=num_clusters)
-    return jnp.where(finite, result, jnp.nan)
-
-
-def _mean_within_correlation(
-    units: Units, labels: Int[Array, " positions"], num_clusters: int, axis_name: str | None
-) -> Float[Array, ""]:
-    """With the sum `s_k` of the `n_k` varying units of cluster k: `sum_k (|s_k|^2 - n_k) / sum_k n_k (n_k - 1)`."""
-
-    def sum_by_cluster(values: Array) -> Array:
-        return jax.ops.segment_sum(values, labels, num_clusters)
-
-    def squared_sums(vectors: Float[Array, "positions batch"]) -> Float[Array, ""]:
-        return jnp.sum(jnp.square(sum_by_cluster(vectors)))
-
-    counts = jax.vmap(sum_by_cluster)(units.varying.astype(jnp.float32))
-    squares = correlation.psum(sum_over_channels(squared_sums, units.vectors), axis_name)
-    pairs = jnp.sum(counts * (counts - 1.0))
-    mean = (squares - jnp.sum(units.varying, dtype=jnp.float32)) / jnp.maximum(pairs, 1.0)
-    return jnp.where(pairs > 0, jnp.clip(mean, -1.0, 1.0), 0.0)
+    explained, finite = measure_explained_variance(labels, num_clusters, x, axis_name)
+    return jnp.where(finite, explained, jnp.nan)
 
 
 def is_connected(

@@ -41,15 +41,11 @@ class ReNA:
     labels.
 
     Attributes:
-        num_clusters: Number of clusters, at least 1 and at most the number of positions. Give either this or
-            `cluster_size`.
-        cluster_size: Mean number of positions per cluster, at least 1, for `max(1, round(positions / cluster_size))`
-            clusters.
+        num_clusters, cluster_size: See `Grid`.
         per_channel: Whether each channel has its own labels.
 
     Raises:
-        TypeError: If `num_clusters` is not an integer.
-        ValueError: If not exactly one of `num_clusters` and `cluster_size` is given, or it is below 1.
+        TypeError, ValueError: See `Grid`.
 
     Note:
         On GPU, XLA sums the members of a cluster in an unspecified order unless
@@ -213,20 +209,10 @@ def _keep_cheapest(
 ) -> Int[Array, " clusters"]:
     """Keeps only the `count` cheapest merges, where merges of constant clusters are cheaper than all others."""
     clusters = jnp.arange(len(parents), dtype=jnp.int32)
-    # Nonnegative floating-point numbers have the same order as their bit patterns.
-    keys = jax.lax.bitcast_convert_type(costs, jnp.uint32) + 2
-    keys = jnp.where(costs == _ONE_CONSTANT, 0, jnp.where(costs == _BOTH_CONSTANT, 1, keys))
-    keys = jnp.where(parents == clusters, jnp.uint32(2**32 - 1), keys)
-
-    # Find the `count`-th smallest key by radix selection, four bits at a time, which is much faster than sorting.
-    def select_digit(i: Array, prefix: Array) -> Array:
-        trials = prefix + jnp.left_shift(jnp.arange(16, dtype=jnp.uint32), (28 - 4 * i).astype(jnp.uint32))
-        below = jnp.sum(keys[None] < trials[:, None], axis=1, dtype=jnp.int32)
-        return jnp.max(jnp.where(below < count, trials, prefix))
-
-    threshold = jax.lax.fori_loop(0, 8, select_digit, jnp.zeros((), jnp.uint32))
-    below, tied = keys < threshold, keys == threshold
-    kept = below | (tied & (jnp.cumsum(tied, dtype=jnp.int32) <= count - jnp.sum(below, dtype=jnp.int32)))
+    constant = jnp.where(costs == _ONE_CONSTANT, -2.0, -1.0)
+    priorities = jnp.where(costs < _ONE_CONSTANT, costs, constant)
+    priorities = jnp.where(parents == clusters, jnp.inf, priorities)
+    kept = jnp.zeros(len(parents), bool).at[jnp.argsort(priorities)].set(clusters < count)
     return jnp.where(kept, parents, clusters)
 
 

@@ -81,8 +81,8 @@ class Clusterer(Protocol):
         Args:
             state: Current clusters.
             x: Activations of the layer in evaluation mode, without dropout, `(batch, *spatial, channels)`. If any of
-                them is not finite, or so large that its square overflows in float32, the update is skipped and
-                `num_skipped` is incremented instead.
+                them is not finite, or their norm over the batch overflows in float32, the update is skipped and
+                `num_skipped` is incremented instead. Otherwise, their scale does not matter.
             axis_name: Mapped axis over which the batch is split, if any. All replicas compute the same clusters, which
                 are those of the whole batch up to rounding.
 

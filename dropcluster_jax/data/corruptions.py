@@ -416,7 +416,7 @@ def _along_sides(image: Image, matrices: Matrices) -> Image:
     return jnp.einsum("ih,jw,hwc->ijc", *matrices, image, precision=jax.lax.Precision.HIGHEST)
 
 
-def _prepare_blur(shape: Shape, sigma: float) -> tuple[tuple[np.ndarray, ...]]:
+def _prepare_blur(shape: Shape, sigma: float) -> tuple[tuple[Matrix, ...]]:
     """Returns the matrices of a Gaussian blur truncated at 4 sigma; edges are repeated."""
     return (tuple(_gaussian_matrix(side, sigma, 4, "edge") for side in shape),)
 

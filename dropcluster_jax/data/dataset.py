@@ -74,7 +74,10 @@ class DatasetSpec:
     @classmethod
     def from_json(cls, content: Mapping[str, Any]) -> "DatasetSpec":
         """Inverse of `to_json`."""
-        return cls(**{name: tuple(value) if isinstance(value, list) else value for name, value in content.items()})
+        fields: dict[str, Any] = {
+            name: tuple(value) if isinstance(value, list) else value for name, value in content.items()
+        }
+        return cls(**fields)
 
 
 def _describe_classes(there: tuple[str, ...], here: tuple[str, ...]) -> str:

@@ -44,7 +44,7 @@ class TensorBoard:
 
     Example:
         >>> import tempfile
-        >>> with TensorBoard(tempfile.mkdtemp()) as board:  # fit(..., log=board, on_clusters=board.log_clusters)
+        >>> with TensorBoard(tempfile.mkdtemp()) as board:  # fit(..., on_metrics=board, on_clusters=board.log_clusters)
         ...     board({"event": "train", "step": 10, "loss": 0.5, "rate": 0.1})
     """
 

@@ -231,7 +231,7 @@ def execute(
             ),
             eval_batches=run.loader.test,
             evaluate_every=run.num_steps if at_end_only else max(1, round(config.evaluate_every_epochs * epoch)),
-            log=log_entry,
+            on_metrics=log_entry,
             on_clusters=log_clusters,
             parallel=run.parallel,
             save=save,

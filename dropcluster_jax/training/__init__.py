@@ -1,20 +1,17 @@
 """Training: pure steps, schedules, data parallelism and the training loop."""
 
 from dropcluster_jax.training.data_parallel import DataParallel
-from dropcluster_jax.training.loop import LogEntry, NonFiniteError, evaluate, fit
-from dropcluster_jax.training.schedules import StepPredicate, every, every_epochs, ramp
+from dropcluster_jax.training.loop import NonFiniteError, evaluate, fit
+from dropcluster_jax.training.schedules import every, ramp
 from dropcluster_jax.training.steps import Steps, TrainState, make_steps, softmax_cross_entropy
 
 __all__ = [
     "DataParallel",
-    "LogEntry",
     "NonFiniteError",
-    "StepPredicate",
     "Steps",
     "TrainState",
     "evaluate",
     "every",
-    "every_epochs",
     "fit",
     "make_steps",
     "ramp",

@@ -10,12 +10,10 @@ import jax
 
 from dropcluster_jax.training.cluster_metrics import cluster_metrics
 from dropcluster_jax.training.data_parallel import DataParallel
-from dropcluster_jax.training.schedules import StepPredicate, every
 from dropcluster_jax.training.steps import Batch, Steps, TrainState
 
 LogEntry = dict[str, Any]
 
-_NEVER = every(0)
 _PROFILED_STEPS = range(5, 10)  # counted from the first step of a call, after compilation
 
 
@@ -36,11 +34,11 @@ def fit(
     *,
     num_steps: int,
     probe: Callable[[int], Batch] | None = None,
-    update_clusters_when: StepPredicate = _NEVER,
+    update_clusters_when: Callable[[int], bool] = lambda step: False,
     eval_batches: Callable[[], Iterable[Batch]] | None = None,
     evaluate_every: int | None = None,
     log_every: int | None = 10,
-    log: Callable[[LogEntry], None] = lambda entry: None,
+    on_metrics: Callable[[LogEntry], None] = lambda entry: None,
     on_clusters: Callable[[TrainState], None] = lambda state: None,
     parallel: DataParallel | None = None,
     save: Save | None = None,
@@ -52,7 +50,8 @@ def fit(
 ) -> TrainState:
     """Trains a network.
 
-    Intervals are in steps; None or 0 disables them.
+    Intervals are in steps; None or 0 disables them. Callbacks whose names begin with `on_` observe the run: what they
+    return is ignored.
 
     Args:
         steps: Steps of `make_steps`, not compiled.
@@ -64,12 +63,13 @@ def fit(
             By default, clusters are not updated, and a new network keeps the tiles of its grid.
         eval_batches: Returns the batches to evaluate on. Called for each evaluation.
         evaluate_every: Interval of evaluations. Also evaluates after the last step, unless disabled.
-        log_every: Interval of log entries and of checks for non-finite steps. The first and last steps are included.
-        log: Called with each log entry, a dict with `event` and `step`. `"train"` entries have `loss`, `accuracy`,
-            `rate` and `images_per_second` (None if not known yet). `"clusters"` entries have `layers`, a dict from
-            layer names to `explained_variance`, `adjusted_rand_index` (with the previous labels), `num_updates` and
-            `num_skipped`. `"eval"` entries have the results of `evaluate`. `"nonfinite"` entries, one for each
-            non-finite step, have `nonfinite_steps`, their number so far.
+        log_every: Interval of training metrics and of checks for non-finite steps. The first and last steps are
+            included.
+        on_metrics: Called with each log entry, a dict with `event` and `step`. `"train"` entries have `loss`,
+            `accuracy`, `rate` and `images_per_second` (None if not known yet). `"clusters"` entries have `layers`, a
+            dict from layer names to `explained_variance`, `adjusted_rand_index` (with the previous labels),
+            `num_updates` and `num_skipped`. `"eval"` entries have the results of `evaluate`. `"nonfinite"` entries, one
+            for each non-finite step, have `nonfinite_steps`, their number so far.
         on_clusters: Called with the state after each cluster update. The next step donates its buffers.
         parallel: Devices and parallelization strategy. Defaults to `jax.jit` on the default device.
         save: Called with the state after each evaluation, after the last step and when stopped. Never called with a
@@ -101,8 +101,8 @@ def fit(
         >>> steps = make_steps(Linear(), optax.sgd(1.0))
         >>> batch = {"image": jnp.array([1.0, -1.0]).reshape(2, 1, 1, 1), "label": jnp.array([0, 1])}
         >>> state, entries = steps.init(jax.random.key(0), batch), []
-        >>> options = {"eval_batches": lambda: [batch], "evaluate_every": 9, "log": entries.append}
-        >>> state = fit(steps, state, [batch] * 9, num_steps=9, **options)
+        >>> options = {"num_steps": 9, "eval_batches": lambda: [batch], "evaluate_every": 9}
+        >>> state = fit(steps, state, [batch] * 9, on_metrics=entries.append, **options)
         >>> int(state.step), [(entry["event"], entry["step"]) for entry in entries], entries[-1]["accuracy"]
         (9, [('train', 1), ('train', 9), ('eval', 9)], 1.0)
     """
@@ -116,7 +116,7 @@ def fit(
     first_step = step = int(jax.device_get(state.step))
     num_updates = sum(map(update_clusters_when, range(first_step)))
     key = jax.eval_shape(lambda key: key, state.key)  # the steps donate the array
-    nonfinite = _NonFiniteSteps(nonfinite_steps, max_nonfinite_steps, log, steps, key)
+    nonfinite = _NonFiniteSteps(nonfinite_steps, max_nonfinite_steps, on_metrics, steps, key)
     throughput = _Throughput()
     with _Profiler(profile, first_step, num_steps) as profiler:
         while step < num_steps:
@@ -129,7 +129,7 @@ def fit(
                 previous = state.clusters
                 state = update_clusters(state, batch if probe is None else probe(num_updates))
                 num_updates += 1
-                log({"event": "clusters", "step": step, "layers": cluster_metrics(previous, state.clusters)})
+                on_metrics({"event": "clusters", "step": step, "layers": cluster_metrics(previous, state.clusters)})
                 on_clusters(state)
 
             profiler.before_step(step, state)
@@ -142,7 +142,8 @@ def fit(
             if _is_due(step, log_every) or step in (1, num_steps):
                 scalars = jax.tree.map(float, jax.device_get(metrics))  # waits for the step
                 nonfinite.check()
-                log({"event": "train", "step": step, **scalars, "images_per_second": throughput.restart()})
+                images_per_second = throughput.restart()
+                on_metrics({"event": "train", "step": step, **scalars, "images_per_second": images_per_second})
             elif step == first_step + 1:
                 jax.block_until_ready(metrics)
                 throughput.restart()  # excludes compilation
@@ -152,7 +153,7 @@ def fit(
                 nonfinite.check()
                 results = evaluate(evaluate_step, state, eval_batches())
                 accuracy = results["accuracy"]
-                log({"event": "eval", "step": step, **results})
+                on_metrics({"event": "eval", "step": step, **results})
 
             stopped = stop(step)
             if accuracy is not None or stopped or step == num_steps or _is_due(step, save_every):
@@ -222,7 +223,7 @@ class _NonFiniteSteps:
 
     count: int
     allowed: int
-    log: Callable[[LogEntry], None]
+    on_metrics: Callable[[LogEntry], None]
     steps: Steps
     key: jax.ShapeDtypeStruct
     _unchecked: list[tuple[int, jax.Array, Batch]] = dataclasses.field(default_factory=list)
@@ -238,7 +239,7 @@ class _NonFiniteSteps:
         for (step, _, batch), finite in zip(self._unchecked, all_finite, strict=True):
             if not finite:
                 self.count += 1
-                self.log({"event": "nonfinite", "step": step, "nonfinite_steps": self.count})
+                self.on_metrics({"event": "nonfinite", "step": step, "nonfinite_steps": self.count})
                 if self.count > self.allowed:
                     self._check_labels(batch)
                     raise NonFiniteError(self._message(step))

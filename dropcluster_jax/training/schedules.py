@@ -4,7 +4,6 @@ The rate is an Optax schedule. A predicate is a function of the step number, a P
 host, so it never causes recompilation.
 """
 
-import math
 from collections.abc import Callable
 
 import jax.numpy as jnp
@@ -12,8 +11,6 @@ import numpy as np
 import optax
 
 from dropcluster_jax.masking.common import Rate, check_rate
-
-StepPredicate = Callable[[int], bool]
 
 
 def ramp(rate: Rate, start: int, end: int) -> optax.Schedule:
@@ -47,7 +44,7 @@ def ramp(rate: Rate, start: int, end: int) -> optax.Schedule:
     return optax.linear_schedule(0.0, rate, end - start, start)  # pyright: ignore[reportArgumentType]
 
 
-def every(steps: int | Callable[[int], int], start: int = 0) -> StepPredicate:
+def every(steps: int | Callable[[int], int], start: int = 0) -> Callable[[int], bool]:
     """Returns a predicate that is true at `start`, `start + steps`, `start + 2 * steps`, ...
 
     Args:
@@ -75,38 +72,5 @@ def every(steps: int | Callable[[int], int], start: int = 0) -> StepPredicate:
             return False
         interval = int(steps(step)) if callable(steps) else steps
         return interval > 0 and (step - start) % interval == 0
-
-    return is_due
-
-
-def every_epochs(epochs: float, steps_per_epoch: int, start: float = 0) -> StepPredicate:
-    """Returns a predicate that is true every `epochs` epochs. See `every`.
-
-    Args:
-        epochs: Interval in epochs, above 0. The predicate is true at the first step at or after each multiple, and at
-            every step if the interval is shorter than a step.
-        steps_per_epoch: Number of steps in an epoch, above 0.
-        start: Epoch at which the predicate is first true, at least 0. Rounded to a step.
-
-    Raises:
-        ValueError: If an argument is out of range or not finite.
-
-    Example:
-        >>> is_due = every_epochs(0.25, steps_per_epoch=10)
-        >>> [step for step in range(16) if is_due(step)]
-        [0, 3, 5, 8, 10, 13, 15]
-    """
-    for name, value in (("epochs", epochs), ("steps_per_epoch", steps_per_epoch)):
-        if not 0 < value < math.inf:
-            raise ValueError(f"{name} must be positive and finite, got {value}")
-    if not 0 <= start < math.inf:
-        raise ValueError(f"start must be at least 0 and finite, got {start}")
-    interval = max(1.0, epochs * steps_per_epoch)
-    first_step = round(start * steps_per_epoch)
-
-    def is_due(step: int) -> bool:
-        # True at first_step + ceil(n * interval) for n = 0, 1, ..., with tolerances for rounding errors.
-        n = math.floor((step - first_step) / interval + 1e-9)
-        return step >= first_step and math.ceil(n * interval - 1e-6) == step - first_step
 
     return is_due

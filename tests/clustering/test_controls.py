@@ -1,14 +1,12 @@
 """The random clusterers: what they share with learned clusters, and what they do not."""
 
 import dataclasses
-import functools
 
 import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
 from clusterings import planted, same_partition, slow_unless, update
-from jax.sharding import AxisType, NamedSharding, PartitionSpec
 
 import dropcluster_jax as dc
 from dropcluster_jax.clustering import Clusterer, Shuffled, Voronoi, adjusted_rand_index, explained_variance
@@ -107,63 +105,3 @@ def test_voronoi_cells_are_compact():
     cells = [state.labels for state in updates(Voronoi(num_clusters=16), [x] * 5)]
     grid = spread(dc.Grid(num_clusters=16).init((20, 20, 1)).labels)
     assert all(grid <= spread(labels) < 2.5 * grid for labels in cells)
-
-
-def test_voronoi_channels_differ():
-    (state,) = updates(Voronoi(num_clusters=6, per_channel=True), [activations(0)])
-    assert not same_partition(state.labels[..., 0], state.labels[..., 1])
-
-
-@each_control
-@pytest.mark.parametrize("value", [jnp.nan, jnp.inf])
-def test_non_finite_activations_skip_the_update(clusterer, value):
-    (before,) = updates(clusterer, [activations(0)])
-    after = update(clusterer, before, activations(1).at[3, 2, 1, 0].set(value))
-    assert after.num_skipped == 1
-    for name in ("labels", "sizes", "explained_variance", "num_updates"):
-        assert (getattr(after, name) == getattr(before, name)).all()
-    resumed, expected = (update(clusterer, state, activations(1)) for state in (after, before))
-    assert (resumed.labels == expected.labels).all() and resumed.num_updates == 2
-
-
-@pytest.mark.parametrize("clusterer", slow_unless([CONTROLS[0]], CONTROLS), ids=repr)
-def test_eight_devices_agree_with_one(clusterer):
-    x = activations(0)
-    mesh = jax.make_mesh((8,), ("batch",), axis_types=(AxisType.Auto,))
-    under_shard_map = jax.shard_map(
-        functools.partial(clusterer.update, axis_name="batch"),
-        mesh=mesh,
-        in_specs=(PartitionSpec(), PartitionSpec("batch")),
-        out_specs=PartitionSpec(),
-    )
-    sharded = jax.device_put(x, NamedSharding(mesh, PartitionSpec("batch")))
-    state = clusterer.init(x.shape[1:])
-    for _ in range(2):
-        expected = update(clusterer, state, x)
-        for actual in (update(clusterer, state, sharded), jax.jit(under_shard_map)(state, x)):
-            assert (actual.labels == expected.labels).all() and (actual.sizes == expected.sizes).all()
-            np.testing.assert_allclose(actual.explained_variance, expected.explained_variance, atol=1e-5)
-        state = expected
-
-
-@pytest.mark.slow
-@pytest.mark.parametrize("clusterer", CONTROLS, ids=repr)
-def test_jit_matches_eager_execution(clusterer):
-    x = activations(0)
-    state = clusterer.init(x.shape[1:])
-    for _ in range(2):
-        eager = clusterer.update(state, x)
-        state = update(clusterer, state, x)
-        assert (eager.labels == state.labels).all() and (eager.sizes == state.sizes).all()
-
-
-@pytest.mark.bad_input
-@pytest.mark.parametrize("clusterer", [CONTROLS[0], CONTROLS[2]], ids=repr)
-def test_invalid_activations_raise(clusterer):
-    state = clusterer.init((4, 4, 3))
-    with pytest.raises(TypeError, match="floating-point dtype, got int32"):
-        clusterer.update(state, jnp.ones((2, 4, 4, 3), jnp.int32))
-    with pytest.raises(ValueError, match=r"\(4, 4\), got shape \(2, 8, 8, 3\)"):
-        clusterer.update(state, jnp.ones((2, 8, 8, 3)))
-    with pytest.raises(ValueError, match="exactly one of num_clusters and cluster_size"):
-        Voronoi()

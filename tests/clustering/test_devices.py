@@ -12,12 +12,15 @@ from clusterings import slow_unless, update
 from jax.sharding import NamedSharding, PartitionSpec
 
 import dropcluster_jax as dc
+from dropcluster_jax.clustering import Shuffled, Voronoi
 
 CLUSTERERS = [
     dc.KMeans(num_clusters=20, per_channel=True),
     dc.KMeans(num_clusters=20, spatial_weight=0.1),
     dc.ReNA(num_clusters=20, per_channel=True),
     dc.ReNA(num_clusters=20),
+    Voronoi(num_clusters=20),
+    Shuffled(dc.KMeans(num_clusters=20)),
 ]
 
 
@@ -58,7 +61,7 @@ def under_pmap(clusterer, state, x):
         pytest.param(CLUSTERERS[1], under_shard_map, marks=pytest.mark.optimized),
         *(
             pytest.param(CLUSTERERS[i], transform, marks=pytest.mark.slow)
-            for i, transform in itertools.product(range(4), (under_jit, under_shard_map, under_pmap))
+            for i, transform in itertools.product(range(len(CLUSTERERS)), (under_jit, under_shard_map, under_pmap))
             if (i, transform) not in ((3, under_jit), (1, under_shard_map))
         ),
     ],
@@ -80,16 +83,6 @@ def test_batch_is_never_gathered_on_one_device(cifar10_features, clusterer):
     program = compiled.as_text()
     assert "all-reduce" in program
     assert not re.search(r"all-gather|all-to-all|collective-permute", program)
-
-
-@pytest.mark.bad_input
-def test_uneven_batch_raises(cifar10_features):
-    clusterer, x = CLUSTERERS[0], cifar10_features[:127]
-    state = clusterer.init(x.shape[1:])
-    with pytest.raises(ValueError, match=r"dimension size is 127 .* should evenly divide"):
-        under_jit(clusterer, state, x)
-    with pytest.raises(ValueError, match="8 does not evenly divide 127"):
-        under_shard_map(clusterer, state, x)
 
 
 STEM_CLUSTERERS = [

@@ -76,50 +76,15 @@ def test_update_keeps_the_tiles_and_measures_explained_variance(cifar10_features
     assert ((after.explained_variance > 0.1) & (after.explained_variance < 1)).all()
 
 
+@pytest.mark.bad_input
 def test_clusterers_are_comparable_and_hashable():
-    assert dc.Grid(num_clusters=4) == dc.Grid(num_clusters=4) != dc.Grid(num_clusters=5)
-    assert hash(dc.KMeans(cluster_size=4)) == hash(dc.KMeans(cluster_size=4))
-    assert isinstance(dc.Grid(num_clusters=4), dc.Clusterer) and isinstance(dc.KMeans(cluster_size=4), dc.Clusterer)
-
-
-@pytest.mark.bad_input
-@pytest.mark.parametrize("clusterer", [dc.Grid, dc.KMeans])
-@pytest.mark.parametrize(
-    ("arguments", "error", "message"),
-    [
-        ({}, ValueError, "num_clusters=None, cluster_size=None"),
-        ({"num_clusters": 3, "cluster_size": 3}, ValueError, "num_clusters=3, cluster_size=3"),
-        ({"num_clusters": 0}, ValueError, "num_clusters must be at least 1, got 0"),
-        ({"num_clusters": 2.5}, TypeError, "num_clusters must be an integer, got 2.5"),
-        ({"cluster_size": 0}, ValueError, "cluster_size.* must be at least 1, got 0"),
-        ({"num_clusters": True}, TypeError, "num_clusters must be an integer, got True"),
-        ({"cluster_size": 0.99}, ValueError, "cluster_size.* must be at least 1, got 0.99"),
-        ({"cluster_size": float("inf")}, ValueError, "cluster_size.* got inf"),
-        ({"cluster_size": float("nan")}, ValueError, "cluster_size.* got nan"),
-    ],
-)
-def test_invalid_number_of_clusters_raises(clusterer, arguments, error, message):
-    with pytest.raises(error, match=message):
-        clusterer(**arguments)
-
-
-@pytest.mark.bad_input
-def test_more_clusters_than_positions_raises():
-    with pytest.raises(ValueError, match="num_clusters must be at most the number of positions, 16 here, got 17"):
-        dc.KMeans(num_clusters=17).init((4, 4, 3))
-
-
-@pytest.mark.bad_input
-@pytest.mark.parametrize("shape", [(3,), (0, 4, 3), (4, 4, 0)])
-def test_invalid_shape_raises(shape):
-    with pytest.raises(ValueError, match="shape must be"):
-        dc.Grid(num_clusters=1).init(shape)
-
-
-@pytest.mark.bad_input
-def test_number_of_clusters_may_be_a_numpy_integer():
-    state = dc.Grid(num_clusters=np.int64(3)).init((3, 2))
-    assert dc.Grid(num_clusters=np.int64(3)) == dc.Grid(num_clusters=3) and state.sizes.tolist() == [[1], [1], [1]]
+    """Numbers may be NumPy integers."""
+    for make in (dc.Grid, dc.KMeans, dc.ReNA):
+        clusterer = make(num_clusters=np.int64(4))
+        assert clusterer == make(num_clusters=4) != make(num_clusters=5)
+        assert hash(clusterer) == hash(make(num_clusters=4)) and isinstance(clusterer, dc.Clusterer)
+        assert clusterer.init((4, 2)).sizes.tolist() == [[1]] * 4
+    assert dc.KMeans(num_clusters=4, iterations=np.int64(3)) == dc.KMeans(num_clusters=4, iterations=3)
 
 
 def test_defaults():
@@ -146,17 +111,3 @@ def test_resizing_takes_the_nearest_position(old, new):
     expected = labels.reshape(old)[np.ix_(*nearest)]
     assert np.array_equal(resized.labels[..., 0], expected) and resized.num_updates == 3
     assert np.array_equal(resized.sizes[:, 0], np.bincount(expected.ravel(), minlength=len(labels)))
-
-
-def test_resizing_to_a_multiple_is_reversible():
-    state = dc.Grid(num_clusters=6).init((6, 4, 3))
-    larger = dc.resize_clusters(state, (12, 16))
-    assert larger.labels.shape == (12, 16, 1) and larger.sizes.sum() == 12 * 16
-    assert (dc.resize_clusters(larger, (6, 4)).labels == state.labels).all()
-
-
-@pytest.mark.bad_input
-@pytest.mark.parametrize("spatial", [(4,), (0, 4), (4, 4, 4)])
-def test_resizing_to_an_invalid_shape_raises(spatial):
-    with pytest.raises(ValueError, match="spatial must be 2 lengths"):
-        dc.resize_clusters(dc.Grid(num_clusters=6).init((6, 4, 3)), spatial)

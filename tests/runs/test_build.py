@@ -72,10 +72,41 @@ def test_learning_rate_is_scaled_by_the_batch_size_and_warms_up():
         updates, _ = tx.update({"kernel": jnp.zeros((1, 1)), "bias": jnp.ones(1)}, count, params)
         rates.append(-float(updates["bias"][0]) / 1.9)  # the first step of Nesterov momentum
     assert rates == pytest.approx([0, 0.16, 0.4, 0.2, 0], abs=1e-5)
-    decayed, _ = tx.update(
-        jax.tree.map(jnp.zeros_like, params), count, {"kernel": jnp.ones((1, 1)), "bias": jnp.ones(1)}
+
+
+def test_recipe_of_the_steps(monkeypatch):
+    """The options of a run as the values that the steps are made with."""
+    monkeypatch.setattr(build, "make_steps", lambda model, tx, **options: options)
+    config = TrainConfig(
+        steps=1000,
+        drop=DropConfig(rate=0.2, ramp_start=0.1, ramp_end=0.7),
+        label_smoothing=0.1,
+        grad_accum_steps=2,
+        ema_decay=0.9,
+        max_nonfinite_steps=3,
     )
-    assert float(decayed["bias"][0]) == 0
+    options = build.make_run_steps(config, build.make_model(config, DIGITS), DIGITS, "batch")
+    rates = [float(options["rate"](step)) for step in (0, 100, 250, 400, 700, 1000)]
+    np.testing.assert_allclose(rates, [0, 0, 0.05, 0.1, 0.2, 0.2], atol=1e-6)
+    expected = {"label_smoothing": 0.1, "grad_accum_steps": 2, "ema_decay": 0.9, "skip_nonfinite": True}
+    assert options.items() >= {**expected, "axis_name": "batch", "mix": None}.items()
+    images = np.full((1, *DIGITS.image_shape), 255, np.uint8)
+    np.testing.assert_allclose(options["preprocess"](images), (1 - DIGITS.mean[0]) / DIGITS.std[0], rtol=1e-5)
+
+
+def test_weight_decay_applies_to_kernels_with_nesterov_momentum():
+    config = TrainConfig(model="resnet8", weight_decay=0.01, learning_rate=0.5)
+    model = build.make_model(config, DIGITS)
+    variables = jax.eval_shape(model.init, jax.random.key(0), jnp.ones((1, *DIGITS.image_shape)))
+    params = jax.tree.map(lambda leaf: jnp.ones(leaf.shape), variables["params"])
+    tx = build.make_optimizer(config, num_steps=1000, steps_per_epoch=100)
+    state, trace = tx.init(params), 0.0
+    for step in range(3):
+        updates, state = tx.update(jax.tree.map(jnp.zeros_like, params), state, params)
+        trace = 0.9 * trace + 0.01
+        for path, leaf in jax.tree.leaves_with_path(updates):
+            decay = 0.01 + 0.9 * trace if path[-1].key == "kernel" else 0.0
+            np.testing.assert_allclose(leaf, -0.5 * step / 50 * decay, rtol=1e-5)  # 50 steps of warm-up
 
 
 def test_number_of_steps():

@@ -35,7 +35,7 @@ def test_figure_that_cannot_be_written_leaves_the_previous_one(tmp_path):
     assert [path.read_bytes() for path in tmp_path.iterdir()] == [b"previous"]
 
 
-def test_example_masks_respect_min_explained(layer):
+def test_example_masks_respect_min_explained_variance(layer):
     x, clusters = layer
     clusters = clusters._replace(explained_variance=np.array([0.2], np.float32))
     masks = _example_masks(x, clusters, 0.3, DropConfig(min_explained_variance=0.5))

@@ -1,6 +1,7 @@
 """A small network, data and comparisons for the tests of training steps."""
 
 import functools
+from typing import Any
 
 import flax.linen as nn
 import jax
@@ -35,6 +36,17 @@ class Small(nn.Module):
         if self.batch_norm:
             x = nn.BatchNorm(use_running_average=not train, axis_name=self.norm_axis_name, name="norm")(x)
         return nn.Dense(self.classes, name="head")(jnp.mean(nn.relu(x), axis=(1, 2)))
+
+
+class Linear(nn.Module):
+    """A linear classifier without drop layers."""
+
+    classes: int = 4
+    param_dtype: Any = jnp.float32
+
+    @nn.compact
+    def __call__(self, x, train: bool = False, rate: Rate = 0.0):
+        return nn.Dense(self.classes, param_dtype=self.param_dtype)(x.reshape(len(x), -1))
 
 
 def separable(key, size=32):

@@ -22,15 +22,15 @@ def setup():
     return steps, batch
 
 
-def run(setup, **arguments):
+def run(setup, batches=None, **arguments):
     """Trains for 20 steps; returns the state and the log entries."""
     steps, batch = setup
     entries = []
     state = fit(
         steps,
         jax.jit(steps.init)(jax.random.key(1), batch),
-        itertools.repeat(batch),
-        log=entries.append,
+        itertools.repeat(batch) if batches is None else batches,
+        on_metrics=entries.append,
         **{"num_steps": 20, "log_every": 5, **arguments},
     )
     return state, entries
@@ -55,7 +55,23 @@ def test_training_metrics_are_logged(setup):
 
 
 def test_clusters_are_updated_when_due(setup):
-    state, entries = run(setup, update_clusters_when=every(4, start=6))
+    _, batch = setup
+    states, indices = [], []
+
+    def probe(index):
+        indices.append(index)
+        return {name: leaf[:7] for name, leaf in batch.items()}
+
+    state, entries = run(
+        setup,
+        probe=probe,
+        update_clusters_when=every(4, start=6),
+        on_clusters=lambda state: states.append(jax.device_get(state._replace(key=()))),
+    )
+    assert not select(run(setup)[1], "clusters")  # by default
+    assert indices == [0, 1, 2, 3]
+    assert [int(updated.step) for updated in states] == [6, 10, 14, 18]
+    assert [int(updated.clusters["drop"]["num_updates"]) for updated in states] == [1, 2, 3, 4]
     updates = select(entries, "clusters")
     assert [entry["step"] for entry in updates] == [6, 10, 14, 18]
     layers = [entry["layers"]["drop"] for entry in updates]
@@ -64,32 +80,6 @@ def test_clusters_are_updated_when_due(setup):
     assert layers[0]["adjusted_rand_index"] < 0.5 < layers[-1]["adjusted_rand_index"]
     assert 0 < layers[0]["explained_variance"] <= 1
     assert state.clusters["drop"]["num_updates"] == 4
-
-
-def test_on_clusters_receives_the_updated_state(setup):
-    states = []
-    state, _ = run(
-        setup, update_clusters_when=every(8, start=2), on_clusters=lambda state: states.append(jax.device_get(state))
-    )
-    assert [int(updated.step) for updated in states] == [2, 10, 18]
-    assert [int(updated.clusters["drop"]["num_updates"]) for updated in states] == [1, 2, 3]
-    assert (states[-1].clusters["drop"]["labels"] == state.clusters["drop"]["labels"]).all()
-
-
-def test_clusters_are_not_updated_by_default(setup):
-    assert not select(run(setup)[1], "clusters")
-
-
-def test_probe_batches_are_requested_by_update_index(setup):
-    _, batch = setup
-    indices = []
-
-    def probe(index):
-        indices.append(index)
-        return {name: leaf[:7] for name, leaf in batch.items()}
-
-    run(setup, update_clusters_when=every(8), probe=probe)
-    assert indices == [0, 1, 2]
 
 
 def test_evaluation_runs_when_due_and_at_the_end(setup):
@@ -120,32 +110,19 @@ def test_intervals_can_be_disabled(setup, disabled):
     assert saved_steps == [5]
 
 
-@pytest.mark.optimized
-def test_runs_are_reproducible(setup):
-    state, other = (run(setup, update_clusters_when=every(5))[0] for _ in range(2))
-    assert equal(state, other)
-
-
 @pytest.mark.bad_input
-def test_batches_that_end_early_raise(setup):
-    steps, batch = setup
-    with pytest.raises(ValueError, match="batches must last until step 5, but ended after step 3"):
-        fit(steps, jax.jit(steps.init)(jax.random.key(1), batch), [batch] * 3, num_steps=5)
-
-
-@pytest.mark.bad_input
-def test_arguments_that_are_not_callable_raise(setup):
-    _, batch = setup
-    for arguments in ({"eval_batches": [batch]}, {"update_clusters_when": 2}):
-        with pytest.raises(TypeError, match=f"{next(iter(arguments))} must be callable"):
-            run(setup, **arguments)
-
-
-@pytest.mark.bad_input
-def test_batches_that_are_tuples_raise(setup):
-    steps, batch = setup
-    with pytest.raises(ValueError, match="batch must be a mapping with 'image' and 'label', got tuple"):
-        fit(steps, steps.init(jax.random.key(1), batch), [(batch["image"], batch["label"])], num_steps=1)
+@pytest.mark.parametrize(
+    ("arguments", "error", "message"),
+    [
+        ({"batches": []}, ValueError, "batches must last until step 20, but ended after step 0"),
+        ({"eval_batches": [{}]}, TypeError, "eval_batches must be callable"),
+        ({"update_clusters_when": 2}, TypeError, "update_clusters_when must be callable"),
+        ({"max_nonfinite_steps": 1}, ValueError, "max_nonfinite_steps requires steps made with skip_nonfinite=True"),
+    ],
+)
+def test_invalid_arguments_raise(setup, arguments, error, message):
+    with pytest.raises(error, match=message):
+        run(setup, **arguments)
 
 
 @pytest.mark.bad_input
@@ -182,7 +159,7 @@ def test_resuming_equals_an_uninterrupted_run(setup):
     assert [(int(state.step), accuracy is None) for state, accuracy, _ in saved] == [(5, True), (6, False), (9, True)]
     assert stop_calls == list(range(1, 10))
     entries = []
-    state = fit(steps, saved[-1][0], itertools.repeat(batch), log=entries.append, log_every=5, **options)
+    state = fit(steps, saved[-1][0], itertools.repeat(batch), on_metrics=entries.append, log_every=5, **options)
     assert equal(state, expected_state)
     assert without_throughput(first_entries + entries) == without_throughput(expected_entries)
 
@@ -202,7 +179,7 @@ def test_nonfinite_steps_raise_and_are_not_saved(setup):
             jax.jit(steps.init)(jax.random.key(1), batch),
             with_nonfinite(batch, 7),
             num_steps=20,
-            log=entries.append,
+            on_metrics=entries.append,
             save=lambda state, *, accuracy, nonfinite_steps: saved_steps.append(int(state.step)),
             save_every=3,
         )
@@ -225,36 +202,13 @@ def test_labels_outside_the_classes_are_named_and_not_blamed_on_the_learning_rat
 def test_nonfinite_steps_are_tolerated_up_to_the_maximum(setup):
     _, batch = setup
     steps = make_steps(Small(), optax.sgd(0.2), skip_nonfinite=True)
-    entries = []
-
-    def train(max_nonfinite_steps):
-        return fit(
-            steps,
-            jax.jit(steps.init)(jax.random.key(1), batch),
-            with_nonfinite(batch, 3, 4, 9),
-            num_steps=12,
-            max_nonfinite_steps=max_nonfinite_steps,
-            log=entries.append,
-            log_every=5,
-        )
-
-    state = train(3)
+    batches = with_nonfinite(batch, 3, 4, 9)
+    state, entries = run((steps, batch), batches, num_steps=12, max_nonfinite_steps=3)
     assert state.step == 12 and np.isfinite(state.params["head"]["kernel"]).all()
     nonfinite = select(entries, "nonfinite")
     assert [(entry["step"], entry["nonfinite_steps"]) for entry in nonfinite] == [(3, 1), (4, 2), (9, 3)]
     with pytest.raises(NonFiniteError, match="not finite at step 9, after 2 skipped steps"):
-        train(2)
-
-
-@pytest.mark.bad_input
-def test_nonfinite_steps_are_tolerated_only_if_skipped(setup):
-    with pytest.raises(ValueError, match="max_nonfinite_steps requires steps made with skip_nonfinite=True"):
-        run(setup, max_nonfinite_steps=1)
-
-
-def test_profile_writes_a_trace(setup, tmp_path):
-    run(setup, num_steps=8, profile=tmp_path)
-    assert list(tmp_path.rglob("*.xplane.pb"))
+        run((steps, batch), with_nonfinite(batch, 3, 4, 9), max_nonfinite_steps=2)
 
 
 def test_a_trace_ends_when_training_stops(setup, tmp_path):
