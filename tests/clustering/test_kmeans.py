@@ -4,7 +4,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
-from clusterings import planted, same_partition, update
+from clusterings import planted, same_partition, slow_unless, update
 from hypothesis import given
 from hypothesis import strategies as st
 from references import correlation_vectors, explained, kmeans_plus_plus, lloyd
@@ -173,3 +173,64 @@ def test_empty_cluster_gets_the_unit_farthest_from_its_centroid():
     x = np.stack([signal[:, 0]] * 4 + [-signal[:, 0]] * 2 + [signal[:, 1]] * 2, axis=1)[..., None]
     state = update(clusterer, warm_state(clusterer, x, [0, 0, 0, 0, 0, 0, 1, 1]), jnp.asarray(x))
     assert sorted(state.sizes[:, 0].tolist()) == [1, 2, 5]
+
+
+def test_per_channel_recovers_the_clusters_of_each_channel():
+    xs, truths = zip(*(planted(jax.random.key(seed)) for seed in range(3)), strict=True)
+    x = np.stack([x[..., channel] for channel, x in enumerate(xs)], axis=-1)
+    clusterer = dc.KMeans(num_clusters=5, per_channel=True)
+    state = update(clusterer, clusterer.init(x.shape[1:]), x)
+    for channel, truth in enumerate(truths):
+        assert same_partition(state.labels[..., channel], truth)
+        assert not same_partition(truth, truths[channel - 1])
+
+
+@pytest.mark.parametrize("per_channel", slow_unless([False], [False, True]))
+def test_explained_variance_never_decreases_between_iterations(cifar10_features, per_channel):
+    x = cifar10_features[:64, ::2, ::2]
+    clusterer = dc.KMeans(num_clusters=12, iterations=1, per_channel=per_channel)
+    state, explained_before = warm_state(clusterer, x), np.zeros(8 if per_channel else 1)
+    gains = []
+    for _ in range(15):
+        state = update(clusterer, state, x)
+        gains.append(np.asarray(state.explained_variance) - explained_before)
+        explained_before = np.asarray(state.explained_variance)
+    assert np.min(gains) >= -1e-6
+    assert np.max(gains[1:]) > 1e-3
+
+
+def test_learned_clusters_explain_more_than_the_grid(cifar10_features):
+    grid, kmeans = (make(num_clusters=20, per_channel=True) for make in (dc.Grid, dc.KMeans))
+    tiles = update(grid, grid.init(cifar10_features.shape[1:]), cifar10_features)
+    learned = update(kmeans, kmeans.init(cifar10_features.shape[1:]), cifar10_features)
+    assert (learned.explained_variance > tiles.explained_variance).all()
+
+
+def test_warm_update_keeps_most_labels(cifar10_features):
+    """Replaces a third of the examples between two updates."""
+    x = cifar10_features
+    clusterer = dc.KMeans(num_clusters=20)
+    first = update(clusterer, clusterer.init(x.shape[1:]), x[:96])
+    second = update(clusterer, first, x[32:])
+    assert (first.labels == second.labels).mean() > 0.7
+
+
+def test_constant_channel_keeps_its_labels_while_others_learn():
+    x, _ = planted(jax.random.key(0))
+    x = x.at[..., 1].set(0.0)
+    clusterer = dc.KMeans(num_clusters=5, per_channel=True)
+    before = clusterer.init(x.shape[1:])
+    after = update(clusterer, before, x)
+    assert (after.labels[..., 1] == before.labels[..., 1]).all() and after.explained_variance[1] == 0
+    assert (after.labels[..., 0] != before.labels[..., 0]).any() and after.explained_variance[0] > 0.9
+
+
+@pytest.mark.parametrize("dtype", slow_unless([jnp.bfloat16], [jnp.bfloat16, jnp.float16]))
+def test_arithmetic_is_float32(dtype):
+    x, truth = planted(jax.random.key(0))
+    clusterer = dc.KMeans(num_clusters=5)
+    state = update(clusterer, clusterer.init(x.shape[1:]), x.astype(dtype))
+    expected = update(clusterer, clusterer.init(x.shape[1:]), x.astype(dtype).astype(jnp.float32))
+    assert state.explained_variance.dtype == jnp.float32
+    assert (state.explained_variance == expected.explained_variance).all()
+    assert same_partition(state.labels, truth)

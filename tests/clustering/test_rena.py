@@ -4,7 +4,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
-from clusterings import same_partition, slow_unless, update
+from clusterings import planted, same_partition, slow_unless, update
 from hypothesis import given
 from hypothesis import strategies as st
 from references import correlation_vectors, explained, rena
@@ -122,3 +122,45 @@ def test_complete_rounds_match_nilearn(cifar10_features, channel):
     for num_clusters in cluster_counts[1:]:
         state = learn(dc.ReNA(num_clusters=num_clusters), x)
         assert same_partition(state.labels, ReNA(mask, n_clusters=num_clusters).fit(vectors).labels_)
+
+
+def test_planted_connected_clusters_are_recovered():
+    truth = np.array([[0, 0, 1, 1], [0, 2, 2, 1], [3, 2, 2, 1], [3, 3, 3, 3]])
+    signal = jax.random.normal(jax.random.key(0), (64, 4, 2))
+    x = signal[:, truth] + 0.05 * jax.random.normal(jax.random.key(1), (64, 4, 4, 2))
+    state = learn(dc.ReNA(num_clusters=4), x)
+    assert same_partition(state.labels, truth) and state.explained_variance[0] > 0.95
+
+
+def test_last_round_merges_the_closest_pairs():
+    """Only two of four pairs of similar positions can merge."""
+    signal = jax.random.normal(jax.random.key(0), (64, 4))
+    noise = jax.random.normal(jax.random.key(1), (64, 4))
+    similar = signal + jnp.array([0.4, 0.1, 0.3, 0.2]) * noise
+    x = jnp.stack([signal, similar], axis=-1).reshape(64, 8, 1)
+    state = learn(dc.ReNA(num_clusters=6), x)
+    assert state.labels[:, 0].tolist() == [0, 1, 2, 2, 3, 4, 5, 5]
+
+
+def test_previous_labels_have_no_influence():
+    x, _ = planted(jax.random.key(0), noise=1.0)
+    clusterer = dc.ReNA(num_clusters=5)
+    first = learn(clusterer, x)
+    second = update(clusterer, first, x)
+    assert (second.labels == first.labels).all() and second.num_updates == 2
+
+
+def test_constant_positions_join_varying_neighbors():
+    signal = jax.random.normal(jax.random.key(0), (32, 2))
+    x = jnp.stack([signal[:, 0]] * 2 + [jnp.full(32, 7.3)] * 4 + [signal[:, 1]] * 4, axis=1)[..., None]
+    labels = learn(dc.ReNA(num_clusters=2), x).labels[:, 0].tolist()
+    assert labels[:2] == [labels[0]] * 2 and labels[6:] == [labels[6]] * 4 and labels[0] != labels[6]
+    assert set(labels[2:6]) <= {labels[0], labels[6]}
+
+
+def test_positions_without_a_common_channel_still_merge():
+    """Each half of the positions varies in a different channel."""
+    x = jax.random.normal(jax.random.key(0), (16, 6, 1)) * jnp.ones(2)
+    x = x.at[:, ::2, 0].set(0.0).at[:, 1::2, 1].set(0.0)
+    state = learn(dc.ReNA(num_clusters=2), x)
+    assert (state.sizes > 0).all() and is_connected(state.labels, 2).all()

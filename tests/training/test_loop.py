@@ -248,3 +248,27 @@ def test_steps_compile_once_without_implicit_transfers(caplog):
     compiled = [message.split()[4] for message in caplog.messages if message.startswith("Finished XLA compilation of")]
     counts = collections.Counter(compiled)
     assert all(counts[f"jit({name})"] == 1 for name in ("train", "update_clusters", "evaluate"))
+
+
+def test_probe_batches_are_requested_by_update_index(setup):
+    _, batch = setup
+    indices = []
+
+    def probe(index):
+        indices.append(index)
+        return {name: leaf[:7] for name, leaf in batch.items()}
+
+    run(setup, update_clusters_when=every(8), probe=probe)
+    assert indices == [0, 1, 2]
+
+
+@pytest.mark.optimized
+def test_runs_are_reproducible(setup):
+    state, other = (run(setup, update_clusters_when=every(5))[0] for _ in range(2))
+    assert equal(state, other)
+
+
+@pytest.mark.bad_input
+def test_nonfinite_steps_are_tolerated_only_if_skipped(setup):
+    with pytest.raises(ValueError, match="max_nonfinite_steps requires steps made with skip_nonfinite=True"):
+        run(setup, max_nonfinite_steps=1)
