@@ -43,12 +43,12 @@ def crop_box(
     pixels, ratios = height * width * areas, xp.exp(log_ratios)
     candidates = xp.stack([xp.sqrt(pixels / ratios), xp.sqrt(pixels * ratios)], axis=-1)
     sizes = xp.maximum(1, xp.round(candidates)).astype(xp.int32)
-    sides = xp.asarray([height, width], dtype=xp.int32)
-    fits = xp.all(sizes <= sides, axis=-1)
+    largest = [min(height, max(1, round(width / ratio[0]))), min(width, max(1, round(height * ratio[1])))]
+    sides, center = (
+        xp.broadcast_to(xp.asarray(pair, dtype=xp.int32), (*areas.shape[:-1], 2)) for pair in ([height, width], largest)
+    )
+    fits = xp.all(sizes <= sides[..., None, :], axis=-1)
     size = xp.take_along_axis(sizes, xp.argmax(fits, axis=-1)[..., None, None], axis=-2)[..., 0, :]
     start = draw_start(xp.maximum(sides - size, 0) + 1)
-    center = xp.asarray(
-        [min(height, max(1, round(width / ratio[0]))), min(width, max(1, round(height * ratio[1])))], dtype=xp.int32
-    )
     fitting = xp.any(fits, axis=-1)[..., None]
     return xp.where(fitting, start, (sides - center) // 2), xp.where(fitting, size, center)
