@@ -44,6 +44,7 @@ def test_run_folder_contents(finished):
 def test_output_is_one_line_per_event_and_a_summary(finished):
     folder, process = finished
     lines = process.stdout.splitlines()
+    lines = [line for line in lines if not re.match(r"step \d+/24  loss", line)]  # one per minute, on a busy machine
     updates, lines = lines[:6], lines[6:]
     assert [line.split("  ")[0] for line in updates] == [f"step {step}/24" for step in range(2, 24, 4)]
     assert all(re.search(r"clusters: stage1 explained variance \d+%, ARI [01]\.\d\d; stage2", line) for line in updates)

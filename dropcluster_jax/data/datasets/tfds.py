@@ -92,8 +92,7 @@ def _data_dir(data_dir: str | os.PathLike[str] | None) -> tuple[Any, str]:
         "the environment variable TFDS_DATA_DIR": os.environ.get("TFDS_DATA_DIR"),
         _DEFAULT_DIR: "~/tensorflow_datasets",
     }
-    origin, data_dir = next((origin, path) for origin, path in origins.items() if path)
-    root = os.fspath(data_dir)
+    origin, root = next((origin, os.fspath(path)) for origin, path in origins.items() if path)
     if root.startswith("gs://"):
         with optional_import("gcsfs", "gcs"):
             import gcsfs  # noqa: F401
