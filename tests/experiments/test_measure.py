@@ -2,7 +2,6 @@
 
 import dataclasses
 import io
-import pathlib
 import shutil
 import signal
 
@@ -172,7 +171,7 @@ def test_archives_have_the_same_digest_and_line(line, tmp_path):
 
 def test_encoded_images(tmp_path):
     """As for ImageNet, images are decoded and cropped each time they are read."""
-    data_dir = pathlib.Path(prepare(tmp_path / "tfds", sizes=[(9, 9, 3)] * 30))
+    data_dir = prepare(tmp_path / "tfds", sizes=[(9, 9, 3)] * 30)
     config = job().config
     data = dataclasses.replace(config.data, name="tiny", dir=data_dir, image_size=8, examples_per_class=None)
     config = override(config, batch_size=8, data=data, augment=AugmentConfig(), probe_size=8, cluster_size=4.0)

@@ -22,9 +22,11 @@ from dropcluster_jax.runs.config import as_path
 from dropcluster_jax.runs.folder import read_json, read_summary, visible_files
 from dropcluster_jax.runs.log import read_entries
 
-# aiohttp warns that gcsfs uploads files of more than 1 MB as bytes.
+# aiohttp warns that gcsfs uploads files of more than 1 MB as bytes. On a busy machine, callbacks of clients of Orbax's
+# saves may be called after their event loop was closed.
 pytestmark = [
     pytest.mark.filterwarnings("ignore:Sending a large body directly with raw bytes:ResourceWarning"),
+    pytest.mark.filterwarnings("ignore:Exception ignored in. None:pytest.PytestUnraisableExceptionWarning"),
     pytest.mark.xdist_group("object storage"),  # the runs of the fixtures are shared
 ]
 
