@@ -29,7 +29,7 @@ def check_automatic(mesh: Mesh | AbstractMesh) -> None:
         )
 
 
-def preserve_sharding(function: Callable[[Array, PyTree], PyTree], key: Array, arrays: PyTree) -> PyTree:
+def preserve_sharding(function: Callable[[Any, PyTree], PyTree], key: Array | None, arrays: PyTree) -> PyTree:
     """Returns `function(key, arrays)`, with the shardings of `arrays` on a mesh with explicit axes.
 
     Inside of the function, the axes are automatic, because many operations do not support explicit ones. The result has
