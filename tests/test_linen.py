@@ -95,7 +95,8 @@ def update(clusterer, state, x):
 @functools.cache
 def learned(clusterer=SHARED):
     """Returns clusters after one update."""
-    return update(clusterer, clusterer.init(SHAPE[1:]), activations())
+    with jax.ensure_compile_time_eval():  # the result is cached, and the first caller may be traced
+        return update(clusterer, clusterer.init(SHAPE[1:]), activations())
 
 
 def clusters_of(state):

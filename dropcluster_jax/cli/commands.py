@@ -180,7 +180,7 @@ class Check:
     name: Positional[str]
     """digits, the name of a prepared TFDS dataset, folder:PATH or npz:PATH."""
     data: DataConfig = DataConfig(name="")  # noqa: RUF009 - immutable
-    """How the dataset is read."""
+    """Options that read the dataset."""
     batch_size: int | None = None
     """Images per batch. Default: 128, or all training images if there are fewer."""
     seed: int = 0

@@ -14,7 +14,8 @@ from dropcluster_jax import runs
 from dropcluster_jax.cli.errors import check_devices, describe, exit_failure, exit_usage, invalid_input
 from dropcluster_jax.runs import build, console, distributed, dry_run, trainer
 from dropcluster_jax.runs.aot import DoesNotFitError
-from dropcluster_jax.runs.folder import CHECKPOINTS, RunFolderError, new_folder
+from dropcluster_jax.runs.checkpoints import CheckpointMismatchError
+from dropcluster_jax.runs.folder import CHECKPOINTS, DamagedFileError, RunFolderError, new_folder
 from dropcluster_jax.training import NonFiniteError
 
 
@@ -89,7 +90,7 @@ class Train:
             flops = build.training_flops(run.model, run.dataset.spec.image_shape)
             folder = self.config.out or new_folder(self.config)
         try:
-            with invalid_input(ValueError, RunFolderError, FileExistsError):  # for a run that proceeds
+            with invalid_input(DamagedFileError, CheckpointMismatchError, RunFolderError, FileExistsError):
                 if first:
                     with console.ProgressBar(run.num_steps, flops) as progress:
                         summary = trainer.execute(

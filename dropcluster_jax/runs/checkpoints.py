@@ -5,6 +5,7 @@ accuracy, the PRNG implementation of the key, and the shape and a checksum of ea
 bytes without an error; the checksums detect them.
 """
 
+import contextlib
 import json
 import os
 import zlib
@@ -232,7 +233,8 @@ class Checkpointer:
         if jax.process_index() == 0 and self.folder.exists():
             for path in self.folder.iterdir():
                 if path.name.partition(".")[0].isdecimal() and path.name not in map(str, steps):
-                    path.rmtree()
+                    with contextlib.suppress(OSError):  # a failed save may still write; the next save tries again
+                        path.rmtree()
 
     def _best_first(self, steps: list[int]) -> list[int]:
         """Returns the steps whose accuracy is known, by accuracy; among equals, the latest first."""

@@ -34,6 +34,10 @@ class RunFolderError(OSError):
     """The folder of a run cannot be created or is damaged, or another process is writing to it."""
 
 
+class DamagedFileError(ValueError):
+    """A file of a run is damaged, or was written by a version with other options."""
+
+
 def new_folder(config: TrainConfig) -> epath.Path:
     """Creates a folder under `runs/`, named after the configuration and the time, and returns its path.
 
@@ -159,8 +163,8 @@ def read_config(folder: epath.Path) -> tuple[TrainConfig, DatasetSpec]:
     try:
         spec = DatasetSpec.from_json(content.pop("dataset"))
         return TrainConfig.from_json(content), spec
-    except (TypeError, KeyError, AttributeError) as error:
-        raise ValueError(f"{path} is damaged or was written by a different version: {error}") from None
+    except (ValueError, TypeError, KeyError, AttributeError) as error:
+        raise DamagedFileError(f"{path} is damaged or was written by a different version: {error}") from None
 
 
 def read_summary(folder: epath.Path) -> dict[str, Any] | None:
@@ -176,9 +180,9 @@ def read_json(path: epath.Path) -> dict[str, Any]:
     try:
         content = json.loads(path.read_text())
     except (ValueError, RecursionError) as error:
-        raise ValueError(f"{path} is damaged: {error}") from None
+        raise DamagedFileError(f"{path} is damaged: {error}") from None
     if not isinstance(content, dict):
-        raise ValueError(f"{path} is damaged: it does not contain a JSON object")
+        raise DamagedFileError(f"{path} is damaged: it does not contain a JSON object")
     return content
 
 

@@ -12,7 +12,7 @@ from etils import epath
 
 from dropcluster_jax.clustering import ClusterState
 from dropcluster_jax.runs.config import as_path
-from dropcluster_jax.runs.folder import CLUSTERS, METRICS, TENSORBOARD, to_json, write_file
+from dropcluster_jax.runs.folder import CLUSTERS, METRICS, TENSORBOARD, DamagedFileError, to_json, write_file
 from dropcluster_jax.runs.tensorboard import TensorBoard
 from dropcluster_jax.training.loop import LogEntry
 
@@ -88,9 +88,9 @@ def read_entries(path: epath.Path) -> list[LogEntry]:
     try:
         entries = [json.loads(line) for line in path.read_text().splitlines()]
     except (ValueError, RecursionError) as error:
-        raise ValueError(f"{path} is damaged: {error}; a run can be resumed without it") from None
+        raise DamagedFileError(f"{path} is damaged: {error}; a run can be resumed without it") from None
     if not all(isinstance(entry, dict) and "step" in entry for entry in entries):
-        raise ValueError(f"{path} is damaged: a line is not a log entry")
+        raise DamagedFileError(f"{path} is damaged: a line is not a log entry")
     return entries
 
 
@@ -137,7 +137,7 @@ def read_history(folder: str | os.PathLike[str]) -> dict[str, list[tuple[int, np
             for place, labels in places.items():
                 history.setdefault(place, []).append((step, labels))
     except (ValueError, KeyError, TypeError, AttributeError, zlib.error) as error:
-        raise ValueError(f"{path} is damaged: {error!r}") from None
+        raise DamagedFileError(f"{path} is damaged: {error!r}") from None
     return history
 
 

@@ -98,6 +98,15 @@ def test_invalid_input_exits_with_status_2_and_a_short_message(arguments, messag
     assert not list(tmp_path.iterdir())
 
 
+def test_errors_of_training_itself_are_not_reported_as_invalid_input(tmp_path, monkeypatch):
+    def fail(*args, **kwargs):
+        raise ValueError("a bug")
+
+    monkeypatch.setattr("dropcluster_jax.runs.trainer.fit", fail)
+    with pytest.raises(ValueError, match="a bug"):
+        command(*SHORT, "--out", str(tmp_path / "run"))
+
+
 @one_run
 def test_load_run_returns_the_trained_network(finished):
     folder, _ = finished

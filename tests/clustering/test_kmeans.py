@@ -9,6 +9,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 from references import correlation_vectors, explained, kmeans_plus_plus, lloyd
 from sklearn.cluster import KMeans
+from sklearn.metrics import adjusted_rand_score
 
 import dropcluster_jax as dc
 from dropcluster_jax.clustering import cluster_sizes, explained_variance
@@ -210,13 +211,13 @@ def test_learned_clusters_explain_more_than_the_grid(cifar10_features):
     assert (learned.explained_variance > tiles.explained_variance).all()
 
 
-def test_warm_update_keeps_most_labels(cifar10_features):
-    """Replaces a third of the examples between two updates."""
+def test_warm_update_keeps_most_clusters(cifar10_features):
+    """Replaces a third of the examples between two updates. Clusters may be numbered differently."""
     x = cifar10_features
     clusterer = dc.KMeans(num_clusters=20)
     first = update(clusterer, clusterer.init(x.shape[1:]), x[:96])
     second = update(clusterer, first, x[32:])
-    assert (first.labels == second.labels).mean() > 0.7
+    assert adjusted_rand_score(np.ravel(first.labels), np.ravel(second.labels)) > 0.7
 
 
 def test_constant_channel_keeps_its_labels_while_others_learn():
