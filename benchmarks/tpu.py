@@ -1,13 +1,13 @@
-"""Compares the compiled programs of all drop layers for TPUs and an H100, without such a device.
+"""Compares the compiled programs of all drop layers for TPUs, without such a device.
 
-    pip install -e '.[tpu]' 'jax[cuda12]'
+    pip install -e '.[tpu]'
     python benchmarks/tpu.py
     python benchmarks/tpu.py --topologies v5e:1x1 --shapes 14 --layers Dropout DropCluster
     git clone https://github.com/google/flax
     python benchmarks/tpu.py --topologies v5e:1x1 --resnet50 flax
 
 The program of a layer is the forward and backward pass of a ReLU, the layer, and a 1x1 convolution, in bfloat16. The
-numbers are estimates of the compiler relative to the program without the layer: cycles (TPU only), bytes accessed by
+numbers are estimates of the compiler relative to the program without the layer: cycles, bytes accessed by
 all operations, and memory (arguments, results and temporaries). Nothing is executed.
 
 With `--resnet50`, the programs are training steps of ResNet-50 with 256 images of 224x224 per chip in bfloat16: ours
@@ -164,7 +164,7 @@ def ratios(analysis: Analysis, reference: Analysis) -> str:
 
 def measure_layers(topology: str, sides: list[str], names: list[str]) -> None:
     """Prints the table of the layers for one topology."""
-    print(f"\n{topology}: {'cycles, ' if 'h100' not in topology else ''}bytes, memory")
+    print(f"\n{topology}: cycles, bytes, memory")
     cells: dict[str, list[str]] = {name: [] for name in (NONE, *names)}
     for side in sides:
         shape, num_clusters = SHAPES[side]
@@ -205,7 +205,7 @@ def main() -> None:
     """Prints the tables."""
     names = list(make_layers(4))[1:]
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--topologies", nargs="+", default=["v5e:1x1", "v6e:1x1", "h100:1"])
+    parser.add_argument("--topologies", nargs="+", default=["v5e:1x1", "v6e:1x1"])
     parser.add_argument("--shapes", nargs="+", choices=SHAPES, default=list(SHAPES), help="sides of the maps")
     parser.add_argument("--layers", nargs="+", choices=names, default=names, metavar="LAYER", help="names in the table")
     parser.add_argument(

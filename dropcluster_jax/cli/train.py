@@ -30,7 +30,7 @@ class Train:
     dry_run: bool = False
     """Print the layers, and the memory and FLOPs of the compiled programs, without training."""
     topology: str | None = None
-    """Dry run for devices that this machine does not have: a TPU, e.g. v5e:4x4, or GPUs, e.g. h100:8."""
+    """Dry run for a TPU that this machine does not have, e.g. v5e:4x4."""
     json: bool = False
     """With --dry-run or --topology, print JSON only."""
     distributed: bool = False

@@ -1,6 +1,6 @@
-"""Ahead-of-time compilation for TPUs and GPUs that this machine does not have, and what their compilers report.
+"""Ahead-of-time compilation for TPUs that this machine does not have, and what the compiler reports.
 
-`libtpu` compiles programs for TPUs on any Linux machine, JAX's CUDA plugin for NVIDIA GPUs. Nothing is executed.
+`libtpu` compiles programs for TPUs on any Linux machine. Nothing is executed.
 """
 
 import contextlib
@@ -19,7 +19,6 @@ from dropcluster_jax._optional import optional_import
 from dropcluster_jax.runs.hlo import Collective, costs
 
 _GIB = 2**30
-_GPUS_PER_HOST = 8
 
 
 class Chip(NamedTuple):
@@ -40,46 +39,13 @@ class Chip(NamedTuple):
 #: versions at https://docs.cloud.google.com/tpu/docs/v5e (v4, v5p, v6e, tpu7x). Clock of v4: Jouppi et al., "TPU v4: An
 #: Optically Reconfigurable Supercomputer for Machine Learning", ISCA 2023, arXiv:2304.01433. The other clocks are the
 #: peak divided by the FLOPs per cycle of the matrix units: 2**17 for v5e, 2**18 for v5p and 2**19 for v6e. A device of
-#: TPU7x is one of the two cores of a chip. Memory of GPUs: as the driver reports it.
+#: TPU7x is one of the two cores of a chip.
 CHIPS = {
     "TPU v4": Chip(32 * _GIB, 275e12, 1.05e9),
     "TPU v5 lite": Chip(16 * _GIB, 197e12, 1.5e9),
     "TPU v5": Chip(95 * _GIB, 459e12, 1.75e9),
     "TPU v6 lite": Chip(32 * _GIB, 918e12, 1.75e9),
     "TPU7x": Chip(96 * _GIB),
-    "NVIDIA H100 80GB HBM3": Chip(84_942_979_072),
-    "NVIDIA A100-SXM4-80GB": Chip(85_100_068_864),
-}
-
-# Properties of GPUs for XLA, in the text form of a `GpuTargetConfigProto`. Limits by compute capability:
-# https://docs.nvidia.com/cuda/cuda-programming-guide/05-appendices/compute-capabilities.html
-_GPU_TARGET = """
-gpu_device_info {{
-  {properties}
-  device_memory_size: {memory_bytes}
-  shared_memory_per_block: 49152
-  registers_per_core_limit: 65536 registers_per_block_limit: 65536
-  threads_per_core_limit: 2048 threads_per_block_limit: 1024 threads_per_warp: 32
-  block_dim_limit_x: 2147483647 block_dim_limit_y: 65535 block_dim_limit_z: 65535
-}}
-platform_name: "CUDA"
-dnn_version_info {{ major: 9 minor: 8 }}
-runtime_version {{ major: 12 minor: 8 }}
-device_description_str: "{kind}"
-"""
-_GPUS = {
-    "h100": (
-        "NVIDIA H100 80GB HBM3",
-        "cuda_compute_capability { major: 9 } core_count: 132 fpus_per_core: 128 clock_rate_ghz: 1.98 "
-        "memory_bandwidth: 3352320000000 l2_cache_size: 52428800 "
-        "shared_memory_per_core: 233472 shared_memory_per_block_optin: 232448",
-    ),
-    "a100": (
-        "NVIDIA A100-SXM4-80GB",
-        "cuda_compute_capability { major: 8 } core_count: 108 fpus_per_core: 64 clock_rate_ghz: 1.41 "
-        "memory_bandwidth: 2039040000000 l2_cache_size: 41943040 "
-        "shared_memory_per_core: 167936 shared_memory_per_block_optin: 166912",
-    ),
 }
 
 
@@ -96,12 +62,12 @@ class Analysis:
         num_devices: Number of devices.
         argument_bytes: Size of the arguments.
         output_bytes: Size of the results that do not reuse the memory of donated arguments.
-        temporary_bytes: Size of the temporary memory. On GPUs, without the workspaces of cuDNN.
+        temporary_bytes: Size of the temporary memory.
         code_bytes: Size of the program, if it resides in device memory.
-        flops: Floating-point operations, with the body of a loop counted once; None on GPUs.
-        bytes_accessed: Bytes read and written; on TPUs, with the body of a loop counted once.
+        flops: Floating-point operations, with the body of a loop counted once; None if they are not counted.
+        bytes_accessed: Bytes read and written, with the body of a loop counted once; None if they are not counted.
         cycles: The compiler's estimate of the cycles of all operations, without waiting for collectives. A loop over a
-            constant range counts its number of iterations, others count once. None if there is no estimate, as on GPUs.
+            constant range counts its number of iterations, others count once. None if there is no estimate.
         collectives: The collectives of the program.
     """
 
@@ -112,7 +78,7 @@ class Analysis:
     temporary_bytes: int
     code_bytes: int
     flops: float | None
-    bytes_accessed: float
+    bytes_accessed: float | None
     cycles: int | None
     collectives: tuple[Collective, ...]
 
@@ -145,7 +111,7 @@ def compile_for(
     On a machine with TPUs, call it in a process that does not use them, with `JAX_PLATFORMS=cpu`.
 
     Args:
-        topology: TPU topology, e.g. `"v5e:4x4"`, a number of GPUs of one kind, `"h100:8"` or `"a100:8"`, or a mesh.
+        topology: TPU topology, e.g. `"v5e:4x4"`, or a mesh.
         function: Pure function of arrays, e.g. a training step.
         *arguments: Its arguments: pytrees of arrays or `jax.ShapeDtypeStruct`s. Leaves that are sharded over the mesh,
             or `topology_mesh(topology)`, keep their sharding, others are replicated.
@@ -196,7 +162,7 @@ def compile_for(
         temporary_bytes=memory.temp_size_in_bytes,
         code_bytes=memory.generated_code_size_in_bytes,
         flops=estimates.get("flops"),
-        bytes_accessed=estimates.get("bytes accessed", program.bytes_accessed),
+        bytes_accessed=estimates.get("bytes accessed"),
         cycles=program.cycles,
         collectives=program.collectives,
     )
@@ -217,11 +183,8 @@ def topology_mesh(topology: str) -> Mesh:
         ValueError, ImportError: See `compile_for`.
     """
     if not re.fullmatch(r"\w+:\d+(x\d+)*", topology):
-        raise ValueError(
-            f"topology must be a TPU topology, e.g. v5e:4x4, or a number of GPUs, e.g. h100:8, got {topology!r}"
-        )
-    name = topology.lower()
-    devices = _gpus(name) if name.partition(":")[0] in _GPUS else _tpus(name)
+        raise ValueError(f"topology must be a TPU topology, e.g. v5e:4x4, got {topology!r}")
+    devices = _tpus(topology.lower())
     return jax.make_mesh((len(devices),), ("batch",), axis_types=(AxisType.Auto,), devices=devices)
 
 
@@ -241,27 +204,6 @@ def _tpus(name: str) -> list[Any]:
             return topologies.get_topology_desc(name, platform="tpu", **options).devices
     except jax.errors.JaxRuntimeError as error:
         raise ValueError(f"topology must be one that libtpu supports, got {name!r}: {_first_line(error)}") from None
-
-
-def _gpus(name: str) -> list[Any]:
-    kind, _, shape = name.partition(":")
-    count = int(shape) if shape.isdecimal() else 0
-    if count < 1 or (count > _GPUS_PER_HOST and count % _GPUS_PER_HOST):
-        raise ValueError(f"topology must have 1 to 8 GPUs or a multiple of 8, got {name!r}")
-    hosts = -(-count // _GPUS_PER_HOST)
-    topology = f"1x{hosts}x{count // hosts}"  # slices, hosts, GPUs of a host
-    device_kind, properties = _GPUS[kind]
-    memory_bytes = CHIPS[device_kind].memory_bytes
-    target = _GPU_TARGET.format(kind=device_kind, properties=properties, memory_bytes=memory_bytes)
-    options = {"topology": topology, "target_config": target}
-    with _loading_compiler({"JAX_SKIP_CUDA_CONSTRAINTS_CHECK": "1"}):
-        with optional_import("jax-cuda12-plugin", "cuda"):
-            import jax_plugins.xla_cuda12  # noqa: F401  # pyright: ignore[reportMissingImports]
-        try:
-            return topologies.get_topology_desc(topology, platform="cuda", **options).devices
-        except NotImplementedError:  # JAX had initialized its plugins before, and this one failed without a driver
-            message = "JAX could not load its CUDA plugin: on a machine without GPUs, set JAX_PLATFORMS=cpu"
-            raise ImportError(message) from None
 
 
 def _first_line(error: object) -> str:

@@ -1,4 +1,4 @@
-"""Parameters, memory, FLOPs and collectives of a run, without training: for the present devices, a TPU or GPUs."""
+"""Parameters, memory, FLOPs and collectives of a run, without training: for the present devices or a TPU."""
 
 import dataclasses
 from collections.abc import Callable, Mapping, Sequence
@@ -136,8 +136,7 @@ def describe(report: Mapping[str, Any]) -> str:
     ]
     if report["memory_bytes"] is not None:
         memory = _format_memory(max(program["peak_bytes"] for program in programs))
-        workspaces = "" if train["flops"] is not None else ", without the workspaces of cuDNN"
-        lines.append(f"fits: {memory} of {_format_memory(report['memory_bytes'])}{workspaces}")
+        lines.append(f"fits: {memory} of {_format_memory(report['memory_bytes'])}")
     if train["flops"] is not None:
         lines.append("FLOPs and bytes count each loop body once, cycles only if the trip count is unknown.")
     if speed is not None:

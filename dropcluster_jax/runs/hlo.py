@@ -1,4 +1,4 @@
-"""Cycles, memory traffic and collectives of a compiled program, from its HLO text."""
+"""Cycles and collectives of a compiled program, from its HLO text."""
 
 import collections
 import dataclasses
@@ -14,8 +14,6 @@ _CYCLES = re.compile(r'"estimated_cycles":"(\d+)"')
 _PENALTY = 2**60  # libtpu adds it to the estimates of a few operations; the remainder is of the usual magnitude
 _KNOWN_TRIP_COUNT = re.compile(r'"known_trip_count":\{"n":"(\d+)"')
 _COLLECTIVE = re.compile(r"^(all-reduce|all-gather|reduce-scatter|(?:ragged-)?all-to-all|collective-\w+)(-start)?$")
-_CONTROL_FLOW = ("while", "conditional", "call")
-_WITHOUT_TRAFFIC = ("parameter", "constant", "get-tuple-element", "tuple", "bitcast", *_CONTROL_FLOW)
 
 
 @dataclasses.dataclass(frozen=True)
@@ -39,13 +37,11 @@ class Costs(NamedTuple):
     A loop over a constant range counts its number of iterations, other loops count once.
 
     Attributes:
-        cycles: Sum of the compiler's estimates, over all branches of conditionals; None if there are none, as on GPUs.
-        bytes_accessed: Total size of the operands and results of all kernels.
+        cycles: Sum of the compiler's estimates, over all branches of conditionals; None if there are none.
         collectives: Collectives by kind.
     """
 
     cycles: int | None
-    bytes_accessed: int
     collectives: tuple[Collective, ...]
 
 
@@ -68,28 +64,23 @@ def costs(text: str) -> Costs:
     computations, entry = _parse(text)
     cycles: list[int] = []
     calls, operand_sizes = collections.Counter[str](), collections.Counter[str]()
-    bytes_accessed = 0
-    pending = [(entry, 1, False)]  # computations, how often they run, and whether they are part of a kernel
+    pending = [(entry, 1)]  # computations and how often they run
     while pending:
-        name, repetitions, fused = pending.pop()
+        name, repetitions = pending.pop()
         instructions = computations.pop(name, ())  # computations that several instructions apply count once
         sizes = {instruction.name: _num_bytes(instruction.result) for instruction in instructions}
         for instruction in instructions:
-            operand_bytes = sum(sizes.get(operand, 0) for operand in instruction.operands())
             if estimate := _CYCLES.search(instruction.rest):
                 cycles.append(repetitions * (int(estimate[1]) % _PENALTY))
             if match := _COLLECTIVE.match(instruction.opcode):
                 calls[match[1]] += repetitions
-                operand_sizes[match[1]] += repetitions * operand_bytes
-            if not fused and instruction.opcode not in _WITHOUT_TRAFFIC and not instruction.opcode.endswith("-done"):
-                bytes_accessed += repetitions * (operand_bytes + sizes[instruction.name])
+                num_bytes = sum(sizes.get(operand, 0) for operand in instruction.operands())
+                operand_sizes[match[1]] += repetitions * num_bytes
             trips = _trip_count(instruction, computations) if instruction.opcode == "while" else 1
-            inside = fused or instruction.opcode not in _CONTROL_FLOW
             for callees in _CALLEES.findall(instruction.rest):
-                pending += [(callee[1:], repetitions * trips, inside) for callee in callees.split(", ")]
+                pending += [(callee[1:], repetitions * trips) for callee in callees.split(", ")]
     return Costs(
         cycles=sum(cycles) if cycles else None,
-        bytes_accessed=bytes_accessed,
         collectives=tuple(Collective(kind, calls[kind], operand_sizes[kind]) for kind in sorted(calls)),
     )
 

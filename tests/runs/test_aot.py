@@ -8,7 +8,7 @@ import jax.numpy as jnp
 import optax
 import pytest
 from flax import linen as nn
-from topologies import needs_cuda_plugin, needs_libtpu
+from topologies import needs_libtpu
 
 import dropcluster_jax as dc
 from dropcluster_jax.linen import DropCluster
@@ -34,23 +34,16 @@ class Net(nn.Module):
         return nn.Dense(10)(x.mean((1, 2)))
 
 
-@pytest.mark.parametrize(
-    ("topology", "message"),
-    [
-        *((name, "must be a TPU topology, e.g. v5e:4x4") for name in ("", "v5e", "v5e:", "v5e:4x", "v5e:4*4", "h100")),
-        *((name, "must have 1 to 8 GPUs or a multiple of 8") for name in ("h100:0", "a100:9", "h100:2x4")),
-    ],
-)
-def test_malformed_topologies_are_errors(topology, message):
-    with pytest.raises(ValueError, match=f"topology {message}.*, got {re.escape(repr(topology))}"):
+@pytest.mark.parametrize("topology", ["", "v5e", "v5e:", "v5e:4x", "v5e:4*4"])
+def test_malformed_topologies_are_errors(topology):
+    with pytest.raises(ValueError, match=f"topology must be a TPU topology.*, got {re.escape(repr(topology))}"):
         topology_mesh(topology)
 
 
-def test_missing_compilers_are_errors_with_the_extra_to_install(monkeypatch):
-    for module, topology, extra in (("libtpu", "v3:2x2", "tpu"), ("jax_plugins.xla_cuda12", "h100:3", "cuda")):
-        monkeypatch.setitem(sys.modules, module, None)
-        with pytest.raises(ImportError, match=rf'pip install "dropcluster-jax\[{extra}\]"'):
-            topology_mesh(topology)
+def test_missing_compiler_is_an_error_with_the_extra_to_install(monkeypatch):
+    monkeypatch.setitem(sys.modules, "libtpu", None)
+    with pytest.raises(ImportError, match=r'pip install "dropcluster-jax\[tpu\]"'):
+        topology_mesh("v3:2x2")
 
 
 def test_analysis_of_a_program_for_present_devices(monkeypatch):
@@ -135,18 +128,3 @@ def test_unknown_tpus_and_programs_that_do_not_fit_are_errors():
     with pytest.raises(DoesNotFitError, match=r"needs 20\.00 of 15\.75 GiB"):
         compile_for("v5e:2x2", lambda x: x + 1, x)
     assert jax.config.values["jax_persistent_cache_min_compile_time_secs"] == setting
-
-
-@needs_cuda_plugin
-@pytest.mark.parametrize(
-    ("topology", "kind", "num_devices"),
-    [("h100:8", "NVIDIA H100 80GB HBM3", 8), ("a100:16", "NVIDIA A100-SXM4-80GB", 16)],
-)
-def test_small_step_compiles_for_gpus(topology, kind, num_devices):
-    steps = make_steps(Net(), optax.sgd(0.1), rate=0.1)
-    state = jax.eval_shape(steps.init, jax.random.key(0), BATCH)
-    analysis = compile_for(topology, steps.train, state, BATCH, batch_argnums=1, donate_argnums=0)
-    assert (analysis.device_kind, analysis.num_devices) == (kind, num_devices)
-    assert analysis.temporary_bytes > 0 and analysis.bytes_accessed > analysis.argument_bytes
-    assert [collective.name for collective in analysis.collectives] == ["all-reduce"]
-    assert (analysis.flops, analysis.cycles, analysis.estimated_seconds) == (None, None, None)

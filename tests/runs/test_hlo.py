@@ -59,11 +59,6 @@ def test_loops_over_a_constant_range_count_every_iteration_and_others_once():
     assert costs(PROGRAM.replace("direction=LT", "direction=NE")).cycles == 50 + 9
 
 
-def test_kernels_read_their_operands_and_write_their_results():
-    iteration = (2 + 2) * KIB + (2 + 2) * KIB + 4 + 4 + 1  # the fusion, the all-reduce and the comparison
-    assert costs(PROGRAM).bytes_accessed == 7 * iteration + (2 + 2 + 8) * KIB + (8 + 8) * KIB
-
-
 def test_estimates_are_free_of_penalties_and_none_if_the_compiler_has_none():
     assert costs(PROGRAM.replace('cycles":"50"', f'cycles":"{2**60 + 50}"')).cycles == 7 * 50 + 9
     assert costs(PROGRAM.replace("estimated_cycles", "other")).cycles is None
