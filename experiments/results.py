@@ -93,13 +93,18 @@ def decode_counts(text: str) -> np.ndarray:
 
 def provenance() -> dict[str, Any]:
     """Returns `commit`, `versions`, `device` and `time`."""
-    versions = {name: importlib.metadata.version(name) for name in _PACKAGES}
     return {
         "commit": commit(),
-        "versions": {"python": platform.python_version(), **versions},
+        "versions": _versions(),
         "device": device(),
         "time": datetime.datetime.now(datetime.UTC).isoformat(timespec="seconds"),
     }
+
+
+@functools.cache
+def _versions() -> dict[str, str]:
+    versions = {name: importlib.metadata.version(name) for name in _PACKAGES}
+    return {"python": platform.python_version(), **versions}
 
 
 def device() -> str:

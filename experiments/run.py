@@ -152,20 +152,22 @@ class Runner:
         """Executes missing jobs; returns False if the time limit was reached."""
         missing = self._missing(study, jobs)
         if self.options.dry_run:
-            duration = f", {self._remaining_time(missing)}" if missing else ""
-            self.console.print(f"{study}: {len(missing)} runs missing{duration}")
+            seconds = self._seconds(missing)
+            duration = "duration unknown" if seconds is None else _format_seconds(seconds / self.options.workers)
+            self.console.print(f"{study}: {len(missing)} runs missing, {duration}")
             return True
         for job in missing:
             if (line := self._find(job)) is not None:  # a run of another study
                 self._write(study, line | self._names(study, job))
-        missing = self._missing(study, missing)
+        missing, start = self._missing(study, missing), time.perf_counter()
         with contextlib.closing(self._execute(missing)) as executed:
             for index, (job, line) in enumerate(executed, 1):
                 self._write(study, {"id": job.id, **self._names(study, job), **line})
                 if job.target == "validation":  # `corruption` needs the others
                     shutil.rmtree(self.measure.folder(job), ignore_errors=True)
-                progress = f"{study} {index}/{len(missing)}  {job}: {100 * line['accuracy']:.2f}%"
-                self.console.print(f"{progress}  {self._remaining_time(self._missing(study, missing))}")
+                left = (time.perf_counter() - start) / index * (len(missing) - index)
+                accuracy = f"{100 * line['accuracy']:.2f}%"
+                self.console.print(f"{study} {index}/{len(missing)}  {job}: {accuracy}  {_format_seconds(left)} left")
         if left := self._missing(study, missing):
             self.console.print(f"{study}: stopped before {self.options.max_minutes:g} minutes; {len(left)} runs left")
         return not left
@@ -252,13 +254,6 @@ class Runner:
                 return None
             total += statistics.median(seconds_per_image) * _num_images(job.config.to_json(), job.corrupted)
         return total
-
-    def _remaining_time(self, jobs: Sequence[Job]) -> str:
-        seconds = self._seconds(jobs)
-        if seconds is None:
-            return "duration unknown"
-        seconds /= self.options.workers
-        return f"about {seconds / 60:.0f} minutes left" if seconds > 90 else f"about {seconds:.0f} seconds left"
 
 
 def execute(measure: Measure, job: Job) -> Line:
@@ -410,6 +405,10 @@ def _parse_shard(text: str) -> tuple[int, int]:
     if not (index.isdigit() and count.isdigit() and 1 <= int(index) <= int(count)):
         raise ValueError(f"shard must be i/n with i from 1 to n, got {text!r}")
     return int(index) - 1, int(count)
+
+
+def _format_seconds(seconds: float) -> str:
+    return f"about {seconds / 60:.0f} minutes" if seconds > 90 else f"about {seconds:.0f} seconds"
 
 
 def _num_images(config: Mapping[str, Any], corrupted: int | None) -> float:

@@ -131,9 +131,12 @@ def test_dry_run_and_time_limit(tmp_path):
     lines = [json.loads(line) | {"wall_seconds": 60.0} for line in path.read_text().splitlines()]
     path.write_text("".join(json.dumps(line) + "\n" for line in lines))
     printed = work("headline", tmp_path, dry_run=True)
-    assert printed.splitlines()[1:] == ["choices: 0 runs missing", "headline: 12 runs missing, about 12 minutes left"]
+    assert printed.splitlines()[1:] == [
+        "choices: 0 runs missing, about 0 seconds",
+        "headline: 12 runs missing, about 12 minutes",
+    ]
     # Steps are proportional to the square root of the fraction.
-    assert "60 runs missing, about 33 minutes left" in work("limited_data", tmp_path, dry_run=True)
+    assert "60 runs missing, about 33 minutes" in work("limited_data", tmp_path, dry_run=True)
     assert "stopped before 0.5 minutes; 12 runs left" in work("headline", tmp_path, max_minutes=0.5)
     assert not ids(tmp_path, "headline")
 
