@@ -223,6 +223,63 @@ def _clustering_by_fraction(lines: list[Line], figure: pathlib.Path) -> list[str
     ]
 
 
+def _fills(title: str, description: str) -> Callable[[list[Line], pathlib.Path], list[str]]:
+    """Returns a chapter with a row for each mask and fill, and differences from references, by fraction."""
+
+    def chapter(lines: list[Line], figure: pathlib.Path) -> list[str]:
+        usual, rows = num_seeds(lines), []
+        for fraction, subset in by_fraction(lines).items():
+            groups: dict[str, list[Line]] = {}
+            for line in subset:
+                groups.setdefault(_variant(line), []).append(line)
+            accuracies = {name: accuracy_by_seed(own, own[0]["method"]) for name, own in groups.items()}
+            for name, own in groups.items():
+                setting = own[0]["setting"]
+                references = (LABELS["none"], "blocks, zero", f"grid, {setting.get('fill')}")
+                differences = (
+                    format_difference(paired_difference(accuracies[name], accuracies[other]), usual)
+                    if other != name and other in accuracies
+                    else ""
+                    for other in references
+                )
+                rate = format_value(setting.get("rate", ""))
+                rows.append([fraction, name, rate, format_mean(accuracies[name], usual), *differences])
+        minus = (f"{MINUS} {name}" for name in (LABELS["none"], "blocks, zero", "grid, same fill"))
+        return [
+            f"### {title}\n",
+            f"{description.format(images=f'{num_images(lines):,}')}, by fraction of the training images; "
+            f"{format_seeds(lines)}. The rates are those chosen in *Rates of fills*.\n",
+            *markdown_table(["images", "mask, fill", "rate", "accuracy", *minus], rows),
+        ]
+
+    return chapter
+
+
+def _variant(line: Line) -> str:
+    """Returns what a line of `fills` compares: a mask and a fill, a way to mix images, or no drop layer."""
+    setting = line["setting"]
+    return f"{setting['mask']}, {setting['fill']}" if "mask" in setting else setting.get("mixing", LABELS["none"])
+
+
+def _fill_choices(lines: list[Line], figure: pathlib.Path) -> list[str]:
+    """A table with a row for each fraction, mask and fill, and a column per rate."""
+    rates = sorted({line["setting"]["rate"] for line in lines})
+    rows = []
+    for fraction, subset in by_fraction(lines).items():
+        for name in dict.fromkeys(map(_variant, subset)):
+            by_rate = {rate: [x for x in select(subset, rate=rate) if _variant(x) == name] for rate in rates}
+            best = max(rates, key=lambda rate: sum(line["accuracy"] for line in by_rate[rate]))
+            cells = [f"{mean_accuracy(own):.1f} [{num_seeds(own)}]" if own else "" for own in by_rate.values()]
+            cells[rates.index(best)] = f"**{cells[rates.index(best)]}**"
+            rows.append([fraction, name, *cells])
+    return [
+        "### Rates of fills\n",
+        f"Accuracy on the {num_images(lines):,} held-out images by rate, with the number of seeds in brackets. The "
+        "better half of the rates got a second seed, and the best of them, in bold, is chosen.\n",
+        *markdown_table(["images", "mask, fill", *(f"rate {rate:g}" for rate in rates)], rows),
+    ]
+
+
 def _varied(title: str, description: str) -> Callable[[list[Line], pathlib.Path], list[str]]:
     """Returns a chapter with a row per setting and a column per method, followed by differences and means."""
 
@@ -392,6 +449,12 @@ CHAPTERS: dict[str, Callable[[list[Line], pathlib.Path], list[str]]] = {
     "features": _features,
     "baseline": _baseline,
     "choices": _choices,
+    "fills": _fills("What replaces a dropped unit", "Accuracy on the {images} test images"),
+    "fill_corruption": _fills(
+        "What replaces a dropped unit, corrupted images",
+        "Accuracy on {images} test images, averaged over 15 corruptions at 5 severities",
+    ),
+    "fill_choices": _fill_choices,
 }
 
 

@@ -108,13 +108,11 @@ class Runner:
         if self.options.dry_run:
             return
         chosen: Mapping[str, studies.Options] = {}
-        for tuning in _tuning_before(study):
-            jobs = studies.jobs(tuning, self.scale, chosen)
-            missing = self._missing(tuning, jobs)
-            if missing and self.num_shards > 1:
+        for tuning in studies.tuning_before(study):
+            if self.num_shards > 1 and self._remaining(tuning, chosen):
                 raise ValueError(
-                    f"shard requires the {len(missing)} runs that choose hyperparameters: "
-                    f"execute python -m experiments.run {tuning} first, on one machine"
+                    f"shard requires the choice of hyperparameters: execute python -m experiments.run {tuning} first, "
+                    "on one machine"
                 )
             chosen = self._choose(tuning, chosen)
         name, digest = self.scale.base.data.name, self.measure.digest
@@ -125,23 +123,38 @@ class Runner:
         """Executes a study, after the choices and networks that it depends on."""
         self.check(study)
         chosen: Mapping[str, studies.Options] = {}
-        for tuning in _tuning_before(study):
-            if not self._work(tuning, studies.jobs(tuning, self.scale, chosen)):
+        for tuning in studies.tuning_before(study):
+            if not self._tune(tuning, chosen):
                 return
             chosen = self._choose(tuning, chosen)
-        if study == "fills":
-            chosen = self._choose("fill_choices", chosen)
+        if study in studies.RACES:
+            self._tune(study, chosen)
+            return
         jobs = self._own_shard(studies.jobs(study, self.scale, chosen))
-        if study == "corruption":
-            trained = {job.trained.id for job in jobs}
-            needed = [job for job in studies.jobs("limited_data", self.scale, chosen) if job.id in trained]
-            if not self._work("limited_data", needed):
+        if study in studies.CORRUPTED:
+            trains, trained = studies.CORRUPTED[study], {job.trained.id for job in jobs}
+            needed = [job for job in studies.jobs(trains, self.scale, chosen) if job.id in trained]
+            if not self._work(trains, needed):
                 return
         self._work(study, jobs)
 
+    def _tune(self, tuning: str, chosen: Mapping[str, studies.Options]) -> bool:
+        """Executes a tuning study; returns False if the time limit was reached."""
+        while jobs := self._remaining(tuning, chosen):
+            if not self._work(tuning, jobs):
+                return False
+            if self.options.dry_run:
+                break
+        return True
+
     def _choose(self, tuning: str, chosen: Mapping[str, studies.Options]) -> Mapping[str, studies.Options]:
-        accuracies = {id_: line["accuracy"] for id_, line in self.lines[tuning].items()}
-        return studies.choose(tuning, self.scale, chosen, accuracies)
+        return studies.choose(tuning, self.scale, chosen, self._accuracies(tuning))
+
+    def _remaining(self, tuning: str, chosen: Mapping[str, studies.Options]) -> list[Job]:
+        return studies.remaining(tuning, self.scale, chosen, self._accuracies(tuning))
+
+    def _accuracies(self, study: str) -> dict[str, float]:
+        return {id_: line["accuracy"] for id_, line in self.lines[study].items()}
 
     def _own_shard(self, jobs: Sequence[Job]) -> list[Job]:
         """Returns this machine's jobs: all seeds of every n-th setting, independently of what is finished."""
@@ -323,11 +336,6 @@ def _execute_in_worker(jobs: Sequence[Job]) -> list[Line]:
             # The executor's worker catches SystemExit and would start the jobs that wait.
             os._exit(error.status)
         raise
-
-
-def _tuning_before(study: str) -> tuple[str, ...]:
-    """Returns the studies that choose hyperparameters for a study."""
-    return studies.TUNING[: studies.TUNING.index(study)] if study in studies.TUNING else studies.TUNING
 
 
 def resolve(options: Options) -> Scale:

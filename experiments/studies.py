@@ -1,9 +1,9 @@
 """The studies: scales, methods, and the jobs of each study. Nothing is trained here.
 
 First the network without drop layers is tuned (`baseline`); all methods share its learning rate, weight decay and label
-smoothing. Then each method uses the best of its candidate hyperparameters (`choices`). Only `headline`,
-`limited_data` and `corruption` use the test set; all other studies are evaluated on images held out from the training
-set, so that defaults can be chosen from them.
+smoothing. Then each method uses the best of its candidate hyperparameters (`choices`, and `fill_choices` for masks and
+fills). Only the studies in `ON_TEST_SET` use the test set; all others are evaluated on images held out from the
+training set, so that defaults can be chosen from them.
 """
 
 import dataclasses
@@ -11,6 +11,7 @@ import functools
 import hashlib
 import itertools
 import json
+import math
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from typing import Any, Literal, NamedTuple
 
@@ -49,6 +50,7 @@ StudyName = Literal[
     "features",
     "fill_choices",
     "fills",
+    "fill_corruption",
 ]
 Options = Mapping[str, Any]  # values of fields of `TrainConfig` or `DropConfig`, by name
 
@@ -413,13 +415,25 @@ def fill_choices(scale: Scale, chosen: Mapping[str, Options]) -> Iterator[Settin
             yield method, setting, _config(scale, chosen, method, fraction=fraction, **drop)
 
 
+MIXING: dict[str, Options] = {"mixup": {"mixup": 0.2}, "CutMix": {"cutmix": 1.0}}
+
+
 def fills(scale: Scale, chosen: Mapping[str, Options]) -> Iterator[Setting]:
-    """The masks and fills at the rates that `fill_choices` has chosen, and the network without drop layers."""
+    """The masks and fills at the rates that `fill_choices` has chosen, no drop layer, and mixup and CutMix."""
     for fraction in scale.fractions:
-        yield "none", {"fraction": fraction}, _config(scale, chosen, "none", fraction=fraction)
+        config = _config(scale, chosen, "none", fraction=fraction)
+        yield "none", {"fraction": fraction}, config
+        for name, options in MIXING.items():
+            augment = dataclasses.replace(config.augment, **options)
+            yield "none", {"fraction": fraction, "mixing": name}, override(config, augment=augment)
     for method, setting, config in fill_choices(scale, chosen):
         if chosen.get(_subject("fill_choices", method, setting)) == {"rate": setting["rate"]}:
             yield method, setting, config
+
+
+def fill_corruption(scale: Scale, chosen: Mapping[str, Options]) -> Iterator[Setting]:
+    """Networks of `fills` on corrupted test images."""
+    return fills(scale, chosen)
 
 
 STUDIES: dict[str, Callable[[Scale, Mapping[str, Options]], Iterator[Setting]]] = {
@@ -441,19 +455,22 @@ STUDIES: dict[str, Callable[[Scale, Mapping[str, Options]], Iterator[Setting]]] 
         features,
         fill_choices,
         fills,
+        fill_corruption,
     )
 }
-ON_TEST_SET = ("headline", "limited_data", "corruption", "fills")
 TUNING = ("baseline", "choices")
+RACES = (*TUNING, "fill_choices")  # studies that choose hyperparameters
+CORRUPTED = {"corruption": "limited_data", "fill_corruption": "fills"}  # the study that trains the networks
+ON_TEST_SET = ("headline", "limited_data", "fills", *CORRUPTED)
 ABLATIONS = ("placement", "rate_and_size", "rate_by_fraction", "update_interval", "warm_up", "duration", "features")
 
 
 def jobs(study: str, scale: Scale, chosen: Mapping[str, Options]) -> list[Job]:
     """Returns the jobs of a study, for each setting and seed, with the chosen candidate of each method."""
-    seeds = scale.choice_seeds if study in (*TUNING, "fill_choices") else scale.seeds
+    seeds = scale.choice_seeds if study in RACES else scale.seeds
     if study in ABLATIONS:
         seeds = seeds[: scale.ablation_seeds]
-    corrupted = (scale.corruption_images or 0) if study == "corruption" else None
+    corrupted = (scale.corruption_images or 0) if study in CORRUPTED else None
     target = "test" if study in ON_TEST_SET else "validation"
     return [
         Job(
@@ -468,17 +485,53 @@ def jobs(study: str, scale: Scale, chosen: Mapping[str, Options]) -> list[Job]:
     ]
 
 
+def tuning_before(study: str) -> tuple[str, ...]:
+    """Returns the studies that choose hyperparameters for a study."""
+    if study in RACES:
+        return RACES[: RACES.index(study)]
+    return RACES if study in ("fills", "fill_corruption") else TUNING
+
+
+def remaining(study: str, scale: Scale, chosen: Mapping[str, Options], accuracies: Mapping[str, float]) -> list[Job]:
+    """Returns the next jobs of a tuning study, in which candidates race: empty if the choices are made.
+
+    All candidates run with the first seed. With each further seed, only the better half of the candidates of each
+    method, or of each mask, fill and fraction, remain.
+
+    Args:
+        study: One of `RACES`.
+        scale: The scale.
+        chosen: Options chosen so far.
+        accuracies: Accuracies on the held-out images by job id.
+    """
+    races: dict[str, dict[str, list[Job]]] = {}
+    for job in jobs(study, scale, chosen):
+        candidates = races.setdefault(_subject(study, job.method, job.setting), {})
+        candidates.setdefault(str(job.setting), []).append(job)
+    left: list[Job] = []
+    for candidates in races.values():
+        running = list(candidates.values())
+        for index in range(len(scale.choice_seeds)):
+            missing = [candidate[index] for candidate in running if candidate[index].id not in accuracies]
+            if missing:
+                left += missing
+                break
+            running.sort(key=lambda own: sum(accuracies[job.id] for job in own[: index + 1]), reverse=True)
+            del running[math.ceil(len(running) / 2) :]
+    return left
+
+
 def choose(
     study: str, scale: Scale, chosen: Mapping[str, Options], accuracies: Mapping[str, float]
 ) -> dict[str, Options]:
     """Returns `chosen` and, for each method of a tuning study, the candidate with the best mean accuracy.
 
     Args:
-        study: `"baseline"`, `"choices"`, or `"fill_choices"`, which chooses a rate for each mask, fill and fraction.
+        study: One of `RACES`; `"fill_choices"` chooses a rate for each mask, fill and fraction.
         scale: The scale.
         chosen: Options chosen so far.
         accuracies: Accuracies on the held-out images by job id. Candidates without results count as 0, and the first
-            one is chosen on ties.
+            one is chosen on ties. Candidates that left the race have fewer results, so they are not chosen.
     """
     totals: dict[tuple[str, str], float] = {}
     settings: dict[tuple[str, str], Options] = {}
@@ -489,11 +542,7 @@ def choose(
     best: dict[str, tuple[str, str]] = {}
     for candidate in totals:
         best[candidate[0]] = max(best.get(candidate[0], candidate), candidate, key=totals.__getitem__)
-
-    def known(candidate: tuple[str, str]) -> bool:
-        return study in TUNING or totals[candidate] > 0  # the candidates of masks and fills may be tested in part
-
-    return {**chosen, **{subject: settings[candidate] for subject, candidate in best.items() if known(candidate)}}
+    return {**chosen, **{subject: settings[candidate] for subject, candidate in best.items()}}
 
 
 def _subject(study: str, method: str, setting: Options) -> str:

@@ -59,9 +59,9 @@ def check_options(study, scale):
     tuned = {} if study != "baseline" else {"learning_rate": 1.0, "weight_decay": 0.0, "label_smoothing": 0.0}
     others = {}
     for job in jobs:
-        length = job.setting.get("fraction"), job.setting.get("steps")
+        same = tuple(job.setting.get(name) for name in ("fraction", "steps", "mixing"))
         config = override(job.config, **vars(base.drop), **tuned, seed=0, data=base.data)
-        others.setdefault(length, set()).add(config)
+        others.setdefault(same, set()).add(config)
     assert all(len(configs) == 1 for configs in others.values()), study
     if study != "baseline":
         assert {job.config.weight_decay for job in jobs} == {CHOSEN["none"]["weight_decay"]}, study
@@ -80,7 +80,7 @@ def test_ablations_have_fewer_seeds():
     scale = SCALES["cpu"]
     for study in set(STUDIES) - set(studies.TUNING):
         seeds = {job.config.seed for job in jobs_of(study, "cpu")}
-        expected = scale.choice_seeds if study == "fill_choices" else scale.seeds
+        expected = scale.choice_seeds if study in studies.RACES else scale.seeds
         assert seeds == set(expected[: scale.ablation_seeds] if study in studies.ABLATIONS else expected)
 
 
@@ -128,6 +128,19 @@ def test_choices_maximize_the_mean_accuracy():
         chosen = studies.choose(study, scale, chosen, by_id)
     first = {method: studies.candidates(scale, method)[0] for method in scale.methods if method != "none"}
     assert chosen == {"none": {"weight_decay": 1e-3}, **first}
+
+
+def test_candidates_race():
+    scale = dataclasses.replace(SCALES["small"], choice_seeds=(100, 101, 102))
+    accuracies = {}
+    rounds = []
+    while jobs := studies.remaining("choices", scale, CHOSEN, accuracies):
+        accuracies |= {job.id: job.setting["rate"] + 0.001 * job.config.seed for job in jobs}
+        rounds.append([job for job in jobs if job.method == "drop_block"])
+    assert [len(jobs) for jobs in rounds] == [6, 3, 2]
+    assert [{job.config.seed for job in jobs} for jobs in rounds] == [{100}, {101}, {102}]
+    assert {job.setting["rate"] for job in rounds[-1]} == {0.3}
+    assert studies.choose("choices", scale, CHOSEN, accuracies)["drop_block"]["rate"] == 0.3
 
 
 def test_all_methods_share_the_tuned_baseline():
