@@ -66,7 +66,10 @@ def sample(paths: list[pathlib.Path], seed: int, count: int) -> list[tuple[pathl
     for path, start in rng.sample(sorted(mutations), len(mutations)):
         name, occurrence = rng.choice(mutations[path, start])
         code = path.read_text()
-        mutant = mutate_code(code, operators[name](), occurrence)
+        try:
+            mutant = mutate_code(code, operators[name](), occurrence)
+        except AttributeError:  # Cosmic Ray cannot replace exceptions with dotted names
+            continue
         if compiles(mutant) and len(faults) < count:
             faults.append((path, code, mutant))
     return faults
