@@ -52,17 +52,17 @@ def _headline(lines: list[Line], figure: pathlib.Path) -> list[str]:
 
 def _dropped_fractions(lines: Sequence[Line]) -> list[str]:
     """A table of the fraction of dropped units, for methods whose masks depend on the activations."""
-    own = {method: dropped for method in methods_of(lines) if (dropped := _dropped_by_place(lines, method))}
-    if not own:
+    fractions = {method: dropped for method in methods_of(lines) if (dropped := _dropped_by_place(lines, method))}
+    if not fractions:
         return []
-    places = sorted({place for dropped in own.values() for place in dropped})
+    places = sorted({place for dropped in fractions.values() for place in dropped})
     rows = [
         [
             LABELS[method],
             format_value(select(lines, method=method)[0]["config"]["drop"]["rate"]),
             *(format_average((100 * value for value in dropped.get(place, [])), ".0f") for place in places),
         ]
-        for method, dropped in own.items()
+        for method, dropped in fractions.items()
     ]
     return [
         "Units that a mask drops in the trained network, in %, for methods that compute masks from the activations. "
@@ -82,7 +82,7 @@ def _dropped_by_place(lines: Iterable[Line], method: str) -> dict[str, list[floa
 
 def _limited_data(lines: list[Line], figure: pathlib.Path) -> list[str]:
     subsets = by_fraction(lines)
-    drawn = _curves(
+    plot = _curves(
         {method: [accuracy_by_seed(subset, method) for subset in subsets.values()] for method in methods_of(lines)},
         [float(name.removesuffix("%")) for name in subsets],
         ("training images, %", "test accuracy, %"),
@@ -100,7 +100,7 @@ def _limited_data(lines: list[Line], figure: pathlib.Path) -> list[str]:
         f"Accuracy on the {num_images(lines):,} test images, by fraction of the training images; "
         f"{format_seeds(lines)}.\n",
         *_comparison(lines, {**{name: [subset] for name, subset in subsets.items()}, "mean": list(subsets.values())}),
-        *figures.embed(drawn, figure, "Accuracy by fraction of the training images, with 95% intervals."),
+        *figures.embed(plot, figure, "Accuracy by fraction of the training images, with 95% intervals."),
         "Training loss at the end, with dropping. Near 0, which label smoothing would prevent, the network has "
         "memorized the images, so that regularization can help.\n",
         *markdown_table(["method", *subsets], losses),
@@ -136,7 +136,7 @@ def _corruption(lines: list[Line], figure: pathlib.Path) -> list[str]:
         ]
         for name in origins
     ]
-    drawn = _curves(
+    plot = _curves(
         {
             method: [corrupted_by_seed(largest, method, origins, [severity]) for severity in range(5)]
             for method in methods
@@ -154,7 +154,7 @@ def _corruption(lines: list[Line], figure: pathlib.Path) -> list[str]:
         f"images. {'Corruptions were generated here' if generated else 'Published images'}"
         f"{', frost with a stand-in for the original pictures' if 'frost' in generated else ''}.\n",
         *markdown_table(["corruption", *(LABELS[method] for method in methods)], rows),
-        *figures.embed(drawn, figure, f"Accuracy by severity, {fraction} of the training images, with 95% intervals."),
+        *figures.embed(plot, figure, f"Accuracy by severity, {fraction} of the training images, with 95% intervals."),
     ]
 
 
@@ -170,13 +170,15 @@ _STRUCTURE_HEADER = [
 
 def _structure_rows(lines: Sequence[Line]) -> list[list[str]]:
     """Returns a row for each way to form clusters, below `_STRUCTURE_HEADER`."""
-    usual = num_seeds(lines)
-    groups = {name: own for name in studies.STRUCTURES if (own := select(lines, structure=name))}
+    most_seeds = num_seeds(lines)
+    groups = {name: group for name in studies.STRUCTURES if (group := select(lines, structure=name))}
 
     def row(name: str) -> list[str]:
         accuracies = accuracy_by_seed(groups[name], "drop_cluster")
         differences = [
-            format_difference(paired_difference(accuracies, accuracy_by_seed(groups[other], "drop_cluster")), usual)
+            format_difference(
+                paired_difference(accuracies, accuracy_by_seed(groups[other], "drop_cluster")), most_seeds
+            )
             if other in groups and other != name
             else ""
             for other in ("grid, shared", "k-means, shared")
@@ -184,7 +186,7 @@ def _structure_rows(lines: Sequence[Line]) -> list[list[str]]:
         clusters = [place for line in groups[name] if line["finite"] for place in line["clusters"].values()]
         explained = format_average((100 * place["explained_variance"] for place in clusters), ".0f")
         similarity = format_average((place["ari_with_grid"] for place in clusters), "z.2f").replace("-", MINUS)
-        return [name, format_mean(accuracies, usual), *differences, explained, similarity]
+        return [name, format_mean(accuracies, most_seeds), *differences, explained, similarity]
 
     return [row(name) for name in groups]
 
@@ -227,23 +229,23 @@ def _fills(title: str, description: str) -> Callable[[list[Line], pathlib.Path],
     """Returns a chapter with a row for each mask and fill, and differences from references, by fraction."""
 
     def chapter(lines: list[Line], figure: pathlib.Path) -> list[str]:
-        usual, rows = num_seeds(lines), []
+        most_seeds, rows = num_seeds(lines), []
         for fraction, subset in by_fraction(lines).items():
             groups: dict[str, list[Line]] = {}
             for line in subset:
                 groups.setdefault(_variant(line), []).append(line)
-            accuracies = {name: accuracy_by_seed(own, own[0]["method"]) for name, own in groups.items()}
-            for name, own in groups.items():
-                setting = own[0]["setting"]
+            accuracies = {name: accuracy_by_seed(group, group[0]["method"]) for name, group in groups.items()}
+            for name, group in groups.items():
+                setting = group[0]["setting"]
                 references = (LABELS["none"], "blocks, zero", f"grid, {setting.get('fill')}")
                 differences = (
-                    format_difference(paired_difference(accuracies[name], accuracies[other]), usual)
+                    format_difference(paired_difference(accuracies[name], accuracies[other]), most_seeds)
                     if other != name and other in accuracies
                     else ""
                     for other in references
                 )
                 rate = format_value(setting.get("rate", ""))
-                rows.append([fraction, name, rate, format_mean(accuracies[name], usual), *differences])
+                rows.append([fraction, name, rate, format_mean(accuracies[name], most_seeds), *differences])
         minus = (f"{MINUS} {name}" for name in (LABELS["none"], "blocks, zero", "grid, same fill"))
         return [
             f"### {title}\n",
@@ -269,7 +271,7 @@ def _fill_choices(lines: list[Line], figure: pathlib.Path) -> list[str]:
         for name in dict.fromkeys(map(_variant, subset)):
             by_rate = {rate: [x for x in select(subset, rate=rate) if _variant(x) == name] for rate in rates}
             best = max(rates, key=lambda rate: sum(line["accuracy"] for line in by_rate[rate]))
-            cells = [f"{mean_accuracy(own):.1f} [{num_seeds(own)}]" if own else "" for own in by_rate.values()]
+            cells = [f"{mean_accuracy(group):.1f} [{num_seeds(group)}]" if group else "" for group in by_rate.values()]
             cells[rates.index(best)] = f"**{cells[rates.index(best)]}**"
             rows.append([fraction, name, *cells])
     return [
@@ -288,12 +290,12 @@ def _varied(title: str, description: str) -> Callable[[list[Line], pathlib.Path]
         methods = methods_of(lines)
         others = [method for method in ("drop_block", "grid") if {method, "drop_cluster"} <= set(methods)]
 
-        usual = num_seeds(lines)
+        most_seeds = num_seeds(lines)
 
         def row(values: Iterable[str], groups: Groups) -> list[str]:
-            means = [format_mean(mean_by_seed(groups, method), usual) for method in methods]
+            means = [format_mean(mean_by_seed(groups, method), most_seeds) for method in methods]
             differences = [
-                format_difference(method_difference(groups, "drop_cluster", other), usual) for other in others
+                format_difference(method_difference(groups, "drop_cluster", other), most_seeds) for other in others
             ]
             return [*values, *means, *differences]
 
@@ -335,10 +337,10 @@ def _choices(lines: list[Line], figure: pathlib.Path) -> list[str]:
     rows: dict[tuple[str, str], dict[float, str]] = {}
     for line in lines:
         method, setting = line["method"], line["setting"]
-        own = format_setting({name: value for name, value in setting.items() if name != "rate"})
+        hyperparameter = format_setting({name: value for name, value in setting.items() if name != "rate"})
         accuracy = f"{mean_accuracy(select(lines, method=method, setting=setting)):.1f}"
         cell = f"**{accuracy}**" if str(setting) == best[method] else accuracy
-        rows.setdefault((method, own), {})[setting.get("rate", 0.0)] = cell
+        rows.setdefault((method, hyperparameter), {})[setting.get("rate", 0.0)] = cell
     return [
         "### Chosen hyperparameters\n",
         f"Accuracy of each candidate on the {num_images(lines):,} held-out images; "
@@ -346,7 +348,10 @@ def _choices(lines: list[Line], figure: pathlib.Path) -> list[str]:
         "method, in bold.\n",
         *markdown_table(
             ["method", "own hyperparameter", *(f"rate {rate:g}" for rate in rates)],
-            [[LABELS[method], own, *(row.get(rate, "") for rate in rates)] for (method, own), row in rows.items()],
+            [
+                [LABELS[method], hyperparameter, *(row.get(rate, "") for rate in rates)]
+                for (method, hyperparameter), row in rows.items()
+            ],
         ),
     ]
 
@@ -402,7 +407,7 @@ def _features(lines: list[Line], figure: pathlib.Path) -> list[str]:
     def explained(method: str, place: str, clusterer: str) -> np.ndarray:
         """Returns the explained variance in %, `(seeds, steps)`."""
         entries = [line["features"][place] for line in select(lines, method=method)]
-        return 100 * np.array([[entry[clusterer] for entry in own] for own in entries])
+        return 100 * np.array([[entry[clusterer] for entry in by_step] for by_step in entries])
 
     def cell(method: str, place: str, index: int) -> str:
         k_means, grid = (explained(method, place, clusterer)[:, index].mean() for clusterer in ("k-means", "grid"))
@@ -414,7 +419,7 @@ def _features(lines: list[Line], figure: pathlib.Path) -> list[str]:
         for index in chosen
     ]
     series = {place: {LABELS[method]: explained(method, place, "k-means") for method in methods} for place in places}
-    drawn = figures.course_figure(series, steps, "explained variance, %")
+    plot = figures.course_figure(series, steps, "explained variance, %")
     caption = "Variance that k-means explains in the features: the mean over seeds and, as thin lines, each seed."
     return [
         "### Redundancy of the features\n",
@@ -423,7 +428,7 @@ def _features(lines: list[Line], figure: pathlib.Path) -> list[str]:
         "16 positions on average, and shared by all channels. In parentheses, a grid with the same number of "
         f"clusters. Means over {format_seeds(lines)}.\n",
         *markdown_table(["place", "step", *(LABELS[method] for method in methods)], rows),
-        *figures.embed(drawn, figure, caption),
+        *figures.embed(plot, figure, caption),
     ]
 
 
@@ -460,15 +465,15 @@ CHAPTERS: dict[str, Callable[[list[Line], pathlib.Path], list[str]]] = {
 
 def _comparison(lines: Iterable[Line], columns: Columns) -> list[str]:
     """Returns a table of accuracies and a table of differences between methods."""
-    methods, usual = methods_of(lines), num_seeds(lines)
+    methods, most_seeds = methods_of(lines), num_seeds(lines)
     accuracies = [
-        [LABELS[method], *(format_mean(mean_by_seed(groups, method), usual) for groups in columns.values())]
+        [LABELS[method], *(format_mean(mean_by_seed(groups, method), most_seeds) for groups in columns.values())]
         for method in methods
     ]
     pairs = [(method, other) for other in ("none", "drop_block") for method in methods if method not in ("none", other)]
     differences = []
     for method, other in [*pairs, ("drop_cluster", "grid")]:
-        cells = [format_difference(method_difference(groups, method, other), usual) for groups in columns.values()]
+        cells = [format_difference(method_difference(groups, method, other), most_seeds) for groups in columns.values()]
         if any(cells):
             differences.append([format_pair(method, other), *cells])
     return [

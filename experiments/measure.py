@@ -188,9 +188,12 @@ class Measure:
         correct: list[np.ndarray] = []
         for name in CORRUPTIONS:
             corrupted = [self._corrupted_test(name, severity, job.corrupted or None) for severity in range(1, 6)]
-            own = [_is_correct(run, examples) for examples, _ in corrupted]
-            results[name] = {"origin": corrupted[0].origin, "accuracy": [float(values.mean()) for values in own]}
-            correct += own
+            by_severity = [_is_correct(run, examples) for examples, _ in corrupted]
+            results[name] = {
+                "origin": corrupted[0].origin,
+                "accuracy": [float(values.mean()) for values in by_severity],
+            }
+            correct += by_severity
         return {
             "accuracy": float(np.mean(correct)),
             "count": len(correct[0]),
@@ -275,7 +278,7 @@ def _trained(job: Job, folder: epath.Path, summary: dict[str, Any]) -> Line:
     speeds = [entry["images_per_second"] for entry in train if entry["images_per_second"]]
     last = [entry["loss"] for entry in train if entry["step"] > 0.9 * summary["steps"]]
     clusters = {"clusters": summary["clusters"]} if summary["clusters"] else {}
-    snapshots = {"snapshots": _snapshots(folder)} if job.drawn else {}
+    snapshots = {"snapshots": _snapshots(folder)} if job.has_snapshots else {}
     return {
         "accuracy": evaluation["accuracy"],
         "loss": evaluation["loss"],

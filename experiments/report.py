@@ -142,8 +142,8 @@ def _section(lines: list[Line], folder: pathlib.Path, slug: str) -> list[str]:
     if best := chapters.best_candidates(lines):
         text += ["### Best candidates\n", *best]
     for study, chapter in chapters.CHAPTERS.items():
-        if own := select(lines, study=study):
-            text += chapter(own, folder / f"{study.replace('_', '-')}-{slug}")
+        if study_lines := select(lines, study=study):
+            text += chapter(study_lines, folder / f"{study.replace('_', '-')}-{slug}")
     return text
 
 
@@ -157,19 +157,21 @@ def _readme_section(lines: list[Line]) -> list[str]:
     differences = {
         name: {method: _test_difference(group, method) for method in _others(group)} for name, group in columns.items()
     }
-    usual = max(found.num_values for own in differences.values() for found in own.values() if found is not None)
+    most_seeds = max(
+        found.num_values for by_method in differences.values() for found in by_method.values() if found is not None
+    )
     rows = [
         [
             LABELS[method],
-            format_mean(accuracy_by_seed(whole, method), usual),
-            *(format_difference(own.get(method), usual) for own in differences.values()),
+            format_mean(accuracy_by_seed(whole, method), most_seeds),
+            *(format_difference(by_method.get(method), most_seeds) for by_method in differences.values()),
         ]
         for method in methods_of(line for group in columns.values() for line in group)
     ]
     return [
         f"{network}, {schedule}. Test accuracy, and DropCluster minus the method in points of test accuracy, with 95% "
-        f"intervals over {usual} seeds, or the number of seeds in brackets; intervals of differences also reflect the "
-        "choice of the test images. **Bold** if the interval excludes 0. Empty if not tested.\n",
+        f"intervals over {most_seeds} seeds, or the number of seeds in brackets; intervals of differences also reflect "
+        "the choice of the test images. **Bold** if the interval excludes 0. Empty if not tested.\n",
         *markdown_table(["method", f"accuracy, {first}", *(f"difference, {name}" for name in columns)], rows),
     ]
 
@@ -258,7 +260,9 @@ def _crossed_difference(lines: Iterable[Line], other: str) -> Interval | None:
 def _correct(line: Line) -> np.ndarray | None:
     """Returns how often each test image is classified correctly, from 0 to 1; None if unknown or the run failed."""
     if "correct_counts" in line:
-        return decode_counts(line["correct_counts"]) / sum(len(own["accuracy"]) for own in line["corruptions"].values())
+        return decode_counts(line["correct_counts"]) / sum(
+            len(corruption["accuracy"]) for corruption in line["corruptions"].values()
+        )
     return decode_bits(line["correct"], line["count"]) if "correct" in line else None
 
 
@@ -272,15 +276,19 @@ def _provenance(lines: list[Line]) -> list[str]:
     order = list(studies.STUDIES)
     first = {line["id"]: line for line in sorted(lines, key=lambda line: order.index(line["study"]), reverse=True)}
 
-    def row(study: str, own: list[Line]) -> list[str]:
-        devices, commits = (", ".join(sorted({str(line[name]) for line in own})) for name in ("device", "commit"))
-        failed = sum(not line["finite"] for line in own)
-        minutes = sum(line["wall_seconds"] for line in own) / 60
-        return [study.replace("_", " "), str(len(own)), str(failed), devices, commits, f"{minutes:.0f}"]
+    def row(study: str, study_lines: list[Line]) -> list[str]:
+        devices, commits = (
+            ", ".join(sorted({str(line[name]) for line in study_lines})) for name in ("device", "commit")
+        )
+        failed = sum(not line["finite"] for line in study_lines)
+        minutes = sum(line["wall_seconds"] for line in study_lines) / 60
+        return [study.replace("_", " "), str(len(study_lines)), str(failed), devices, commits, f"{minutes:.0f}"]
 
     versions = {", ".join(f"{name} {version}" for name, version in line["versions"].items()) for line in lines}
     digests = {f"{line['dataset']} {line['digest']}" for line in lines}
-    rows = [row(study, own) for study in studies.STUDIES if (own := select(first.values(), study=study))]
+    rows = [
+        row(study, study_lines) for study in studies.STUDIES if (study_lines := select(first.values(), study=study))
+    ]
     return [
         "## Provenance\n",
         "A run that several studies share counts once, in the first of them.\n",

@@ -307,8 +307,8 @@ def _initialize_worker(
     data: DataConfig, folder: pathlib.Path, cores: SimpleQueue[Sequence[int]], commit: str | None
 ) -> None:
     global _measure, _commit
-    if own := cores.get():
-        os.sched_setaffinity(0, own)  # before JAX creates its threads
+    if share := cores.get():
+        os.sched_setaffinity(0, share)  # before JAX creates its threads
     _measure, _commit = Measure(data, folder, Console(quiet=True)), commit
     threading.Thread(target=_stop_with_parent, daemon=True).start()
 
@@ -327,10 +327,10 @@ def _parent() -> BaseProcess:
 
 def _execute_in_worker(jobs: Sequence[Job]) -> list[Line]:
     # The speed is not a result, because other runs use the device at the same time.
-    own = {"images_per_second": None, "commit": _commit}
+    without_speed = {"images_per_second": None, "commit": _commit}
     try:
         with compilation_cache():
-            return [execute(_measure, job) | own for job in jobs]
+            return [execute(_measure, job) | without_speed for job in jobs]
     except Stopped as error:
         if not _parent().is_alive():
             # The executor's worker catches SystemExit and would start the jobs that wait.
@@ -347,8 +347,8 @@ def resolve(options: Options) -> Scale:
     scale = studies.SCALES[options.scale]
     if options.dataset is not None:
         scale = studies.for_dataset(scale, options.dataset)
-    given = {"model": options.model, "steps": options.steps}
-    base = studies.override(scale.base, **{name: value for name, value in given.items() if value is not None})
+    options_by_name = {"model": options.model, "steps": options.steps}
+    base = studies.override(scale.base, **{name: value for name, value in options_by_name.items() if value is not None})
     methods = scale.methods if options.methods is None else options.methods
     seeds = scale.seeds if options.seeds is None else tuple(range(options.seeds))
     fractions = scale.fractions if options.fractions is None else options.fractions

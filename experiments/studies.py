@@ -175,7 +175,7 @@ class Job:
         return dataclasses.replace(self, corrupted=None)
 
     @property
-    def drawn(self) -> bool:
+    def has_snapshots(self) -> bool:
         """Whether the result includes label maps for the report."""
         drop = self.config.drop
         learned = drop.method == "drop_cluster" and drop.clusterer == "kmeans" and not drop.per_channel
@@ -516,7 +516,7 @@ def remaining(study: str, scale: Scale, chosen: Mapping[str, Options], accuracie
             if missing:
                 left += missing
                 break
-            running.sort(key=lambda own: sum(accuracies[job.id] for job in own[: index + 1]), reverse=True)
+            running.sort(key=lambda candidate: sum(accuracies[job.id] for job in candidate[: index + 1]), reverse=True)
             del running[math.ceil(len(running) / 2) :]
     return left
 

@@ -100,26 +100,26 @@ def markdown_table(header: Sequence[str], rows: Sequence[Sequence[str]]) -> list
     return ["\n".join("| " + " | ".join(row) + " |" for row in (header, ["---"] * len(header), *rows)) + "\n"]
 
 
-def format_mean(values: Mapping[int, float], usual: int) -> str:
+def format_mean(values: Mapping[int, float], most_seeds: int) -> str:
     """Formats the mean over seeds with its interval, and the number of seeds if it is smaller than usual."""
     mean = interval_over_seeds(values)
     if mean is None:
         return ""
     half_width = f" ± {mean.half_width:.1f}" if mean.num_values > 1 else ""
-    return f"{mean.mean:.1f}{half_width}{_fewer(mean, usual)}"
+    return f"{mean.mean:.1f}{half_width}{_fewer(mean, most_seeds)}"
 
 
-def format_difference(difference: Interval | None, usual: int = 0) -> str:
+def format_difference(difference: Interval | None, most_seeds: int = 0) -> str:
     """Formats a difference like a mean, in bold if the interval excludes 0."""
     if difference is None:
         return ""
     bounds = f" ({difference.low:+.1f} to {difference.high:+.1f})" if difference.num_values > 1 else ""
     text = f"{difference.mean:+z.1f}{bounds}".replace("-", MINUS)
-    return (f"**{text}**" if difference.excludes_zero else text) + _fewer(difference, usual)
+    return (f"**{text}**" if difference.excludes_zero else text) + _fewer(difference, most_seeds)
 
 
-def _fewer(mean: Interval, usual: int) -> str:
-    return f" [{mean.num_values}]" if mean.num_values < usual else ""
+def _fewer(mean: Interval, most_seeds: int) -> str:
+    return f" [{mean.num_values}]" if mean.num_values < most_seeds else ""
 
 
 def format_average(values: Iterable[float | None], spec: str) -> str:

@@ -58,7 +58,7 @@ class FakeMeasure:
         if job.probed:
             steps = ({"step": step, "k-means": 0.3 + 0.01 * job.config.seed, "grid": 0.2} for step in (90, 180, 270))
             line["features"] = {"stage1": list(steps)}
-        if job.drawn:
+        if job.has_snapshots:
             line["snapshots"] = {"stage1": [{"step": step, "labels": ["0011", "0022"]} for step in (0, 10)]}
         return line
 

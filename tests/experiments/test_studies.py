@@ -113,8 +113,8 @@ def test_duration_has_half_and_twice_the_steps():
 
 
 def test_one_structure_is_drawn():
-    drawn = [job.setting["structure"] for job in jobs_of("clustering") if job.drawn]
-    assert drawn == ["k-means, shared", "k-means, shared, learned once"]
+    structures = [job.setting["structure"] for job in jobs_of("clustering") if job.has_snapshots]
+    assert structures == ["k-means, shared", "k-means, shared, learned once"]
 
 
 def test_choices_maximize_the_mean_accuracy():
