@@ -245,13 +245,16 @@ def _fills(title: str, description: str) -> Callable[[list[Line], pathlib.Path],
                     for other in references
                 )
                 rate = format_value(setting.get("rate", ""))
-                rows.append([fraction, name, rate, format_mean(accuracies[name], most_seeds), *differences])
+                reestimated = (100 * x["reestimated_accuracy"] for x in group if "reestimated_accuracy" in x)
+                accuracy = [format_mean(accuracies[name], most_seeds), format_average(reestimated, ".1f")]
+                rows.append([fraction, name, rate, *accuracy, *differences])
         minus = (f"{MINUS} {name}" for name in (LABELS["none"], "blocks, zero", "grid, same fill"))
         return [
             f"### {title}\n",
             f"{description.format(images=f'{num_images(lines):,}')}, by fraction of the training images; "
-            f"{format_seeds(lines)}. The rates are those chosen in *Rates of fills*.\n",
-            *markdown_table(["images", "mask, fill", "rate", "accuracy", *minus], rows),
+            f"{format_seeds(lines)}. The rates are those chosen in *Rates of fills*. Re-estimated: with BatchNorm "
+            "statistics computed again after training, with dropping off.\n",
+            *markdown_table(["images", "mask, fill", "rate", "accuracy", "re-estimated", *minus], rows),
         ]
 
     return chapter

@@ -12,6 +12,7 @@ from typing import Any
 
 import flax.linen as nn
 import jax
+import jax.numpy as jnp
 import numpy as np
 from etils import epath
 from jaxtyping import Array, Float
@@ -50,6 +51,7 @@ from experiments.results import Line, encode_bits, encode_counts, encode_labels
 from experiments.studies import Job
 
 _MAX_MAPS = 6  # label maps of a place in a line
+_MOMENTUM = 0.9  # of the moving averages in `ResNet`
 _BATCH = 100  # images that are classified at once; on a CPU, a third faster than 1,000
 _POSITIONS_PER_CLUSTER, _ITERATIONS = 16, 50  # of the clusters that are learned from saved networks
 
@@ -99,7 +101,8 @@ class Measure:
             `correct_counts`: under how many of them each image is classified correctly. Otherwise `loss`, `train_loss`,
             `images_per_second`, `clusters`, `snapshots`, `features` (if the job is `probed`), `dropped` (if masks
             depend on the activations): the fraction of units that a mask drops at each place, and, on the test set,
-            `correct`: whether each image is classified correctly.
+            `correct`: whether each image is classified correctly, and `reestimated_accuracy`: that with BatchNorm
+            statistics computed again, with dropping off.
 
         Raises:
             ValueError, OSError, ImportError: As in `train`.
@@ -134,7 +137,13 @@ class Measure:
         if job.target != "test" or not isinstance(examples, ArrayExamples):
             return {}
         run = load_run(folder, notify=self._notify)
-        return {"correct": encode_bits(_is_correct(run, examples))}
+        data = dataclasses.replace(job.config.data, name=self.data.name, dir=self.data.dir)
+        train = load(data).train
+        assert isinstance(train, ArrayExamples)
+        return {
+            "correct": encode_bits(_is_correct(run, examples)),
+            "reestimated_accuracy": float(_is_correct(_reestimate(run, train.images), examples).mean()),
+        }
 
     def _dropped(self, job: Job, folder: epath.Path) -> Line:
         """Returns the fraction of units that masks drop in the outputs of stages, if they depend on the activations.
@@ -230,6 +239,28 @@ def _is_correct(run: LoadedRun, examples: ArrayExamples) -> np.ndarray:
     batches = range(0, len(examples), _BATCH)
     logits = [_logits(run.model, run.spec, run.variables, examples.images[start : start + _BATCH]) for start in batches]
     return np.argmax(np.concatenate(logits), axis=-1) == examples.labels
+
+
+def _reestimate(run: LoadedRun, images: np.ndarray) -> LoadedRun:
+    """Returns the network with the mean BatchNorm statistics of full batches of images, with dropping off.
+
+    Zeros change the variance of activations in training, but not in evaluation.
+    """
+    starts = range(0, max(1, len(images) - _BATCH + 1), _BATCH)
+    statistics_of_batches = [
+        _batch_statistics(run.model, run.spec, run.variables, images[start : start + _BATCH]) for start in starts
+    ]
+    mean = jax.tree.map(lambda *values: sum(values) / len(values), *statistics_of_batches)
+    return run._replace(variables={**run.variables, "batch_stats": mean})
+
+
+@functools.partial(jax.jit, static_argnums=(0, 1))
+def _batch_statistics(model: ResNet, spec: DatasetSpec, variables: dict[str, Any], images: jax.Array) -> dict[str, Any]:
+    state = {**variables, "batch_stats": jax.tree.map(jnp.zeros_like, variables["batch_stats"])}
+    x = normalize(images, spec.mean, spec.std)
+    _, updated = model.apply(state, x, train=True, deterministic=True, mutable=["batch_stats"])
+    updated_statistics: Any = updated["batch_stats"]
+    return jax.tree.map(lambda moving: moving / (1 - _MOMENTUM), updated_statistics)  # the average started at 0
 
 
 # Networks that differ only in their variables share a compiled program.

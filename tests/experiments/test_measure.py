@@ -5,6 +5,7 @@ import io
 import shutil
 import signal
 
+import jax
 import numpy as np
 import optax
 import pytest
@@ -13,7 +14,7 @@ from rich.console import Console
 from tfds_folders import prepare
 
 from dropcluster_jax.clustering import Grid
-from dropcluster_jax.data import load
+from dropcluster_jax.data import load, normalize
 from dropcluster_jax.linen import cluster_states
 from dropcluster_jax.runs import AugmentConfig, load_run, trainer
 from dropcluster_jax.runs.trainer import Stopped
@@ -74,6 +75,18 @@ def test_a_line_contains_the_evaluation_of_its_network(measure, line):
     assert line["loss"] == pytest.approx(float(losses.mean()), rel=1e-5)
     assert line["finite"] and 0 < line["train_loss"] < 10 and line["digest"] == measure.digest
     assert line["clusters"]["stage1"]["num_updates"] == 2
+
+
+def test_reestimated_statistics_are_those_of_batches_without_dropping(measure, line):
+    run = load_run(measure.folder(job()))
+    images = load("digits").train.images[:250]
+    statistics = measure_module._reestimate(run, images).variables["batch_stats"]
+    x = normalize(images[:200], run.spec.mean, run.spec.std)  # two full batches
+    kernel = run.variables["params"]["stem_conv"]["kernel"]
+    y = jax.lax.conv_general_dilated(x, kernel, (1, 1), "SAME", dimension_numbers=("NHWC", "HWIO", "NHWC"))
+    batches = np.asarray(y, np.float64).reshape(2, -1, y.shape[-1])
+    np.testing.assert_allclose(statistics["stem_norm"]["mean"], batches.mean((0, 1)), rtol=1e-4, atol=1e-5)
+    np.testing.assert_allclose(statistics["stem_norm"]["var"], batches.var(1).mean(0), rtol=1e-4)
 
 
 def test_finished_jobs_are_not_trained_again(measure, line, no_training):
