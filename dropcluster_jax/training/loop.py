@@ -66,7 +66,7 @@ def fit(
         log_every: Interval of training metrics and of checks for non-finite steps. The first and last steps are
             included.
         on_metrics: Called with each log entry, a dict with `event` and `step`. `"train"` entries have `loss`,
-            `accuracy`, `rate` and `images_per_second` (None if not known yet). `"clusters"` entries have `layers`, a
+            the metrics, `rate` and `images_per_second` (None if not known yet). `"clusters"` entries have `layers`, a
             dict from layer names to `explained_variance`, `adjusted_rand_index` (with the previous labels),
             `num_updates` and `num_skipped`. `"eval"` entries have the results of `evaluate`. `"nonfinite"` entries, one
             for each non-finite step, have `nonfinite_steps`, their number so far.
@@ -137,7 +137,7 @@ def fit(
             step += 1
             profiler.after_step(step, state)
             nonfinite.add(step, metrics.pop("finite"), batch)
-            throughput.add(len(batch["label"]))
+            throughput.add(len(jax.tree.leaves(batch["image"])[0]))
 
             if _is_due(step, log_every) or step in (1, num_steps):
                 scalars = jax.tree.map(float, jax.device_get(metrics))  # waits for the step
@@ -148,15 +148,15 @@ def fit(
                 jax.block_until_ready(metrics)
                 throughput.restart()  # excludes compilation
 
-            accuracy = None
+            accuracy, evaluated = None, False
             if eval_batches is not None and evaluate_every and (_is_due(step, evaluate_every) or step == num_steps):
                 nonfinite.check()
-                results = evaluate(evaluate_step, state, eval_batches())
-                accuracy = results["accuracy"]
+                results, evaluated = evaluate(evaluate_step, state, eval_batches()), True
+                accuracy = results.get("accuracy")
                 on_metrics({"event": "eval", "step": step, **results})
 
             stopped = stop(step)
-            if accuracy is not None or stopped or step == num_steps or _is_due(step, save_every):
+            if evaluated or stopped or step == num_steps or _is_due(step, save_every):
                 nonfinite.check()
                 if save is not None:
                     save(state, accuracy=accuracy, nonfinite_steps=nonfinite.count)
@@ -177,7 +177,7 @@ def evaluate(
         batches: Batches to evaluate on. An optional `"weight"`, `(batch,)`, weights the examples; 0 marks padding.
 
     Returns:
-        The means `loss`, `accuracy` (in [0, 1]) and, for 100 or more classes, `accuracy_top5`, and `count`.
+        The means of `loss` and of the metrics, e.g. `accuracy` (in [0, 1]), and `count`.
 
     Raises:
         ValueError: If `batches` contains no example with a positive weight.
@@ -186,7 +186,7 @@ def evaluate(
         >>> import numpy as np
         >>> def predict_class_0(state, batch):  # instead of a compiled Steps.evaluate
         ...     weight = batch["weight"]
-        ...     return {"loss": 0.5 * weight.sum(), "correct": weight @ (batch["label"] == 0), "count": weight.sum()}
+        ...     return {"loss": 0.5 * weight.sum(), "accuracy": weight @ (batch["label"] == 0), "count": weight.sum()}
         >>> batches = [
         ...     {"label": np.array([0, 1]), "weight": np.array([1.0, 1.0])},
         ...     {"label": np.array([0, 0]), "weight": np.array([2.0, 0.0])},
@@ -202,8 +202,7 @@ def evaluate(
     count = totals.pop("count", 0)
     if not count:
         raise ValueError("batches must contain at least one example with a positive weight")
-    names = {"loss": "loss", "correct": "accuracy", "correct_top5": "accuracy_top5"}
-    return {**{names[name]: total / count for name, total in totals.items()}, "count": count}
+    return {**{name: total / count for name, total in totals.items()}, "count": count}
 
 
 def _compile(steps: Steps, parallel: DataParallel | None) -> tuple[Callable[..., Any], ...]:
@@ -230,7 +229,7 @@ class _NonFiniteSteps:
 
     def add(self, step: int, finite: jax.Array, batch: Batch) -> None:
         """Records a step without waiting for its result, and without keeping the images."""
-        image = jax.ShapeDtypeStruct(batch["image"].shape, batch["image"].dtype)
+        image = jax.eval_shape(lambda image: image, batch["image"])
         self._unchecked.append((step, finite, {"image": image, "label": batch["label"]}))
 
     def check(self) -> None:

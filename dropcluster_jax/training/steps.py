@@ -19,6 +19,7 @@ Batch = Mapping[str, Any]  # JAX or NumPy arrays
 Metrics = dict[str, Any]
 Rates = Rate | Mapping[str, Rate]
 Labels = Int[Array, " batch"] | Float[Array, "batch classes"]
+MetricFunction = Callable[[Any, Any], Mapping[str, Array]]
 
 _MIN_CLASSES_FOR_TOP5 = 100
 
@@ -61,19 +62,20 @@ class Steps(NamedTuple):
     """The pure functions of a training run; see `make_steps`.
 
     Compile them with `jax.jit`, `jax.shard_map` or `jax.pmap`, or with `DataParallel`. A batch is a mapping with
-    `"image"`, `(batch, *spatial, channels)`, and `"label"`, class indices `(batch,)` or, if the loss accepts them,
-    probabilities `(batch, classes)`. `update_clusters` needs no label.
+    `"image"`, the network's input, and `"label"`: class indices `(batch,)` or probabilities `(batch, classes)` for the
+    default loss, and what the loss accepts for others. Both may be pytrees; all arrays have a leading batch axis.
+    `update_clusters` needs no label.
 
     Attributes:
         init: `(key, batch) -> TrainState`.
         train: `(state, batch) -> (state, metrics)`, one optimizer step that leaves the clusters unchanged. The metrics
-            are scalars: the means `loss` and `accuracy` (in [0, 1]), `rate`, and `finite`, whether loss, gradients,
-            statistics, new parameters and rate are finite.
+            are scalars: the means of `loss` and of the metrics, by default `accuracy` (in [0, 1]), `rate`, and
+            `finite`, whether loss, gradients, statistics, new parameters and rate are finite.
         update_clusters: `(state, batch) -> state`, one update of the clusters with the batch as probe batch and the
             network in evaluation mode. Leaves everything else unchanged.
-        evaluate: `(state, batch) -> metrics`, sums over the examples: `loss`, `correct`, `count`, and `correct_top5`
-            for 100 or more classes. Uses the moving averages if the state has any. An optional `"weight"`, `(batch,)`,
-            in the batch weights the examples; 0 marks padding.
+        evaluate: `(state, batch) -> metrics`, sums over the examples: `loss`, the metrics, and `count`. Uses the moving
+            averages if the state has any. An optional `"weight"`, `(batch,)`, in the batch weights the examples; 0
+            marks padding.
         axis_name: Mapped axis the functions were made for, if any.
         skip_nonfinite: Whether `train` skips non-finite steps.
     """
@@ -90,26 +92,48 @@ def softmax_cross_entropy(logits: Float[Array, "batch classes"], labels: Labels)
     """Returns the cross-entropy of each example in nats.
 
     Args:
-        logits: Unnormalized log probabilities, `(batch, classes)`.
+        logits: Unnormalized log probabilities, `(batch, classes)`, of at least two classes.
         labels: Class indices, integers `(batch,)`, or probabilities, floats `(batch, classes)`.
 
     Returns:
-        `(batch,)`; NaN for class indices outside [0, classes).
+        `(batch,)`, at least float32; NaN for class indices outside [0, classes).
 
     Raises:
-        ValueError: If `labels` is neither.
+        ValueError: If `logits` or `labels` is anything else.
 
     Example:
         >>> losses = softmax_cross_entropy(jnp.zeros((3, 4)), jnp.array([2, 4, -1]))
         >>> bool(jnp.allclose(losses, jnp.array([jnp.log(4), jnp.nan, jnp.nan]), equal_nan=True))
         True
     """
-    _check_labels(labels, logits.shape[-1])
+    _check_classes(logits, labels)
+    logits = _at_least_float32(logits)
     if labels.ndim == 2:
-        return optax.softmax_cross_entropy(logits, labels)
+        return optax.softmax_cross_entropy(logits, labels.astype(logits.dtype))
+    labels = labels.astype(jnp.int32)
     valid = (labels >= 0) & (labels < logits.shape[-1])
     losses = optax.softmax_cross_entropy_with_integer_labels(logits, jnp.where(valid, labels, 0))
     return jnp.where(valid, losses, jnp.nan)
+
+
+def classification_metrics(logits: Float[Array, "batch classes"], labels: Labels) -> dict[str, Float[Array, " batch"]]:
+    """Returns `accuracy` of each example, 0 or 1, and `accuracy_top5` for 100 or more classes.
+
+    Args:
+        logits: `(batch, classes)`.
+        labels: Class indices, integers `(batch,)`, or probabilities `(batch, classes)`, of which the largest counts.
+
+    Example:
+        >>> classification_metrics(jnp.eye(3), jnp.array([0, 1, 1]))["accuracy"].tolist()
+        [1.0, 1.0, 0.0]
+    """
+    # Not in the type of the labels: class 261 is class 5 in uint8.
+    classes = (jnp.argmax(labels, axis=-1) if labels.ndim == 2 else labels).astype(jnp.int32)
+    correct = {"accuracy": jnp.argmax(logits, axis=-1).astype(jnp.int32) == classes}
+    if logits.shape[-1] >= _MIN_CLASSES_FOR_TOP5:
+        _, largest = jax.lax.top_k(logits, 5)
+        correct["accuracy_top5"] = jnp.any(largest == classes[:, None], axis=-1)
+    return {name: values.astype(jnp.float32) for name, values in correct.items()}
 
 
 def make_steps(
@@ -117,7 +141,8 @@ def make_steps(
     tx: optax.GradientTransformation,
     *,
     rate: Rates | Callable[[Array], Rates] = 0.0,
-    loss: Callable[[Array, Array], Array] = softmax_cross_entropy,
+    loss: Callable[[Any, Any], Array] = softmax_cross_entropy,
+    metrics: MetricFunction | None = None,
     augment: Callable[[Array, Array], Array] | None = None,
     preprocess: Callable[[Array], Array] | None = None,
     mix: Callable[[Array, Array, Array], tuple[Array, Array]] | None = None,
@@ -139,8 +164,11 @@ def make_steps(
             of another structure (`optax.lookahead`) are not supported and raise an error.
         rate: Rate of the drop layers, in [0, 1]: a scalar, a mapping from places to scalars, or a schedule of the step
             number that returns either.
-        loss: `(logits, labels) -> losses`, with losses of shape `(batch,)`. Receives probabilities in training if
-            `label_smoothing` is positive.
+        loss: `(outputs, labels) -> losses`, with losses of shape `(batch,)`. Outputs are those of the network, in at
+            least float32: logits, or any other pytree. Receives probabilities in training if `label_smoothing` is
+            positive.
+        metrics: `(outputs, labels) -> values`, a dict of arrays of shape `(batch,)`, whose means are reported. By
+            default `classification_metrics` for the default loss, and nothing for others.
         augment: `(key, images) -> images`, applied in training only.
         preprocess: `images -> images`, e.g. normalization. Applied in training (after `augment`) and evaluation.
         mix: `(key, images, labels) -> (images, labels)`, e.g. mixup. Applied in training only, after `preprocess`. May
@@ -166,8 +194,8 @@ def make_steps(
             `init` raises it if `tx` contains `optax.lookahead`, whose parameters have another structure.
         ValueError: If `rate`, `label_smoothing`, `grad_accum_steps` or `ema_decay` is out of range, or `ema_decay` is
             given with `eval_params`. All functions raise it for batches without image or label, or of invalid shapes
-            or types, `init` for models with variables in other collections, and `train` if `grad_accum_steps` does
-            not divide the batch size.
+            or types, and for losses and metrics of another shape, `init` for models with variables in other
+            collections, and `train` if `grad_accum_steps` does not divide the batch size.
 
     References:
         Szegedy et al., "Rethinking the Inception Architecture for Computer Vision", CVPR 2016, arXiv:1512.00567,
@@ -217,6 +245,7 @@ def make_steps(
         tx=optax.with_extra_args_support(tx),
         rate=rate if callable(rate) else lambda step: rate,
         loss=loss,
+        metrics=metrics or (classification_metrics if loss is softmax_cross_entropy else lambda outputs, labels: {}),
         augment=augment or (lambda key, images: images),
         preprocess=preprocess or (lambda images: images),
         mix=mix or (lambda key, images, labels: (images, labels)),
@@ -239,7 +268,8 @@ class _StepFunctions:
     model: nn.Module
     tx: optax.GradientTransformationExtraArgs
     rate: Callable[[Array], Rates]
-    loss: Callable[[Array, Array], Array]
+    loss: Callable[[Any, Any], Array]
+    metrics: MetricFunction
     augment: Callable[[Array, Array], Array]
     preprocess: Callable[[Array], Array]
     mix: Callable[[Array, Array, Array], tuple[Array, Array]]
@@ -253,10 +283,10 @@ class _StepFunctions:
     def init(self, key: Array, batch: Batch) -> TrainState:
         _check_batch(batch)
         init_key, key = jax.random.split(key)
-        logits, variables = self.model.init_with_output(init_key, self.preprocess(batch["image"]), train=False)
-        _check_label_range(batch["label"], logits.shape[-1])
+        outputs, variables = self.model.init_with_output(init_key, self.preprocess(batch["image"]), train=False)
+        self._check_label_range(outputs, batch["label"])
         variables = dict(variables)
-        params = variables.pop("params")
+        params = variables.pop("params", {})
         batch_stats, clusters = variables.pop("batch_stats", {}), variables.pop("clusters", {})
         if variables:
             raise ValueError(
@@ -279,26 +309,28 @@ class _StepFunctions:
         states = jax.tree.leaves(opt_state, is_leaf=lambda node: isinstance(node, optax.LookaheadState))
         if any(isinstance(state, optax.LookaheadState) for state in states):
             raise TypeError("tx must not contain optax.lookahead, which requires the parameters as LookaheadParams")
+        if self.eval_params is not None:
+            jax.eval_shape(self.eval_params, opt_state, params)  # raises now what evaluate would raise later
         return opt_state
 
     def train(self, state: TrainState, batch: Batch) -> tuple[TrainState, Metrics]:
         _check_batch(batch)
         rate, key = self.rate(state.step), self._step_key(state)
-        grads, batch_stats, (loss, accuracy) = self._mean_gradients(state.params, state, batch, key, rate)
+        grads, batch_stats, means = self._mean_gradients(state.params, state, batch, key, rate)
 
         def value_fn(params: PyTree) -> Array:
-            _, _, (loss, _) = self._mean_gradients(params, state, batch, key, rate)
-            return loss
+            _, _, means = self._mean_gradients(params, state, batch, key, rate)
+            return means["loss"]
 
-        extra_args = {"value": loss, "grad": grads, "value_fn": value_fn}
+        extra_args = {"value": means["loss"], "grad": grads, "value_fn": value_fn}
         updates, opt_state = self.tx.update(grads, state.opt_state, state.params, **_accepted(self.tx, extra_args))
         params = optax.apply_updates(state.params, updates)
         new_state = state._replace(params=params, batch_stats=batch_stats, opt_state=opt_state)
-        finite = _all_finite((loss, batch_stats, rate)) & _are_finite(grads, params)
+        finite = _all_finite((means["loss"], batch_stats, rate)) & _are_finite(grads, params)
         new_state = self._update_ema(new_state)
         if self.skip_nonfinite:
             new_state = jax.tree.map(lambda new, old: jnp.where(finite, new, old), new_state, state)
-        metrics = {"loss": loss, "accuracy": accuracy, "rate": jax.tree.map(jnp.float32, rate), "finite": finite}
+        metrics = {**means, "rate": jax.tree.map(jnp.float32, rate), "finite": finite}
         return new_state._replace(step=state.step + 1), metrics
 
     def update_clusters(self, state: TrainState, batch: Batch) -> TrainState:
@@ -316,18 +348,33 @@ class _StepFunctions:
         variables = state.variables(ema=True)
         if self.eval_params is not None:
             variables["params"] = self.eval_params(state.opt_state, state.params)
-        logits: Any = self.model.apply(variables, self.preprocess(batch["image"]), train=False)
-        labels, weight = batch["label"], batch.get("weight", jnp.ones(logits.shape[0], jnp.float32))
-        _check_label_range(labels, logits.shape[-1], weight)
-        losses = jnp.where(weight > 0, self.loss(logits, labels), 0.0)  # labels of padding may be invalid
+        outputs = self.model.apply(variables, self.preprocess(batch["image"]), train=False)
+        weight = jnp.asarray(batch.get("weight", jnp.ones(_batch_size(batch), jnp.float32)))
+        self._check_label_range(outputs, batch["label"], weight)
+        values = {**self._values(outputs, batch["label"], batch["label"]), "count": jnp.ones_like(weight)}
+        # The labels of padding may be invalid.
         sums = {
-            "loss": jnp.sum(weight * losses),
-            "correct": jnp.sum(weight * _correct(logits, labels)),
-            "count": jnp.sum(weight),
+            name: jnp.sum(jnp.where(weight > 0, value, 0) * weight.astype(value.dtype))
+            for name, value in values.items()
         }
-        if logits.shape[-1] >= _MIN_CLASSES_FOR_TOP5:
-            sums["correct_top5"] = jnp.sum(weight * _correct_top5(logits, labels))
         return sums if self.axis_name is None else jax.lax.psum(sums, self.axis_name)
+
+    def _values(self, outputs: Any, labels: Any, targets: Any) -> dict[str, Float[Array, " batch"]]:
+        """Returns the loss, of the targets, and the metrics of each example, in at least float32."""
+        outputs = jax.tree.map(_at_least_float32, outputs)
+        values = {"loss": self.loss(outputs, targets), **self.metrics(outputs, labels)}
+        size = jnp.shape(jax.tree.leaves(labels)[0])[0]
+        for name, value in values.items():
+            if jnp.shape(value) != (size,):
+                raise ValueError(
+                    f"{name} must have one value for each example, shape ({size},), got {jnp.shape(value)}"
+                )
+        return jax.tree.map(_at_least_float32, values)
+
+    def _check_label_range(self, outputs: Any, labels: Any, weight: Any = 1.0) -> None:
+        if self.loss is softmax_cross_entropy:
+            _check_classes(outputs, labels)
+            _check_label_range(labels, outputs.shape[-1], weight)
 
     def _step_key(self, state: TrainState) -> Array:
         """Returns a key that differs between steps and between replicas."""
@@ -336,45 +383,55 @@ class _StepFunctions:
 
     def _mean_gradients(
         self, params: PyTree, state: TrainState, batch: Batch, key: Array, rate: Rates
-    ) -> tuple[PyTree, PyTree, tuple[Array, Array]]:
-        """Returns gradients, batch statistics, and mean loss and accuracy at `params`, averaged over replicas."""
+    ) -> tuple[PyTree, PyTree, Metrics]:
+        """Returns gradients, batch statistics, and mean loss and metrics at `params`, averaged over replicas."""
         result = self._accumulate_gradients(params, state, batch, key, rate)
         return result if self.axis_name is None else jax.lax.pmean(result, self.axis_name)
 
     def _accumulate_gradients(
         self, params: PyTree, state: TrainState, batch: Batch, key: Array, rate: Rates
-    ) -> tuple[PyTree, PyTree, tuple[Array, Array]]:
-        """Returns the replica's gradients, batch statistics, and mean loss and accuracy over all parts of a batch."""
+    ) -> tuple[PyTree, PyTree, Metrics]:
+        """Returns the replica's gradients, batch statistics, and mean loss and metrics over all parts of a batch."""
         # Under shard_map, the gradients of replicated parameters are summed over the axis, and those of varying ones
         # are not, as under pmap: https://jax.readthedocs.io/en/latest/jep/17111-shmap-transpose.html
         params, batch_stats = self._varying((params, state.batch_stats))
         if self.grad_accum_steps == 1:
             return self._loss_and_grads(params, batch_stats, state.clusters, batch, key, rate)
 
-        def add_part(carry: tuple[PyTree, PyTree], part: tuple[Array, Batch]) -> tuple[tuple[PyTree, PyTree], None]:
-            sums, batch_stats = carry
+        def of_part(batch_stats: PyTree, part: tuple[Array, Batch]) -> tuple[PyTree, PyTree]:
             index, batch = part
             part_key = jax.random.fold_in(key, index)
             grads, batch_stats, means = self._loss_and_grads(params, batch_stats, state.clusters, batch, part_key, rate)
-            return (jax.tree.map(jnp.add, sums, (grads, means)), batch_stats), None
+            return (grads, means), batch_stats
 
-        zeros = (jax.tree.map(jnp.zeros_like, params), self._varying((jnp.zeros(()), jnp.zeros(()))))
-        parts = (jnp.arange(self.grad_accum_steps), _split_batch(batch, self.grad_accum_steps))
-        (sums, batch_stats), _ = jax.lax.scan(add_part, (zeros, batch_stats), parts)
-        grads, means = jax.tree.map(lambda total: total / self.grad_accum_steps, sums)
+        def add_part(carry: tuple[PyTree, PyTree], part: tuple[Array, Batch]) -> tuple[tuple[PyTree, PyTree], None]:
+            sums, batch_stats = carry
+            values, batch_stats = of_part(batch_stats, part)
+            return (
+                jax.tree.map(lambda total, x: total + x.astype(total.dtype) / num_parts, sums, values),
+                batch_stats,
+            ), None
+
+        num_parts = self.grad_accum_steps
+        parts = (jnp.arange(num_parts), _split_batch(batch, num_parts))
+        shapes, _ = jax.eval_shape(of_part, batch_stats, jax.tree.map(lambda leaf: leaf[0], parts))
+        # In at least float32: small summands would be lost in bfloat16, and sums could overflow in float16.
+        zeros = jax.tree.map(lambda x: jnp.zeros(x.shape, _wide(x.dtype)), shapes)
+        (sums, batch_stats), _ = jax.lax.scan(add_part, (self._varying(zeros), batch_stats), parts)
+        grads, means = jax.tree.map(lambda total, x: total.astype(x.dtype), sums, shapes)
         return grads, batch_stats, means
 
     def _loss_and_grads(
         self, params: PyTree, batch_stats: PyTree, clusters: PyTree, batch: Batch, key: Array, rate: Rates
-    ) -> tuple[PyTree, PyTree, tuple[Array, Array]]:
-        """Returns gradients, batch statistics, and the mean loss and accuracy."""
+    ) -> tuple[PyTree, PyTree, Metrics]:
+        """Returns gradients, batch statistics, and the mean loss and metrics."""
         augment_key, mix_key, drop_key = jax.random.split(key, 3)
         images = self.preprocess(self.augment(augment_key, batch["image"]))
         images, labels = self.mix(mix_key, images, batch["label"])
 
-        def objective(params: PyTree) -> tuple[Array, tuple[Array, PyTree]]:
+        def objective(params: PyTree) -> tuple[Array, tuple[Metrics, PyTree]]:
             collections = {"params": params, "batch_stats": batch_stats, "clusters": clusters}
-            logits, updates = self.model.apply(
+            outputs, updates = self.model.apply(
                 {name: collection for name, collection in collections.items() if collection},
                 images,
                 train=True,
@@ -382,11 +439,12 @@ class _StepFunctions:
                 rngs={"dropout": drop_key},
                 mutable=["batch_stats"],
             )
-            targets = _smooth(labels, logits.shape[-1], self.label_smoothing) if self.label_smoothing else labels
-            return jnp.mean(self.loss(logits, targets)), (logits, updates.get("batch_stats", {}))
+            targets = _smooth(labels, outputs, self.label_smoothing) if self.label_smoothing else labels
+            means = jax.tree.map(jnp.mean, self._values(outputs, labels, targets))
+            return means["loss"], (means, updates.get("batch_stats", {}))
 
-        (loss, (logits, batch_stats)), grads = jax.value_and_grad(objective, has_aux=True)(params)
-        return grads, batch_stats, (loss, jnp.mean(_correct(logits, labels)))
+        (_, (means, batch_stats)), grads = jax.value_and_grad(objective, has_aux=True)(params)
+        return grads, batch_stats, means
 
     def _update_ema(self, state: TrainState) -> TrainState:
         """Moves the averages, if there are any, toward the state's parameters and batch statistics."""
@@ -395,16 +453,35 @@ class _StepFunctions:
         step = state.step.astype(jnp.float32)
         decay = jnp.minimum(self.ema_decay, (1 + step) / (10 + step))
         new = {"params": state.params, "batch_stats": state.batch_stats}
-        return state._replace(ema=optax.incremental_update(new, state.ema, 1 - decay))
+
+        def move(average: Array, x: Array) -> Array:
+            return optax.incremental_update(x.astype(average.dtype), average, (1 - decay).astype(average.dtype))
+
+        return state._replace(ema=jax.tree.map(move, state.ema, new))
 
     def _varying(self, tree: PyTree) -> PyTree:
         """Marks replicated arrays as varying over the mapped axis, if there is one."""
         return tree if self.axis_name is None else jax.lax.pcast(tree, self.axis_name, to="varying")
 
 
+def _at_least_float32(x: Array) -> Array:
+    """Returns floats in at least float32, as bfloat16 would round losses and their sums, and other types unchanged."""
+    return jnp.asarray(x).astype(_wide(jnp.asarray(x).dtype))
+
+
+def _wide(dtype: jnp.dtype) -> jnp.dtype:
+    """Returns float32 for narrower floats, and other types unchanged, also with strict type promotion."""
+    narrow = jnp.issubdtype(dtype, jnp.floating) and jnp.finfo(dtype).bits < 32
+    return jnp.dtype(jnp.float32) if narrow else dtype
+
+
+def _batch_size(batch: Batch) -> int:
+    return jnp.shape(jax.tree.leaves(batch["image"])[0])[0]
+
+
 def _average_of(x: Array) -> Array:
     """Returns the initial moving average: a copy in at least float32, as small changes would be lost in bfloat16."""
-    return jnp.array(x, jnp.promote_types(x.dtype, jnp.float32), copy=True)
+    return jnp.array(x, _wide(x.dtype), copy=True)
 
 
 def _accepted(tx: optax.GradientTransformationExtraArgs, extra_args: dict[str, Any]) -> dict[str, Any]:
@@ -416,13 +493,13 @@ def _accepted(tx: optax.GradientTransformationExtraArgs, extra_args: dict[str, A
 
 
 def _check_batch(batch: Batch) -> None:
-    """Raises ValueError if a batch is not a mapping with images, labels and optional weights of valid shapes."""
+    """Raises ValueError if a batch is not a mapping with images and labels, or an array lacks the batch axis."""
     _check_entries(batch, "image", "label")
-    _check_labels(batch["label"])
-    shape = jnp.shape(batch["image"])[:1]
-    for name in ("label", "weight"):
-        if name in batch and jnp.shape(batch[name])[: 2 if name == "weight" else 1] != shape:
-            raise ValueError(f"{name} must have one entry for each of {shape[0]} images, got {jnp.shape(batch[name])}")
+    size = jnp.shape(jax.tree.leaves(batch["image"])[0])[:1]
+    for name, entry in batch.items():
+        for shape in map(jnp.shape, jax.tree.leaves(entry)):
+            if not shape or shape[: 2 if name == "weight" else 1] != size:
+                raise ValueError(f"{name} must have one entry for each of {size[0] if size else 0} images, got {shape}")
 
 
 def _check_entries(batch: Batch, *names: str) -> None:
@@ -432,16 +509,22 @@ def _check_entries(batch: Batch, *names: str) -> None:
         raise ValueError(f"batch must be a mapping with {' and '.join(map(repr, names))}, got {got}")
 
 
-def _check_labels(labels: Any, num_classes: int | None = None) -> None:
-    """Raises ValueError if labels are neither class indices nor probabilities of `num_classes` classes."""
-    shape, dtype = jnp.shape(labels), jnp.result_type(labels)
-    if len(shape) == 1 and jnp.issubdtype(dtype, jnp.integer):
-        return
-    if len(shape) != 2 or not jnp.issubdtype(dtype, jnp.floating) or num_classes not in (None, shape[1]):
-        classes = "classes" if num_classes is None else num_classes
+def _check_classes(logits: Any, labels: Any) -> None:
+    """Raises ValueError unless there are logits of two classes or more, and class indices or probabilities of these."""
+    if not hasattr(logits, "shape") or len(logits.shape) != 2 or logits.shape[1] < 2:
+        got = getattr(logits, "shape", type(logits).__name__)
         raise ValueError(
-            f"labels must be integers of shape (batch,) or probabilities of shape (batch, {classes}), got {dtype} of "
-            f"shape {shape}"
+            f"logits must have shape (batch, classes) with at least two classes, got {got}; pass a loss for other "
+            "outputs"
+        )
+    shape = jnp.shape(labels) if hasattr(labels, "dtype") else type(labels).__name__
+    dtype = getattr(labels, "dtype", None)
+    if dtype is not None and len(shape) == 1 and jnp.issubdtype(dtype, jnp.integer):
+        return
+    if dtype is None or shape[1:] != logits.shape[1:] or not jnp.issubdtype(dtype, jnp.floating):
+        raise ValueError(
+            f"labels must be integers of shape (batch,) or probabilities of shape (batch, {logits.shape[1]}), got "
+            f"{dtype} of shape {shape}; pass a loss for other labels"
         )
 
 
@@ -460,34 +543,22 @@ def _check_label_range(labels: Any, num_classes: int, weight: Any = 1.0) -> None
         raise ValueError(f"labels must be in [0, {num_classes}), got {labels[invalid[0]]} at index {invalid[0]}")
 
 
-def _correct(logits: Float[Array, "batch classes"], labels: Labels) -> Float[Array, " batch"]:
-    """Returns 1 for correct predictions and 0 for others."""
-    labels = _class_indices(labels)
-    return (jnp.argmax(logits, axis=-1).astype(labels.dtype) == labels).astype(jnp.float32)
-
-
-def _correct_top5(logits: Float[Array, "batch classes"], labels: Labels) -> Float[Array, " batch"]:
-    _, classes = jax.lax.top_k(logits, 5)
-    return jnp.any(classes == _class_indices(labels)[:, None], axis=-1).astype(jnp.float32)
-
-
-def _class_indices(labels: Labels) -> Int[Array, " batch"]:
-    """Returns the labels, or the most likely classes of probabilities."""
-    return jnp.argmax(labels, axis=-1) if labels.ndim == 2 else labels
-
-
-def _smooth(labels: Labels, num_classes: int, label_smoothing: float) -> Float[Array, "batch classes"]:
-    """Returns smoothed probabilities, NaN for class indices outside [0, num_classes)."""
+def _smooth(
+    labels: Labels, logits: Float[Array, "batch classes"], label_smoothing: float
+) -> Float[Array, "batch classes"]:
+    """Returns smoothed probabilities, NaN for class indices that are not among the classes."""
+    _check_classes(logits, labels)
     if labels.ndim == 2:
-        return optax.smooth_labels(labels, label_smoothing)
+        return optax.smooth_labels(_at_least_float32(labels), label_smoothing)
+    labels, num_classes = labels.astype(jnp.int32), logits.shape[-1]
     valid = (labels >= 0) & (labels < num_classes)
-    smoothed = optax.smooth_labels(jax.nn.one_hot(labels, num_classes), label_smoothing)
+    smoothed = optax.smooth_labels(jax.nn.one_hot(labels, num_classes, dtype=jnp.float32), label_smoothing)
     return jnp.where(valid[:, None], smoothed, jnp.nan)
 
 
 def _split_batch(batch: Batch, num_parts: int) -> Batch:
     """Reshapes arrays to `(num_parts, batch / num_parts, ...)`."""
-    size = len(batch["label"])
+    size = _batch_size(batch)
     if size % num_parts:
         raise ValueError(f"grad_accum_steps must divide the batch size, {size}, got {num_parts}")
     # Parts are strided, so that each contains examples from all devices and resharding is not needed.

@@ -89,7 +89,7 @@ def test_evaluation_runs_when_due_and_at_the_end(setup):
     assert [entry["step"] for entry in tests] == [8, 16, 20]
     assert tests[-1]["count"] == 64
     sums = steps.evaluate(state, batch)
-    assert tests[-1]["accuracy"] == float(sums["correct"]) / 32
+    assert tests[-1]["accuracy"] == float(sums["accuracy"]) / 32
     assert tests[-1]["loss"] == pytest.approx(float(sums["loss"]) / 32, rel=1e-5)
 
 

@@ -45,7 +45,7 @@ def test_defaults():
     parameters = inspect.signature(make_steps).parameters.values()
     actual = {parameter.name: parameter.default for parameter in parameters if parameter.default is not parameter.empty}
     assert actual == {
-        **dict.fromkeys(("augment", "preprocess", "mix", "eval_params", "axis_name")),
+        **dict.fromkeys(("metrics", "augment", "preprocess", "mix", "eval_params", "axis_name")),
         "rate": 0.0,
         "loss": softmax_cross_entropy,
         "label_smoothing": 0.0,
@@ -90,7 +90,7 @@ def test_evaluation_mode_does_not_depend_on_the_default_of_train(batch):
     steps = make_steps(TrainsByDefault(), optax.sgd(0.1))
     state = jax.eval_shape(steps.init, jax.random.key(0), batch)  # in training mode, a key for dropout is missing
     assert jax.eval_shape(steps.update_clusters, state, batch) == state
-    assert set(jax.eval_shape(steps.evaluate, state, batch)) == {"loss", "correct", "count"}
+    assert set(jax.eval_shape(steps.evaluate, state, batch)) == {"loss", "accuracy", "count"}
 
 
 def test_update_clusters_is_the_identity_without_clusters(batch):
@@ -166,7 +166,7 @@ def test_metrics_match_numpy(sgd, batch):
     losses = np.log(np.exp(logits).sum(1)) - logits[np.arange(len(labels)), labels]
     sums = steps.evaluate(state, batch)
     assert sums["loss"] == pytest.approx(losses.sum(), rel=1e-5)
-    assert sums["correct"] == (logits.argmax(1) == labels).sum() and sums["count"] == len(labels)
+    assert sums["accuracy"] == (logits.argmax(1) == labels).sum() and sums["count"] == len(labels)
     np.testing.assert_allclose(softmax_cross_entropy(jnp.float32(logits), batch["label"]), losses, rtol=1e-4)
 
 
@@ -320,10 +320,10 @@ def test_top5_is_counted_for_100_classes_but_not_for_99(batch):
     top5 = np.argsort(np.asarray(logits), axis=-1)[:, -5:]
     expected = sum(label in classes for label, classes in zip(batch["label"], top5, strict=True))
     for labels in (batch["label"], jax.nn.one_hot(batch["label"], 100)):
-        assert float(jax.jit(steps.evaluate)(state, {**batch, "label": labels})["correct_top5"]) == expected
+        assert float(jax.jit(steps.evaluate)(state, {**batch, "label": labels})["accuracy_top5"]) == expected
     steps = make_steps(Small(classes=99), optax.sgd(0.3))
     state = jax.eval_shape(steps.init, jax.random.key(1), batch)
-    assert set(jax.eval_shape(steps.evaluate, state, batch)) == {"loss", "correct", "count"}
+    assert set(jax.eval_shape(steps.evaluate, state, batch)) == {"loss", "accuracy", "count"}
 
 
 @pytest.mark.parametrize("grad_accum_steps", [1, 2])
