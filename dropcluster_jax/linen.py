@@ -8,6 +8,7 @@ attributes of the layer. `rate` and `deterministic` are passed to the constructo
 """
 
 import functools
+import inspect
 from collections.abc import Callable, Mapping
 from typing import Any
 
@@ -384,11 +385,15 @@ def cluster_inputs(
 ) -> dict[str, Array]:
     """Returns the input of each `DropCluster` layer, e.g. for the figures of `dropcluster_jax.viz`.
 
-    The model must run in evaluation mode, by default or by the arguments passed here. See `init_clusters`.
+    The model must run in evaluation mode, by default or by the arguments passed here; `train=False` is passed if the
+    model's call has this argument. See `init_clusters`.
 
     Returns:
         Activations `(batch, *spatial, channels)` by the path of the layer, as in `cluster_states`; those of the last
-        call if a layer is called several times.
+        call if a layer is called several times. Layers inside `nn.scan` have a leading axis.
+
+    Raises:
+        ValueError: If a layer with clusters was not called, or its input cannot be returned from a transformation.
 
     Example:
         >>> import jax.numpy as jnp
@@ -402,12 +407,21 @@ def cluster_inputs(
     def is_drop_cluster(module: nn.Module, method: str) -> bool:
         return isinstance(module, DropCluster) and method == "__call__"
 
+    call = inspect.signature(model.__call__)
+    if "train" in call.parameters and "train" not in call.bind_partial(x, *args, **kwargs).arguments:
+        kwargs["train"] = False
     # In evaluation mode, the output of the layer is its input. Unlike method interceptors, this works in `nn.remat`.
     result: Any = model.apply(
         variables, x, *args, capture_intermediates=is_drop_cluster, mutable=["intermediates"], **kwargs
     )
     outputs: Any = flatten_dict(dict(result[1].get("intermediates", {})))
-    return {"/".join(path[:-1]): calls[-1] for path, calls in outputs.items()}
+    inputs = {"/".join(path[:-1]): calls[-1] for path, calls in outputs.items()}
+    if missing := sorted(set(cluster_states(variables.get(_COLLECTION, {}))) - set(inputs)):
+        raise ValueError(
+            f"the inputs of {', '.join(missing)} are unknown: the layers were not called, or are inside nn.scan or "
+            'nn.vmap, whose variable_axes must include "intermediates": 0'
+        )
+    return inputs
 
 
 def resize_clusters(

@@ -10,17 +10,20 @@ from collections.abc import Callable
 from dataclasses import KW_ONLY, InitVar, dataclass, field
 from typing import Any, ClassVar
 
+import jax
+import jax.numpy as jnp
 from flax import nnx
 from jax.core import Tracer
-from jaxtyping import Array, Float
+from jaxtyping import Array, Float, PyTree
 
-from dropcluster_jax import masking
+from dropcluster_jax import masking, uncertainty
 from dropcluster_jax.clustering import Clusterer, ClusterState
 from dropcluster_jax.masking._corr_drop import CorrVariant
 from dropcluster_jax.masking._drop_block import Seeding
 from dropcluster_jax.masking._focused_dropout import FocusedRescale
 from dropcluster_jax.masking.common import Rate, Rescale, check_input, check_rate, options_of
 from dropcluster_jax.masking.fill import Fill
+from dropcluster_jax.uncertainty import Link, MonteCarloPrediction
 
 __all__ = [
     "ClusterVariable",
@@ -32,11 +35,13 @@ __all__ = [
     "Dropout",
     "FocusedDropout",
     "SpatialDropout",
+    "mc_predict",
 ]
 
 Rngs = nnx.Rngs | nnx.RngStream
 
 
+@nnx.register_variable_name("clusters")
 class ClusterVariable(nnx.Variable[Any]):
     """An array of a `ClusterState`. Filter by this type to split, save, or replicate clusters.
 
@@ -346,3 +351,61 @@ class DropCluster(_DropLayer):
 
     def _arguments(self) -> tuple[ClusterState, ...]:
         return (self.clusters,)
+
+
+def mc_predict(
+    module: nnx.Module,
+    x: PyTree,
+    key: Array,
+    samples: int,
+    *,
+    link: Link = "softmax",
+    chunk: int = 1,
+    **kwargs: Any,
+) -> MonteCarloPrediction:
+    """Predicts under many dropout masks (Monte Carlo dropout). See `dropcluster_jax.mc_predict`.
+
+    Each mask has a key of its own in every stream of the module, whatever its streams hold. The module is not changed.
+
+    Args:
+        module: Network with dropout on and BatchNorm frozen, e.g. `nnx.view(net, deterministic=False,
+            use_running_average=True)`.
+        x: Input, a pytree of arrays.
+        key: PRNG key, split into one key per mask.
+        samples: Number of masks, at least 1.
+        link: See `dropcluster_jax.mc_predict`.
+        chunk: Number of masks computed in parallel, at least 1.
+        **kwargs: Hashable keyword arguments of the module's call, e.g. `rate=0.1`.
+
+    Raises:
+        ValueError: See `dropcluster_jax.mc_predict`.
+
+    Example:
+        >>> rngs = nnx.Rngs(0)
+        >>> net = nnx.Sequential(Dropout(0.5, deterministic=False, rngs=rngs), nnx.Linear(4, 3, rngs=rngs))
+        >>> prediction = mc_predict(net, jnp.ones((2, 4)), jax.random.key(0), 10)
+        >>> prediction.mean.shape, bool((prediction.mutual_information > 0).all())
+        ((2, 3), True)
+    """
+    graphdef, streams, variables = nnx.split(module, nnx.RngState, ...)
+    apply = _Apply(graphdef, tuple(kwargs.items()))
+    return uncertainty.mc_predict(apply, (streams, variables), x, key, samples, link=link, chunk=chunk)
+
+
+@dataclass(frozen=True)
+class _Apply:
+    """Calls a module with new keys in all its streams. Hashable, so that equal modules share a compiled program."""
+
+    graphdef: Any
+    kwargs: tuple[tuple[str, Any], ...]
+
+    def __call__(self, variables: tuple[PyTree, PyTree], x: PyTree, rngs: dict[str, Array]) -> Any:
+        streams, rest = variables
+        leaves, structure = jax.tree.flatten(streams)
+        seeded = [
+            jax.random.fold_in(rngs["dropout"], index)
+            if jnp.issubdtype(leaf.dtype, jax.dtypes.prng_key)
+            else jnp.zeros_like(leaf)  # the number of keys that a stream has given
+            for index, leaf in enumerate(leaves)
+        ]
+        return nnx.merge(self.graphdef, jax.tree.unflatten(structure, seeded), rest)(x, **dict(self.kwargs))

@@ -1,10 +1,10 @@
 """Sharding of batches over devices."""
 
-from collections.abc import Callable
+from collections.abc import Callable, Collection
 from typing import Any
 
 import jax
-from jax.sharding import AbstractMesh, AxisType, Mesh, NamedSharding
+from jax.sharding import AbstractMesh, AxisType, Mesh, NamedSharding, PartitionSpec
 from jaxtyping import Array, PyTree
 
 
@@ -29,17 +29,24 @@ def check_automatic(mesh: Mesh | AbstractMesh) -> None:
         )
 
 
-def preserve_sharding(function: Callable[[Any, PyTree], PyTree], key: Array | None, arrays: PyTree) -> PyTree:
+def preserve_sharding(
+    function: Callable[[Any, PyTree], PyTree], key: PyTree, arrays: PyTree, reduced: Collection[int] = ()
+) -> PyTree:
     """Returns `function(key, arrays)`, with the shardings of `arrays` on a mesh with explicit axes.
 
     Inside of the function, the axes are automatic, because many operations do not support explicit ones. The result has
-    the structure of `arrays`.
+    the structure of `arrays`; dimensions in `reduced` are not sharded, because their length is 1.
     """
     types = [jax.typeof(array) for array in jax.tree.leaves(arrays)]
     mesh = next((array.sharding.mesh for array in types if array.sharding.mesh.explicit_axes), None)
     if mesh is None:
         return function(key, arrays)
-    out_sharding = jax.tree.map(lambda array: NamedSharding(mesh, jax.typeof(array).sharding.spec), arrays)
+
+    def sharding_of(array: Array) -> NamedSharding:
+        spec = jax.typeof(array).sharding.spec
+        return NamedSharding(mesh, PartitionSpec(*(None if i in reduced else axes for i, axes in enumerate(spec))))
+
+    out_sharding = jax.tree.map(sharding_of, arrays)
     automatic: Callable[..., PyTree] = jax.sharding.auto_axes(
         function, axes=mesh.explicit_axes, out_sharding=out_sharding
     )

@@ -19,7 +19,7 @@ ALLOWED = {
     "clustering": set(),
     "masking": {"clustering", "sharding"},
     "linen": {"clustering", "masking"},
-    "nnx": {"clustering", "masking"},
+    "nnx": {"clustering", "masking", "uncertainty"},
     "models": {"clustering", "masking", "linen"},
     "data": {"cache", "sharding", "_optional"},
     "viz": {"clustering", "_optional"},

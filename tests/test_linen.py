@@ -921,3 +921,32 @@ def test_resize_clusters_without_clusters_raises():
 def test_integer_inputs_raise_even_if_deterministic(layer):
     with pytest.raises(TypeError, match="x must have a floating-point dtype, got int32"):
         layer.apply({}, jnp.ones((2, 4, 4, 3), jnp.int32), deterministic=True)
+
+
+class ScanBlock(nn.Module):
+    @nn.compact
+    def __call__(self, x, _):
+        return DropCluster(SHARED, deterministic=True, name="drop")(2 * x), None
+
+
+class Scanned(nn.Module):
+    """A layer before a scan over three, whose inputs are returned if `visible`."""
+
+    visible: bool
+
+    @nn.compact
+    def __call__(self, x, train: bool = True):
+        x = DropCluster(SHARED, deterministic=not train, name="stem")(x, rate=0.5)
+        axes = {"clusters": 0, **({"intermediates": 0} if self.visible else {})}
+        return nn.scan(ScanBlock, variable_axes=axes, split_rngs={}, length=3)(name="blocks")(x, None)[0]
+
+
+def test_inputs_inside_of_a_scan_are_found_or_named():
+    """The model's call trains by default."""
+    x = activations()
+    variables = Scanned(True).init(jax.random.key(0), x, train=False)
+    inputs = cluster_inputs(Scanned(True), variables, x)
+    assert set(inputs) == set(cluster_states(variables["clusters"])) == {"stem", "blocks/drop"}
+    assert (inputs["stem"] == x).all() and (inputs["blocks/drop"] == jnp.stack([2 * x, 4 * x, 8 * x])).all()
+    with pytest.raises(ValueError, match=r'inputs of blocks/drop are unknown.*"intermediates": 0'):
+        cluster_inputs(Scanned(False), variables, x)

@@ -249,6 +249,7 @@ def expected_types():
     return {name: types_of(jax.eval_shape(function, *inputs())) for name, function in CASES.items()}
 
 
+@pytest.mark.slow
 def test_no_tracer_leaks():
     arguments = inputs()
     jax.clear_caches()  # because jitted functions that were traced before are not checked

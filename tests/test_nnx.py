@@ -257,3 +257,39 @@ def test_invalid_clusterers_and_clusters_raise():
         layers.DropCluster(16, (4, 4, 3))
     with pytest.raises(TypeError, match="clusterer must be a clusterer"):
         layers.DropCluster(dc.KMeans, (4, 4, 3))
+
+
+class Predictor(nnx.Module):
+    """Two drop layers with streams of their own, that ignore later keys of the same seed."""
+
+    def __init__(self):
+        self.first = layers.Dropout(0.5, deterministic=False, rngs=nnx.Rngs(1))
+        self.linear = nnx.Linear(16, 3, rngs=nnx.Rngs(0))
+        self.second = layers.SpatialDropout(deterministic=False, rngs=nnx.Rngs(dropout=1))
+
+    def __call__(self, x, rate=0.5):
+        x = self.second(x, rate=rate)
+        return self.linear(self.first(x.mean((1, 2))))
+
+
+def test_every_mask_of_mc_predict_has_keys_of_its_own():
+    net, x = Predictor(), jax.random.normal(jax.random.key(0), (4, 6, 6, 16))
+    before = jax.tree.map(np.asarray, jax.tree.map(jax.random.key_data, nnx.state(net, nnx.RngKey)))
+    first = layers.mc_predict(net, x, jax.random.key(0), 20, chunk=4)
+    assert (first.mutual_information > 1e-4).all()
+    after = jax.tree.map(np.asarray, jax.tree.map(jax.random.key_data, nnx.state(net, nnx.RngKey)))
+    assert jax.tree.all(jax.tree.map(np.array_equal, before, after))
+    again, other = (layers.mc_predict(net, x, jax.random.key(seed), 20, chunk=4) for seed in (0, 1))
+    assert (again.mean == first.mean).all() and (other.mean != first.mean).any()
+    # A layer's masks do not follow from those of the other, though both were made from the same seed.
+    only_first = layers.mc_predict(net, x, jax.random.key(0), 20, chunk=4, rate=0.0)
+    assert (only_first.variance > 0).any() and (only_first.mean != first.mean).any()
+    net.eval()
+    with pytest.raises(ValueError, match="same outputs under all 5 masks"):
+        layers.mc_predict(net, x, jax.random.key(0), 5)
+
+
+def test_the_bridge_to_linen_names_the_collection():
+    model = nnx.bridge.to_linen(layers.DropCluster, dc.KMeans(num_clusters=4), (6, 6, 3), deterministic=True)
+    keys = {"params": jax.random.key(0), "dropout": jax.random.key(1)}
+    assert "clusters" in model.init(keys, jnp.ones((2, 6, 6, 3)))

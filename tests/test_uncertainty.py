@@ -1,3 +1,4 @@
+import contextlib
 import functools
 
 import flax
@@ -6,6 +7,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
+from jax.sharding import AxisType, NamedSharding, PartitionSpec
 
 import dropcluster_jax as dc
 from dropcluster_jax.linen import DropCluster
@@ -58,22 +60,74 @@ def test_results_are_in_range(net):
     assert (entropy <= np.log(4) + 1e-6).all()
 
 
-def test_without_dropout_masks_agree(net):
+def test_equal_outputs_under_all_masks_raise(net):
     apply, variables = net
     deterministic = functools.partial(apply.func, train=False, deterministic=True)
-    mean, variance, entropy, information = dc.mc_predict(deterministic, variables, X, KEY, 5, chunk=2)
+    with pytest.raises(ValueError, match="same outputs under all 5 masks: dropout is off"):
+        dc.mc_predict(deterministic, variables, X, KEY, 5, chunk=2)
+    mean, variance, _, information = dc.mc_predict(deterministic, variables, X, KEY, 1)
     np.testing.assert_allclose(mean, jax.nn.softmax(deterministic(variables, X)), rtol=1e-5)
-    assert (variance < 1e-10).all() and (information < 1e-5).all() and (entropy > 0).all()
+    assert (variance == 0).all() and (information < 1e-5).all()
+
+
+def shifted(variables, x, rngs):
+    """Adds the same random number to all logits, which does not change their softmax."""
+    return x + jax.random.normal(rngs["dropout"])
 
 
 def test_probabilities_of_0_give_finite_results():
-    prediction = dc.mc_predict(lambda variables, x, rngs: x, {}, jnp.array([[0.0, -jnp.inf], [200.0, -200.0]]), KEY, 3)
+    prediction = dc.mc_predict(shifted, {}, jnp.array([[0.0, -jnp.inf], [200.0, -200.0]]), KEY, 3)
     assert all(jnp.isfinite(array).all() for array in prediction) and (prediction.entropy == 0).all()
 
 
 def test_nan_is_propagated():
-    prediction = dc.mc_predict(lambda variables, x, rngs: x, {}, jnp.array([[jnp.nan, 1.0]]), KEY, 3)
+    prediction = dc.mc_predict(shifted, {}, jnp.array([[jnp.nan, 1.0]]), KEY, 3)
     assert all(jnp.isnan(array).all() for array in prediction)
+
+
+def test_links_match_numpy():
+    outputs = np.stack([shifted({}, X[..., :1], {"dropout": key}) for key in jax.random.split(KEY, 7)]).astype(
+        np.float64
+    )
+    p = 1 / (1 + np.exp(-outputs))
+    mean = p.mean(0)
+
+    def entropy(p):
+        return -p * np.log(p) - (1 - p) * np.log(1 - p)
+
+    actual = dc.mc_predict(shifted, {}, X[..., :1], KEY, 7, link="sigmoid", chunk=3)
+    for array, expected in zip(
+        actual, (mean, p.var(0), entropy(mean), entropy(mean) - entropy(p).mean(0)), strict=True
+    ):
+        np.testing.assert_allclose(array, expected, rtol=1e-3, atol=1e-6)
+    actual = dc.mc_predict(shifted, {}, X[..., :1], KEY, 7, link="identity", chunk=3)
+    np.testing.assert_allclose(actual.mean, outputs.mean(0), rtol=1e-4, atol=1e-5)
+    np.testing.assert_allclose(actual.variance, outputs.var(0), rtol=1e-3)
+    assert actual.entropy is actual.mutual_information is None
+
+
+@pytest.mark.parametrize("mode", ["shard_map", "explicit", "set_mesh"])
+def test_devices_do_not_matter(mode):
+    x = jax.random.normal(jax.random.key(0), (8, 6, 6, 3))
+    axis_type = AxisType.Auto if mode == "shard_map" else AxisType.Explicit
+    mesh = jax.make_mesh((4,), ("batch",), axis_types=(axis_type,), devices=jax.devices()[:4])
+
+    def predict(key, x):
+        return dc.mc_predict(lambda variables, x, rngs: scaled(rngs["dropout"], x), {}, x, key, samples=5, chunk=2)
+
+    def scaled(key, x):
+        return x.mean((1, 2)) * jax.random.normal(key, (3,))
+
+    expected = predict(KEY, x)
+    if mode == "shard_map":
+        specs = {"in_specs": (PartitionSpec(), PartitionSpec("batch")), "out_specs": PartitionSpec("batch")}
+        actual = jax.jit(jax.shard_map(predict, mesh=mesh, **specs))(KEY, x)
+    else:
+        sharded = jax.device_put(x, NamedSharding(mesh, PartitionSpec("batch")))
+        with jax.set_mesh(mesh) if mode == "set_mesh" else contextlib.nullcontext():
+            actual = predict(KEY, sharded)
+    for array, expected_array in zip(actual, expected, strict=True):
+        np.testing.assert_allclose(array, expected_array, rtol=1e-4, atol=1e-6)
 
 
 def test_training_batch_norm_raises(net):
@@ -100,7 +154,7 @@ def test_compiles_once_and_memory_does_not_grow_with_samples(net):
     assert len(traces) == first_traces
 
     def temporaries(samples, chunk):
-        compiled = _mc_predict.lower(apply, samples, chunk, variables, X, KEY).compile()
+        compiled = _mc_predict.lower(apply, samples, chunk, "softmax", variables, X, KEY).compile()
         return compiled.memory_analysis().temp_size_in_bytes
 
     few, many = temporaries(8, 2), temporaries(800, 2)
@@ -108,7 +162,15 @@ def test_compiles_once_and_memory_does_not_grow_with_samples(net):
 
 
 @pytest.mark.bad_input
-@pytest.mark.parametrize(("samples", "chunk", "name"), [(0, 1, "samples"), (3, 0, "chunk")])
-def test_samples_and_chunk_must_be_positive(net, samples, chunk, name):
-    with pytest.raises(ValueError, match=f"{name} must be at least 1, got 0"):
-        dc.mc_predict(*net, X, KEY, samples, chunk=chunk)
+@pytest.mark.parametrize(
+    ("options", "message"),
+    [
+        ({"samples": 0}, "samples must be at least 1, got 0"),
+        ({"samples": 3, "chunk": 0}, "chunk must be at least 1, got 0"),
+        ({"samples": 3, "link": "probit"}, "link must be one of 'softmax', 'sigmoid', 'identity'"),
+        ({"samples": 3}, "at least two classes"),
+    ],
+)
+def test_invalid_arguments_raise(options, message):
+    with pytest.raises(ValueError, match=message):
+        dc.mc_predict(shifted, {}, X[..., :1], KEY, **options)

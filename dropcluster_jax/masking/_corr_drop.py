@@ -18,6 +18,7 @@ from dropcluster_jax.masking.common import (
     mask_rescale_factor,
 )
 from dropcluster_jax.masking.fill import Fill, apply_mask, resolve_rescale
+from dropcluster_jax.sharding import preserve_sharding
 
 CorrVariant = Literal["spatial", "channel"]
 
@@ -103,17 +104,34 @@ def corr_drop_mask(
     check_rate(rate)
     if variant not in get_args(CorrVariant):
         raise ValueError(f"variant must be one of {', '.join(map(repr, get_args(CorrVariant)))}, got {variant!r}")
-    batch, *spatial, channels = x.shape
-    activations = jax.lax.stop_gradient(x)
-    if variant == "channel":
-        features = jnp.swapaxes(activations.reshape(batch, math.prod(spatial), channels), 1, 2)
-        kept = _draw(key, features, np.full(channels, 1 / channels), rate)
-        return kept.reshape(batch, *(1,) * len(spatial), channels)
+    if variant == "spatial":
+        check_block_size(block_size, x.shape[1:-1])
+    reduced = (x.ndim - 1,) if variant == "spatial" else range(1, x.ndim - 1)
 
-    check_block_size(block_size, spatial)
+    def draw(inputs: tuple[Array, Array], x: Array) -> Array:
+        return (_spatial_mask if variant == "spatial" else _channel_mask)(*inputs, x, block_size)
+
+    # Cells and channels are compared with all others, so they can't be drawn shard by shard.
+    inputs = key, jnp.asarray(rate, jnp.float32)
+    return preserve_sharding(draw, inputs, jax.lax.stop_gradient(x), reduced)
+
+
+def _channel_mask(
+    key: Array, rate: Array, x: Float[Array, "batch *spatial channels"], block_size: int
+) -> Bool[Array, "batch *ones channels"]:
+    batch, *spatial, channels = x.shape
+    features = jnp.swapaxes(x.reshape(batch, math.prod(spatial), channels), 1, 2)
+    kept = _draw(key, features, np.full(channels, 1 / channels), rate)
+    return kept.reshape(batch, *(1,) * len(spatial), channels)
+
+
+def _spatial_mask(
+    key: Array, rate: Array, x: Float[Array, "batch *spatial channels"], block_size: int
+) -> Bool[Array, "batch *spatial 1"]:
+    batch, *spatial, _ = x.shape
     grid = [-(-length // block_size) for length in spatial]
     before = [(cells * block_size - length) // 2 for cells, length in zip(grid, spatial, strict=True)]
-    features = _pool(activations, grid, before, block_size)
+    features = _pool(x, grid, before, block_size)
     kept = _draw(key, features, _cell_areas(spatial, grid, before, block_size), rate).reshape(batch, *grid, 1)
     for axis, (start, length) in enumerate(zip(before, spatial, strict=True), start=1):
         kept = jax.lax.slice_in_dim(jnp.repeat(kept, block_size, axis), start, start + length, axis=axis)

@@ -146,7 +146,9 @@ def make_optimizer(config: TrainConfig, num_steps: int, steps_per_epoch: int) ->
     warmup = max(1, num_steps // 20)
     if config.warmup_epochs is not None:
         warmup = min(round(config.warmup_epochs * steps_per_epoch), num_steps)
-    schedule = optax.warmup_cosine_decay_schedule(0.0, peak, warmup, max(num_steps, warmup + 1))
+    # Not from 0, at which the first step would change nothing.
+    first = peak / (warmup + 1)
+    schedule = optax.warmup_cosine_decay_schedule(first, peak, warmup, max(num_steps, warmup + 1))
     decay = optax.add_decayed_weights(
         config.weight_decay, mask=lambda params: jax.tree.map(lambda leaf: leaf.ndim > 1, params)
     )
