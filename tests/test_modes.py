@@ -54,6 +54,11 @@ CLUSTER_LAYER = linen.DropCluster(dc.Grid(num_clusters=5), deterministic=True)
 CLUSTER_VARIABLES = {"clusters": SHARED._asdict()}
 
 
+def nnx_mc_predict(key, x):
+    layer = nnx_layers.Dropout(0.3, deterministic=False, rngs=nnx.Rngs(0))
+    return nnx_layers.mc_predict(layer, x.astype(jnp.float32), key, 3)
+
+
 def mc_predict(key, x):
     def apply(variables, x, rngs):
         return dc.dropout(rngs["dropout"], x, 0.5).mean((1, 2), dtype=jnp.float32)
@@ -181,6 +186,7 @@ OTHERS = {
         x.astype(jnp.float32).mean((1, 2)), jnp.ones(x.shape[0], jnp.int32)
     ),
     "mc_predict": mc_predict,
+    "nnx.mc_predict": nnx_mc_predict,
 }
 PRESERVE_DTYPE = {*DROPS, *LAYERS, "random_flip", "random_shift", "random_cutout", "random_resized_crop"}
 PRESERVE_DTYPE |= {"mixup", "cutmix", "linen.cluster_inputs"}
