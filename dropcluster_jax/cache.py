@@ -10,7 +10,7 @@ import json
 import os
 import pathlib
 import shutil
-import tempfile
+import uuid
 import warnings
 import zlib
 from collections.abc import Callable, Iterator, Mapping
@@ -21,9 +21,13 @@ import numpy as np
 _FORMAT = 1  # Increment when the contents of an entry change meaning.
 
 
-def cache_root() -> pathlib.Path:
-    """Returns the cache directory."""
-    return pathlib.Path(os.environ.get("XDG_CACHE_HOME") or "~/.cache").expanduser() / "dropcluster-jax"
+def cache_root() -> pathlib.Path | None:
+    """Returns the cache directory, or None with a warning if the user has no home directory."""
+    try:
+        return pathlib.Path(os.environ.get("XDG_CACHE_HOME") or "~/.cache").expanduser() / "dropcluster-jax"
+    except RuntimeError:  # e.g. in a container, for a user id without an account
+        warnings.warn("nothing is cached, because there is no home directory: set XDG_CACHE_HOME", stacklevel=3)
+        return None
 
 
 def cached(name: str, key: Any, make: Callable[[], Mapping[str, np.ndarray]]) -> dict[str, np.ndarray]:
@@ -43,28 +47,32 @@ def cached(name: str, key: Any, make: Callable[[], Mapping[str, np.ndarray]]) ->
         [0 1 4]
     """
     digest = hashlib.sha256(json.dumps([_FORMAT, key]).encode()).hexdigest()[:32]
-    folder = cache_root() / f"{name}-{digest}"
-    entry = _read(folder)
-    if entry is not None:
+    root = cache_root()
+    if root is not None and (entry := _read(root / f"{name}-{digest}")) is not None:
         return entry
     arrays = dict(make())
     for array in arrays.values():
         array.setflags(write=False)
-    try:
-        _write(folder, arrays)
-    except OSError as error:
-        warnings.warn(f"the cache {cache_root()} cannot be written: {error}", stacklevel=2)
+    if root is not None:
+        try:
+            _write(root / f"{name}-{digest}", arrays)
+        except OSError as error:
+            warnings.warn(f"the cache {root} cannot be written: {error}", stacklevel=2)
     return arrays
 
 
-def file_stamp(path: Any) -> tuple[str, int, int]:
-    """Returns a file's path, size in bytes and modification time, which change when the file does."""
+def file_stamp(path: Any) -> tuple[str, int, *tuple[int, ...]]:
+    """Returns a file's absolute path, size in bytes, and what changes when its content or the file does.
+
+    On local disks, that is the device, inode, and times of modification and change, which no program can set.
+    """
     if os.path.exists(path):
         # Nanoseconds; epath reports seconds, too coarse to notice a file that was just rewritten.
         status = os.stat(path)
-        return str(path), status.st_size, status.st_mtime_ns
+        identity = (status.st_dev, status.st_ino, status.st_mtime_ns, status.st_ctime_ns)
+        return os.path.abspath(path), status.st_size, *identity
     if isinstance(path, str):  # A dangling link or a deleted file; reading it raises the error.
-        return path, -1, -1
+        return path, -1
     status = path.stat()  # Object storage.
     return str(path), status.length, status.mtime
 
@@ -78,8 +86,8 @@ def compilation_cache() -> Iterator[None]:
     with warnings.catch_warnings():
         # An entry that another process is still writing, or left incomplete, is recompiled.
         warnings.filterwarnings("ignore", "Error reading persistent compilation cache entry")
-        if not previous:
-            jax.config.update("jax_compilation_cache_dir", str(cache_root() / "compiled"))
+        if not previous and (root := cache_root()) is not None:
+            jax.config.update("jax_compilation_cache_dir", str(root / "compiled"))
         try:
             yield
         finally:
@@ -99,8 +107,9 @@ def _read(folder: pathlib.Path) -> dict[str, np.ndarray] | None:
 def _write(folder: pathlib.Path, arrays: Mapping[str, np.ndarray]) -> None:
     """Writes an entry to a temporary directory and renames it, so that readers never see half an entry."""
     folder.parent.mkdir(parents=True, exist_ok=True)
-    temporary = pathlib.Path(tempfile.mkdtemp(prefix=f"{folder.name}-", dir=folder.parent))
+    temporary = folder.with_name(f"{folder.name}-{uuid.uuid4().hex}")
     try:
+        temporary.mkdir()  # unlike `tempfile`, with the permissions of the umask, for users who share a cache
         for name, array in arrays.items():
             np.save(temporary / f"{name}.npy", array, allow_pickle=False)
         checksums = {name: _checksum(array) for name, array in arrays.items()}

@@ -96,7 +96,7 @@ def mc_predict(
 class _Moments(NamedTuple):
     """Running moments over masks: sums of squared deviations and of entropies, and whether outputs differ."""
 
-    count: Float[Array, ""]
+    num_masks: Float[Array, ""]
     mean: Float[Array, "..."]
     squares: Float[Array, "..."]
     entropy: Float[Array, "..."]
@@ -133,18 +133,18 @@ def _mc_predict(
     def add_chunk(total: _Moments, keys: Array) -> tuple[_Moments, None]:
         """Combines moments by Welford's algorithm, which avoids cancellation errors."""
         new, _ = moments_of(keys, first)
-        count, delta = total.count + new.count, new.mean - total.mean
-        squares = total.squares + new.squares + jnp.square(delta) * (total.count * new.count / count)
-        mean = total.mean + delta * (new.count / count)
-        return _Moments(count, mean, squares, total.entropy + new.entropy, total.differ | new.differ), None
+        num_masks, delta = total.num_masks + new.num_masks, new.mean - total.mean
+        squares = total.squares + new.squares + jnp.square(delta) * (total.num_masks * new.num_masks / num_masks)
+        mean = total.mean + delta * (new.num_masks / num_masks)
+        return _Moments(num_masks, mean, squares, total.entropy + new.entropy, total.differ | new.differ), None
 
     # Old-style keys have a trailing dimension.
     moments, _ = jax.lax.scan(add_chunk, moments, keys[remainder:].reshape(-1, chunk, *keys.shape[1:]))
-    variance = moments.squares / moments.count
+    variance = moments.squares / moments.num_masks
     if link == "identity":
         return MonteCarloPrediction(moments.mean, variance, None, None), moments.differ
     total = entropy(moments.mean)
-    information = jnp.maximum(total - moments.entropy / moments.count, 0.0)
+    information = jnp.maximum(total - moments.entropy / moments.num_masks, 0.0)
     return MonteCarloPrediction(moments.mean, variance, total, information), moments.differ
 
 

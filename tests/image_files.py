@@ -19,9 +19,9 @@ def encoded(pixels, image_format="PNG", mode=None, **options):
     return file.getvalue()
 
 
-def png_header(width, height):
-    """Returns a PNG file whose header claims a size, without pixels."""
-    header = struct.pack(">IIBBBBB", width, height, 8, 2, 0, 0, 0)
+def png_header(width, height, depth=8):
+    """Returns a PNG file of RGB images whose header claims a size and a depth in bits, without pixels."""
+    header = struct.pack(">IIBBBBB", width, height, depth, 2, 0, 0, 0)
     chunk = b"IHDR" + header
     start = b"\x89PNG\r\n\x1a\n" + struct.pack(">I", 13) + chunk + struct.pack(">I", zlib.crc32(chunk))
     return start + struct.pack(">I", 4) + b"IDAT" + bytes(8)
@@ -37,6 +37,7 @@ CORRUPT = {
     "one_pixel": (encoded(PHOTO[:1, :1]), "has 1x1 pixels, each side must have at least 2"),
     "transparent": (encoded(np.full((4, 4, 4), 100, np.uint8)), "has transparent pixels"),
     "sixteen_bits": (encoded(np.full((4, 4), 40000, np.uint16)), "has more than 8 bits per channel"),
+    "sixteen_bit_colors": (png_header(4, 4, 16), "has more than 8 bits per channel"),
     "too_large": (png_header(9000, 9000), "claims 9000x9000 pixels, more than 67,108,864, and was not decoded"),
     "far_too_large": (png_header(100_000, 100_000), "claims more than 67,108,864 pixels and was not decoded"),
     "gif": (encoded(PHOTO, "GIF"), "cannot be read as a JPEG, PNG or WebP image"),

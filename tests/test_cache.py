@@ -1,3 +1,5 @@
+import os
+
 import jax
 import numpy as np
 import pytest
@@ -81,3 +83,27 @@ def test_compilation_cache_is_enabled_and_restored(configured, tmp_path, monkeyp
         assert jax.config.jax_compilation_cache_dir == directory
     finally:
         jax.config.update("jax_compilation_cache_dir", before)
+
+
+def test_without_a_home_directory_nothing_is_cached(counted, monkeypatch):
+    calls, make = counted
+    monkeypatch.delenv("XDG_CACHE_HOME")
+
+    def no_home(path):
+        raise RuntimeError("Could not determine home directory.")
+
+    monkeypatch.setattr("pathlib.Path.expanduser", no_home)
+    for _ in range(2):
+        with pytest.warns(UserWarning, match="nothing is cached, because there is no home directory"):
+            assert cached("data", 1, make)["labels"].tolist() == [1, 2]
+    assert len(calls) == 2
+
+
+def test_entries_have_the_permissions_of_the_umask(counted):
+    previous = os.umask(0o002)
+    try:
+        cached("data", 1, counted[1])
+    finally:
+        os.umask(previous)
+    (folder,) = cache_root().iterdir()
+    assert folder.stat().st_mode & 0o777 == 0o775

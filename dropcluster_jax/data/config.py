@@ -20,7 +20,7 @@ class DataConfig:
     train_split: str | None = None
     """Split to train on, or a slice of it, e.g. "train[:45000]"."""
     test_split: str | None = None
-    """Split to evaluate on, or a slice of it."""
+    """Split to evaluate on, or a slice of it; for folders with several test folders, the name of one."""
     test_fraction: float | None = None
     """Fraction of each class to evaluate on, for folders and archives without a test split. Default: 0.2."""
     validation_fraction: float = 0.0

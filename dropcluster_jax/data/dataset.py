@@ -171,6 +171,13 @@ class Dataset:
                         f"labels of {split} of {self.name!r} must be in [0, {len(self.classes)}), "
                         f"got {labels[invalid[0]]} at index {invalid[0]}"
                     )
+        if self.mean_std is not None:
+            mean, std = self.mean_std
+            if not all(0 <= value <= 1 for value in mean) or not all(0 < value <= 1 for value in std):
+                raise ValueError(
+                    f"mean and std of {self.name!r} must be those of pixel values in [0, 1], got {mean} and {std}; "
+                    "divide constants of values up to 255 by 255"
+                )
         arrays = [examples for examples in (self.train, self.test) if isinstance(examples, ArrayExamples)]
         if len({examples.shape for examples in arrays}) > 1:
             raise ValueError(

@@ -100,7 +100,8 @@ def _open(encoded: bytes, location: str) -> Any:
         )
     if min(width, height) < MIN_SIDE:
         raise CorruptImageError(f"{location} has {width}x{height} pixels, each side must have at least {MIN_SIDE}")
-    if image.mode.startswith(("I", "F")):
+    # Pillow reads the high byte of 16-bit colors. The header of a PNG has the depth in its 25th byte.
+    if image.mode.startswith(("I", "F")) or (image.format == "PNG" and encoded[24] > 8):
         raise CorruptImageError(f"{location} has more than 8 bits per channel; convert it to 8 bits")
     if image.format == "PNG":  # The EXIF data can follow the pixels.
         with _reraise_as_corrupt(location):

@@ -86,9 +86,15 @@ class FileExamples:
         return [file_stamp(path) for path in self.paths], self.labels.tolist()
 
     def fingerprint(self) -> str:
-        """Returns a hash of the labels and of the files' folder and file names and sizes, not of their location."""
-        names = [("/".join(pathlib.Path(path).parts[-2:]), os.path.getsize(path)) for path in self.paths]
-        return _hash(names, self.labels.astype("<i4"))
+        """Returns a hash of the labels and of the contents of the files, which are read once and then cached."""
+
+        def read_block(block: Sequence[int]) -> list[str]:
+            return [hashlib.sha256(encoded).hexdigest() for encoded, _ in self.read(block)]
+
+        def read_all() -> dict[str, np.ndarray]:
+            return {"digests": np.array(map_blocks(read_block, len(self)), str)}
+
+        return _hash(cached("digests", self.key, read_all)["digests"].tolist(), self.labels.astype("<i4"))
 
     def location(self, index: int) -> str:
         return self.paths[index]
@@ -144,7 +150,7 @@ class RecordExamples:
     def fingerprint(self) -> str:
         """Returns a hash of the dataset's name, split, file names and sizes, and of the indices of the examples."""
         full_name, split, *files = self.files
-        names = [(os.path.basename(path), size) for path, size, _ in files]
+        names = [(os.path.basename(path), size) for path, size, *_ in files]
         return _hash([full_name, split, names], self.records.astype("<i8"))
 
     def location(self, index: int) -> str:
@@ -154,6 +160,8 @@ class RecordExamples:
         """Returns encoded images and their labels; raises CorruptImageError for a damaged record or invalid label."""
         try:
             records = self.source.__getitems__([int(self.records[index]) for index in indices])
+        except OSError:  # temporary, unlike a damaged record
+            raise
         except Exception as error:  # Undocumented: RuntimeError of ArrayRecord, DecodeError of Protocol Buffers, ...
             if len(indices) > 1:  # Find the damaged record.
                 return [example for index in indices for example in self.read([index])]

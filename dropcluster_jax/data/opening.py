@@ -23,7 +23,7 @@ from dropcluster_jax.data.subsets import stratified_split, stratified_subset
 _UNUSED = {
     "digits": ("test_fraction", "image_size"),
     "tfds": ("test_fraction",),
-    "folder": ("train_split", "test_split", "download"),
+    "folder": ("train_split", "download"),
     "npz": ("train_split", "test_split", "download", "image_size", "skip_corrupt"),
 }
 

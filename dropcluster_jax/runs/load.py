@@ -132,21 +132,22 @@ class LoadedRun(NamedTuple):
         """Returns the logits of unnormalized images.
 
         Args:
-            images: uint8 `(batch, height, width, channels)`, values from 0 to 255.
+            images: uint8 `(batch, *spec.image_shape)`, values from 0 to 255.
 
         Returns:
             float32 `(batch, classes)`.
 
         Raises:
             TypeError: If `images` is not uint8.
-            ValueError: If `images` has a different number of axes or channels.
+            ValueError: If `images` has another shape than those that the network was trained on.
         """
-        images, channels = jnp.asarray(images), self.spec.image_shape[-1]
-        if images.ndim != 4 or images.shape[-1] != channels:
-            hint = "; add a batch axis to a single image: images[None]" if images.ndim == 3 else ""
-            raise ValueError(
-                f"images must have shape (batch, height, width, {channels}), got {tuple(images.shape)}{hint}"
-            )
+        images = jnp.asarray(images)
+        if images.shape[1:] != self.spec.image_shape:
+            hint = "resize or crop images as for training, e.g. with PIL.Image.resize"
+            if images.ndim == 3:
+                hint = "add a batch axis to a single image: images[None]"
+            shape = ", ".join(map(str, self.spec.image_shape))
+            raise ValueError(f"images must have shape (batch, {shape}), got {tuple(images.shape)}; {hint}")
         normalized = normalize(images, self.spec.mean, self.spec.std)
         return self.model.apply(self.variables, normalized)  # pyright: ignore[reportReturnType]
 

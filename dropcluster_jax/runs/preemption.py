@@ -1,4 +1,4 @@
-"""Graceful shutdown on SIGTERM (sent by schedulers) and SIGINT (Ctrl-C)."""
+"""Graceful shutdown on SIGTERM (sent by schedulers), SIGHUP (a closed terminal) and SIGINT (Ctrl-C)."""
 
 import os
 import signal
@@ -31,8 +31,10 @@ class Preemption:
 
     def __enter__(self) -> Self:
         if threading.current_thread() is threading.main_thread():  # Python allows signal handlers only there
-            for number in (signal.SIGINT,) if self._multi_process else (signal.SIGINT, signal.SIGTERM):
-                self._previous_handlers[number] = signal.signal(number, self._handle)
+            names = ("SIGINT",) if self._multi_process else ("SIGINT", "SIGTERM", "SIGHUP")
+            for number in (getattr(signal, name) for name in names if hasattr(signal, name)):  # not all on Windows
+                if signal.getsignal(number) is not signal.SIG_IGN:  # nohup ignores SIGHUP
+                    self._previous_handlers[number] = signal.signal(number, self._handle)
         return self
 
     def __exit__(self, *_: object) -> None:
@@ -48,12 +50,16 @@ class Preemption:
     @property
     def name(self) -> str:
         """The name of the signal."""
-        return signal.Signals(self._signal or signal.SIGTERM).name
+        return signal.Signals(self._number).name
 
     @property
     def status(self) -> int:
         """The exit status by convention: 128 plus the signal number."""
-        return 128 + (self._signal or signal.SIGTERM)
+        return 128 + (signal.SIGINT if self._number == signal.SIGINT else signal.SIGTERM)
+
+    @property
+    def _number(self) -> int:
+        return self._signal or signal.SIGTERM
 
     def _handle(self, number: int, frame: FrameType | None) -> None:
         self._signal = number

@@ -133,6 +133,8 @@ def prepare(config: TrainConfig, notify: Callable[[str], None] = lambda message:
     build.check_probe_size(config, spec, parallel.mesh.size)
     without_seeds = dataclasses.replace(config, seed=0, out=None, data=dataclasses.replace(config.data, seed=0))
     model, steps, parallel, state = _trace(without_seeds, spec, parallel)
+    if spec.num_classes == 1:
+        notify(f"{config.data.name} has a single class, {spec.classes[0]!r}, so that any network is always right")
     if config.drop.rate:
         _warn_of_single_clusters(config, model, state, notify)
     return Run(config, build.num_steps(config, spec), dataset, loader, model, steps, parallel)
@@ -244,7 +246,7 @@ def execute(
         saved, step = checkpointer.wait(), int(jax.device_get(state.step))
         if step < run.num_steps:
             raise Stopped(preemption.name, preemption.status, step, saved[-1] if saved else None)
-        if step not in saved:
+        if step not in saved or checkpointer.restore(run.abstract_state(), step=step, move_damaged=False) is None:
             raise OSError(f"the checkpoint of the last step, {step}, could not be written")
         summary = _summarize(run, state, progress)
         probe = run.loader.probe(config.drop.probe_size, 0)  # in all processes

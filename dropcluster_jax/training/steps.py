@@ -454,7 +454,7 @@ class _StepFunctions:
         decay = jnp.minimum(self.ema_decay, (1 + step) / (10 + step))
         new = {"params": state.params, "batch_stats": state.batch_stats}
 
-        def move(average: Array, x: Array) -> Array:
+        def move(average: Array, x: Array) -> Any:
             return optax.incremental_update(x.astype(average.dtype), average, (1 - decay).astype(average.dtype))
 
         return state._replace(ema=jax.tree.map(move, state.ema, new))

@@ -107,9 +107,9 @@ def test_invalid_options_raise(options, message):
 @pytest.mark.parametrize("kind", ["folder", "npz"])
 def test_options_of_other_kinds_of_datasets_raise(tmp_path, kind):
     name = f"{kind}:{tmp_path}"
-    unused = {"train_split": "train", "test_split": "test", "download": True}
+    unused = {"train_split": "train", "download": True}
     if kind == "npz":
-        unused |= {"image_size": 32, "skip_corrupt": True}
+        unused |= {"test_split": "test", "image_size": 32, "skip_corrupt": True}
     for option, value in unused.items():
         with pytest.raises(ValueError, match=f"{option} does not apply to '{kind}:"):
             load(name, **{option: value})

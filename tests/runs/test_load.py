@@ -88,10 +88,12 @@ def test_logits_are_those_of_normalized_images():
     loaded = LoadedRun(Mean(), {}, CONFIG, SPEC, step=0, state=None)
     images = np.stack([np.zeros((2, 2, 1), np.uint8), np.full((2, 2, 1), 255, np.uint8)])
     np.testing.assert_allclose(loaded.logits(images), [[-1], [1]], atol=1e-6)
-    message = r"images must have shape \(batch, height, width, 1\), got \(2, 2, 1\); add a batch axis .* images\[None\]"
+    message = r"images must have shape \(batch, 2, 2, 1\), got \(2, 2, 1\); add a batch axis .* images\[None\]"
     with pytest.raises(ValueError, match=message):
         loaded.logits(images[0])
-    with pytest.raises(ValueError, match=r"must have shape \(batch, height, width, 1\), got \(2, 2, 2, 3\)"):
+    with pytest.raises(ValueError, match=r"shape \(batch, 2, 2, 1\), got \(2, 4, 6, 1\); resize or crop"):
+        loaded.logits(np.zeros((2, 4, 6, 1), np.uint8))
+    with pytest.raises(ValueError, match=r"must have shape \(batch, 2, 2, 1\), got \(2, 2, 2, 3\)"):
         loaded.logits(np.zeros((2, 2, 2, 3), np.uint8))
 
 

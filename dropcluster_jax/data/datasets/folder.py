@@ -1,6 +1,7 @@
 """Datasets of image files with one folder per class."""
 
 import pathlib
+import unicodedata
 
 import numpy as np
 
@@ -22,7 +23,10 @@ def load_folder(config: DataConfig, root: pathlib.Path) -> Dataset:
     """Lists the images of a folder; those that are not in the folder of a class are an error or `skipped`."""
     if not root.is_dir():
         raise FileNotFoundError(f"{config.name!r} was not found: {root} is not a folder with one folder per class")
-    train_folder, test_folder = _find_folder(root, _TRAIN_FOLDERS), _find_folder(root, _TEST_FOLDERS)
+    train_folder = _find_folder(root, _TRAIN_FOLDERS)
+    test_folder = _find_folder(root, _TEST_FOLDERS if config.test_split is None else (config.test_split.lower(),))
+    if config.test_split is not None and (train_folder is None or test_folder is None):
+        raise ValueError(f"test_split must be a folder next to train in {root}, got {config.test_split!r}")
     if train_folder is not None and test_folder is not None:
         if config.test_fraction is not None:
             raise ValueError(
@@ -34,8 +38,10 @@ def load_folder(config: DataConfig, root: pathlib.Path) -> Dataset:
         problems += test_problems
         classes = tuple(sorted(train_files))
         if unknown := sorted(set(test_files) - set(train_files)):
+            same = [name for name in classes if _normalize(name) == _normalize(unknown[0])]
+            hint = f"; {unknown[0]!a} and {same[0]!a} only look the same" if same else ""
             raise ValueError(
-                f"{test_folder / unknown[0]} is not a class of {train_folder}, which has {', '.join(classes)}"
+                f"{test_folder / unknown[0]} is not a class of {train_folder}, which has {', '.join(classes)}{hint}"
             )
         train, test = _label(train_files, classes), _label(test_files, classes)
     elif train_folder is not None and any(entry.is_dir() for entry in _visible(train_folder)):
@@ -74,11 +80,11 @@ def _list_classes(folder: pathlib.Path) -> tuple[dict[str, list[str]], list[str]
             problems.append(f"{entry} is not in the folder of a class")
             continue
         images = []
-        for file in _visible(entry):
-            if file.suffix.lower() in _SUFFIXES and not file.is_dir():
+        for file in _files(entry):
+            if file.suffix.lower() in _SUFFIXES and (file.is_file() or not file.exists()):
                 images.append(str(file))
             else:
-                problems.append(f"{file} does not have the suffix of a JPEG, PNG or WebP image")
+                problems.append(f"{file} is not a file with the suffix of a JPEG, PNG or WebP image")
         if images:
             classes[entry.name] = images
         else:
@@ -86,6 +92,22 @@ def _list_classes(folder: pathlib.Path) -> tuple[dict[str, list[str]], list[str]
     if not classes:
         raise ValueError(f"{folder} contains no folders with images")
     return classes, problems
+
+
+def _files(folder: pathlib.Path, parents: tuple[pathlib.Path, ...] = ()) -> list[pathlib.Path]:
+    """Returns what a folder and its subfolders contain, in order; links to a parent are not followed."""
+    parents = (*parents, folder.resolve())
+    entries = [(entry, entry.is_dir()) for entry in _visible(folder)]
+    return [
+        file
+        for entry, is_folder in entries
+        if not is_folder or entry.resolve() not in parents
+        for file in (_files(entry, parents) if is_folder else [entry])
+    ]
+
+
+def _normalize(name: str) -> str:
+    return unicodedata.normalize("NFC", name)
 
 
 def _label(files: dict[str, list[str]], classes: tuple[str, ...]) -> FileExamples:

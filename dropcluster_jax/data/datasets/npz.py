@@ -85,13 +85,11 @@ def _mean_and_std(
 ) -> tuple[tuple[float, ...], tuple[float, ...]] | None:
     if mean is None and std is None:
         return None
-    for name, array in (("mean", mean), ("std", std)):
+    for array in (mean, std):
         if array is None or array.dtype.kind != "f" or array.shape != (channels,) or not np.isfinite(array).all():
             raise ValueError(
                 f"{path} must contain both mean and std, as finite floats of shape ({channels},), or neither"
             )
-        if name == "std" and not (array > 0).all():
-            raise ValueError(f"std of {path} must be positive, got {array.tolist()}")
     assert mean is not None and std is not None
     return tuple(mean.tolist()), tuple(std.tolist())
 

@@ -2,8 +2,11 @@
 
 import dataclasses
 import functools
+import multiprocessing
 import os
+import signal
 import sys
+import threading
 from collections.abc import Iterable, Iterator
 from typing import Any
 
@@ -100,10 +103,20 @@ class GrainLoader(Loader):
         if not flags.FLAGS.is_parsed():
             flags.FLAGS.mark_as_parsed()
         options = grain.MultiprocessingOptions(num_workers=self._workers, per_worker_buffer_size=_PREFETCH)
-        batches = batches.mp_prefetch(options)
+        batches = batches.mp_prefetch(options, _initialize_worker)
         # Shared memory leaks if a stream is closed early, pipes do not: https://github.com/google/grain/issues/398
         pipes = grain.experimental.DatasetOptions(min_shm_size=sys.maxsize)
         return grain.experimental.WithOptionsIterDataset(batches, pipes)
+
+
+def _initialize_worker(index: int, count: int) -> None:
+    """Leaves signals to the main process, which still needs batches when it stops, and ends with that process."""
+    for name in ("SIGINT", "SIGTERM", "SIGHUP"):
+        if hasattr(signal, name):
+            signal.signal(getattr(signal, name), signal.SIG_IGN)
+    parent = multiprocessing.parent_process()
+    if parent is not None:
+        threading.Thread(target=lambda: (parent.join(), os._exit(1)), daemon=True).start()
 
 
 def _num_cores() -> int:

@@ -1,3 +1,7 @@
+import os
+import shutil
+import unicodedata
+
 import numpy as np
 import pytest
 from image_files import CORRUPT, PHOTO, encoded
@@ -77,10 +81,9 @@ def test_corrupt_images_raise_or_are_skipped(tmp_path, kind):
 @pytest.mark.parametrize(
     ("foreign", "message"),
     [
-        ("a/notes.txt", r"/a/notes\.txt does not have the suffix of a JPEG, PNG or WebP image"),
+        ("a/notes.txt", r"/a/notes\.txt is not a file with the suffix of a JPEG, PNG or WebP image"),
         ("loose.png", r"/loose\.png is not in the folder of a class"),
         ("empty/.keep", r"/empty is the folder of a class but contains no images"),
-        ("a/nested.png/0.png", r"/a/nested\.png does not have the suffix of a JPEG, PNG or WebP image"),
     ],
 )
 def test_foreign_files_raise_or_are_skipped(tmp_path, foreign, message):
@@ -169,3 +172,56 @@ def test_fingerprint_depends_on_the_test_images_but_not_on_their_location(tmp_pa
     assert spec.differences(more) == ["the test examples are different"]
     renamed = load(write(tmp_path / "renamed", {path.replace("/a/", "/c/"): files[path] for path in files}), **options)
     assert spec.differences(renamed.spec)[0] == "classes is ('a', 'b') there and ('b', 'c') here"
+
+
+def test_images_in_subfolders_belong_to_the_class(tmp_path):
+    name = write_unsplit(tmp_path, {f"a/2024/{month}/{i}.png": constant(20 + i) for month in "12" for i in range(5)})
+    (tmp_path / "a" / "2024" / "up").symlink_to(tmp_path / "a", target_is_directory=True)
+    data = load(name)
+    values = np.concatenate([data.train.images, data.test.images])[:, 0, 0, 0]
+    assert sorted(values.tolist()) == [*range(10), *sorted(2 * [*range(20, 25)]), *range(50, 60)]
+
+
+def test_the_test_folder_can_be_chosen(tmp_path):
+    splits = {"train": 1, "test": 2, "val": 3}
+    name = write(tmp_path, {f"{split}/{label}/0.png": constant(splits[split]) for split in splits for label in "ab"})
+    values = {split: load(name, test_split=split).test.images.max() for split in (None, "test", "val")}
+    assert values == {None: 2, "test": 2, "val": 3}
+    with pytest.raises(ValueError, match=r"test_split must be a folder next to train in .*, got 'dev'"):
+        load(name, test_split="dev")
+
+
+def test_class_names_that_look_the_same_are_told_apart(tmp_path):
+    names = [unicodedata.normalize(form, "Caf\N{LATIN SMALL LETTER E WITH ACUTE}") for form in ("NFC", "NFD")]
+    name = write(tmp_path, {f"train/{names[0]}/0.png": constant(1), f"test/{names[1]}/0.png": constant(1)})
+    with pytest.raises(ValueError, match=r"'Cafe\\u0301' and 'Caf\\xe9' only look the same"):
+        load(name)
+
+
+def test_a_pipe_among_the_images_does_not_block(tmp_path):
+    name = write_unsplit(tmp_path)
+    os.mkfifo(tmp_path / "a" / "pipe.png")
+    with pytest.raises(CorruptImageError, match=r"pipe\.png is not a file"):
+        load(name)
+
+
+def test_identity_of_images_is_their_content(tmp_path, monkeypatch):
+    """Equal relative paths, sizes and times of modification do not make folders equal."""
+    monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path / "cache"))
+    for place, value in (("first", 10), ("second", 90)):
+        write(tmp_path / place / "photos", {f"{label}/{i}.png": constant(value) for label in "ab" for i in range(5)})
+        for file in (tmp_path / place).rglob("*.png"):
+            os.utime(file, ns=(0, 0))
+    fingerprints = set()
+    for place, value in (("first", 10), ("second", 90)):
+        monkeypatch.chdir(tmp_path / place)
+        assert (load("folder:photos").train.images == value).all()
+        fingerprints.add(load("folder:photos", image_size=4).spec.test_fingerprint)
+    assert len(fingerprints) == 2
+    shutil.copytree("photos", tmp_path / "moved")
+    assert load(f"folder:{tmp_path / 'moved'}", image_size=4).spec.test_fingerprint in fingerprints
+    # Another folder takes the place of the first one.
+    shutil.rmtree(tmp_path / "first" / "photos")
+    shutil.copytree(tmp_path / "moved", tmp_path / "first" / "photos")
+    monkeypatch.chdir(tmp_path / "first")
+    assert (load("folder:photos").train.images == 90).all()

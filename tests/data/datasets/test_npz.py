@@ -118,8 +118,9 @@ def test_mean_and_std_of_an_archive_are_used(tmp_path):
         ({"mean": [0.5], "std": [0.5]}, r"as finite floats of shape \(3,\)"),
         ({"mean": [0.5] * 3, "std": [0.5, float("nan"), 0.5]}, "as finite floats"),
         ({"mean": [1, 2, 3], "std": [0.5] * 3}, "as finite floats"),
-        ({"mean": [0.5] * 3, "std": [0.5, 0.0, 0.5]}, r"std of .*data\.npz must be positive, got \[0.5, 0.0, 0.5\]"),
-        ({"mean": [0.5] * 3, "std": [0.5, -1.0, 0.5]}, "must be positive"),
+        ({"mean": [0.5] * 3, "std": [0.5, 0.0, 0.5]}, r"must be those of pixel values in \[0, 1\]"),
+        ({"mean": [0.5] * 3, "std": [0.5, -1.0, 0.5]}, "must be those of pixel values"),
+        ({"mean": [125.0] * 3, "std": [60.0] * 3}, "divide constants of values up to 255 by 255"),
     ],
 )
 def test_invalid_mean_and_std_raise(tmp_path, constants, message):
