@@ -80,7 +80,7 @@ def _list_classes(folder: pathlib.Path) -> tuple[dict[str, list[str]], list[str]
             problems.append(f"{entry} is not in the folder of a class")
             continue
         images = []
-        for file in _files(entry):
+        for file in _files(entry, (folder.resolve(),)):
             if file.suffix.lower() in _SUFFIXES and (file.is_file() or not file.exists()):
                 images.append(str(file))
             else:

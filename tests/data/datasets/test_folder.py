@@ -177,6 +177,7 @@ def test_fingerprint_depends_on_the_test_images_but_not_on_their_location(tmp_pa
 def test_images_in_subfolders_belong_to_the_class(tmp_path):
     name = write_unsplit(tmp_path, {f"a/2024/{month}/{i}.png": constant(20 + i) for month in "12" for i in range(5)})
     (tmp_path / "a" / "2024" / "up").symlink_to(tmp_path / "a", target_is_directory=True)
+    (tmp_path / "a" / "all").symlink_to(tmp_path, target_is_directory=True)  # would label images of all classes
     data = load(name)
     values = np.concatenate([data.train.images, data.test.images])[:, 0, 0, 0]
     assert sorted(values.tolist()) == [*range(10), *sorted(2 * [*range(20, 25)]), *range(50, 60)]
