@@ -402,6 +402,7 @@ MASKS: dict[str, tuple[str, Options]] = {  # a method and its options
 }
 FILLS = ("zero", "noise", "swap")
 FILL_RATES = (0.1, 0.2, 0.3, 0.4, 0.5, 0.6)
+FIRST_RATE = 0.3
 
 
 def fill_choices(scale: Scale, chosen: Mapping[str, Options]) -> Iterator[Setting]:
@@ -495,8 +496,9 @@ def tuning_before(study: str) -> tuple[str, ...]:
 def remaining(study: str, scale: Scale, chosen: Mapping[str, Options], accuracies: Mapping[str, float]) -> list[Job]:
     """Returns the next jobs of a tuning study, in which candidates race: empty if the choices are made.
 
-    All candidates run with the first seed. With each further seed, only the better half of the candidates of each
-    method, or of each mask, fill and fraction, remain.
+    All candidates run with the first seed; of the rates in `fill_choices`, those that climb from `FIRST_RATE` until both
+    neighbors of the best rate are worse. With each further seed, only the better half of the candidates of each method,
+    or of each mask, fill and fraction, remain.
 
     Args:
         study: One of `RACES`.
@@ -511,6 +513,8 @@ def remaining(study: str, scale: Scale, chosen: Mapping[str, Options], accuracie
     left: list[Job] = []
     for candidates in races.values():
         running = list(candidates.values())
+        if study == "fill_choices":
+            running = _climb(running, accuracies)
         for index in range(len(scale.choice_seeds)):
             missing = [candidate[index] for candidate in running if candidate[index].id not in accuracies]
             if missing:
@@ -519,6 +523,21 @@ def remaining(study: str, scale: Scale, chosen: Mapping[str, Options], accuracie
             running.sort(key=lambda candidate: sum(accuracies[job.id] for job in candidate[: index + 1]), reverse=True)
             del running[math.ceil(len(running) / 2) :]
     return left
+
+
+def _climb(candidates: Sequence[list[Job]], accuracies: Mapping[str, float]) -> list[list[Job]]:
+    """Returns the best rate with the first seed and its neighbors, or the first rate, and all that have run."""
+
+    def accuracy(jobs: list[Job]) -> float:
+        return accuracies.get(jobs[0].id, 0.0 if jobs[0].setting["rate"] == FIRST_RATE else -1.0)
+
+    best = max(range(len(candidates)), key=lambda index: accuracy(candidates[index]))
+    has_run = candidates[best][0].id in accuracies
+    return [
+        jobs
+        for index, jobs in enumerate(candidates)
+        if index == best or jobs[0].id in accuracies or (has_run and abs(index - best) == 1)
+    ]
 
 
 def choose(

@@ -143,6 +143,19 @@ def test_candidates_race():
     assert studies.choose("choices", scale, CHOSEN, accuracies)["drop_block"]["rate"] == 0.3
 
 
+@pytest.mark.parametrize(("best", "rounds"), [(0.3, [1, 2, 2]), (0.1, [1, 2, 1, 2]), (0.6, [1, 2, 1, 1, 3])])
+def test_rates_of_fills_climb_to_the_best(best, rounds):
+    scale = dataclasses.replace(SCALES["cpu"], fractions=(0.25,))
+    accuracies, ran = {}, []
+    while jobs := studies.remaining("fill_choices", scale, CHOSEN, accuracies):
+        accuracies |= {job.id: 0.5 - abs(job.setting["rate"] - best) for job in jobs}
+        ran.append(len(jobs))
+    num_races = len(studies.MASKS) * len(studies.FILLS)
+    assert ran == [num_races * number for number in rounds]
+    chosen = studies.choose("fill_choices", scale, CHOSEN, accuracies)
+    assert chosen["blocks, swap, 0.25"] == {"rate": best}
+
+
 def test_all_methods_share_the_tuned_baseline():
     tuned = {"learning_rate": 0.2, "weight_decay": 3e-3, "label_smoothing": 0.1}
     for study in set(STUDIES) - {"baseline"}:
