@@ -1,7 +1,6 @@
 """The command `dropcluster train`: the run folder, messages and errors."""
 
 import dataclasses
-import gc
 import json
 import re
 import shutil
@@ -198,7 +197,6 @@ def test_run_without_its_last_checkpoint_is_unfinished(unfinished, capsys, monke
 
 
 @one_run
-@pytest.mark.filterwarnings("ignore::pytest.PytestUnraisableExceptionWarning")  # unfinished coroutines of Orbax
 def test_run_without_an_intact_checkpoint_is_an_error_and_unchanged(unfinished, capsys):
     for manifest in unfinished.rglob("manifest.ocdbt"):
         manifest.write_bytes(b"")
@@ -206,7 +204,6 @@ def test_run_without_an_intact_checkpoint_is_an_error_and_unchanged(unfinished, 
     assert command(*SHORT, "--out", str(unfinished)) == 2
     assert "has no intact checkpoint (step 24: " in capsys.readouterr().err
     assert contents(unfinished / "checkpoints") == before
-    gc.collect()
 
 
 def test_second_process_in_the_same_folder_is_an_error(tmp_path, capsys):
