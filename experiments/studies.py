@@ -496,9 +496,9 @@ def tuning_before(study: str) -> tuple[str, ...]:
 def remaining(study: str, scale: Scale, chosen: Mapping[str, Options], accuracies: Mapping[str, float]) -> list[Job]:
     """Returns the next jobs of a tuning study, in which candidates race: empty if the choices are made.
 
-    All candidates run with the first seed; of the rates in `fill_choices`, those that climb from `FIRST_RATE` until both
-    neighbors of the best rate are worse. With each further seed, only the better half of the candidates of each method,
-    or of each mask, fill and fraction, remain.
+    All candidates run with the first seed; in `fill_choices`, rates climb from `FIRST_RATE` until both neighbors of the
+    best one are worse. With each further seed, only the better half of the candidates of each method, or of each mask,
+    fill and fraction, remain.
 
     Args:
         study: One of `RACES`.

@@ -2,8 +2,10 @@
 
 import contextlib
 import io
+import logging
 import os
 import sys
+import warnings
 from collections.abc import Iterator
 
 from dropcluster_jax import __version__
@@ -16,6 +18,8 @@ def main(arguments: list[str] | None = None) -> None:
     Args:
         arguments: Command-line arguments; `sys.argv[1:]` if None.
     """
+    if arguments is None:  # the process is the command's own
+        _hide_tracebacks_of_saves()
     with _printable_output():
         try:
             _run(sys.argv[1:] if arguments is None else arguments)
@@ -49,6 +53,16 @@ def _run(arguments: list[str]) -> None:
     action = parse(arguments)
     with compilation_cache():
         action()
+
+
+def _hide_tracebacks_of_saves() -> None:
+    """Hides what Orbax and TensorStore print, from their threads, if they cannot write; `Checkpointer` reports why."""
+    for name in ("absl", "asyncio"):
+        logging.getLogger(name).setLevel(logging.CRITICAL)
+    warnings.filterwarnings("ignore", "coroutine '.*' was never awaited", RuntimeWarning)
+    sys.unraisablehook = lambda error: (
+        None if str(error.exc_value) == "Event loop is closed" else sys.__unraisablehook__(error)
+    )
 
 
 @contextlib.contextmanager

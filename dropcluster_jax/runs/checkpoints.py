@@ -7,6 +7,7 @@ bytes without an error; the checksums detect them.
 
 import contextlib
 import json
+import math
 import os
 import zlib
 from collections.abc import Callable
@@ -20,6 +21,7 @@ from jaxtyping import Array, PyTree, UInt32
 from dropcluster_jax._optional import optional_import
 from dropcluster_jax.runs import distributed
 from dropcluster_jax.runs.config import as_path
+from dropcluster_jax.runs.folder import RunFolderError
 from dropcluster_jax.training.steps import TrainState
 
 FORMAT = 3  # incremented whenever other versions cannot read the contents of checkpoints
@@ -71,6 +73,7 @@ class Checkpointer:
 
     Raises:
         ImportError: If Orbax is not installed.
+        RunFolderError: If the path has a character that is a pattern to Orbax or TensorStore.
         ValueError: If `keep` is less than 1.
 
     Example:
@@ -94,6 +97,8 @@ class Checkpointer:
         self._orbax = orbax.checkpoint
         path = as_path(folder)
         self.folder = path if path.is_absolute() else path.absolute()  # `absolute` does not know gs://
+        if unsafe := set("[]*?\\") & set(str(self.folder)):
+            raise RunFolderError(f"the path of checkpoints must not contain {min(unsafe)}, for Orbax: {self.folder}")
         self._keep, self._notify = keep, notify
         self._writer: Any = None  # created by the first save
         self._saving: int | None = None
@@ -111,11 +116,16 @@ class Checkpointer:
             state: The state to save under its step.
             metadata: A JSON-serializable dict.
             accuracy: The accuracy, in [0, 1], by which the best checkpoint is kept; None if unknown.
+
+        Raises:
+            ValueError: If names of arrays differ only by a dot in place of a level, e.g. `x.y` and `x/y`, which Orbax
+                writes to the same file.
         """
         step = int(state.step)
         if step in distributed.broadcast(self.wait()):
             return
         tree = _to_tree(state)
+        _check_names(tree)
         document = {
             "format": FORMAT,
             "metadata": metadata,
@@ -239,7 +249,7 @@ class Checkpointer:
     def _best_first(self, steps: list[int]) -> list[int]:
         """Returns the steps whose accuracy is known, by accuracy; among equals, the latest first."""
         accuracies = {step: self._accuracy(step) for step in sorted(steps, reverse=True)}
-        known = {step: accuracy for step, accuracy in accuracies.items() if accuracy is not None}
+        known = {step: value for step, value in accuracies.items() if value is not None and not math.isnan(value)}
         return sorted(known, key=lambda step: known[step], reverse=True)
 
     def _accuracy(self, step: int) -> float | None:
@@ -270,6 +280,15 @@ def _to_tree(state: TrainState) -> dict[str, PyTree]:
     if _key_impl(state.key) is not None:
         fields["key"] = jax.random.key_data(state.key)
     return {name: value for name, value in fields.items() if jax.tree.leaves(value)}
+
+
+def _check_names(tree: PyTree) -> None:
+    names: dict[str, str] = {}
+    for path, _ in jax.tree_util.tree_leaves_with_path(tree):
+        name = jax.tree_util.keystr(path)
+        file = jax.tree_util.keystr(path, simple=True, separator="/").replace(".", "/")
+        if (other := names.setdefault(file, name)) != name:
+            raise ValueError(f"arrays must not share a file of a checkpoint, but {other} and {name} do")
 
 
 def _to_restorable_tree(target: TrainState, key_impl: str | None) -> dict[str, PyTree]:

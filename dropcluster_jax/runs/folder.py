@@ -66,11 +66,8 @@ def lock(folder: epath.Path, notify: Callable[[str], None]) -> Iterator[None]:
     system does not support locks. Object stores do not.
 
     Raises:
-        RunFolderError: If another process holds the lock, the folder cannot be written to, or its path has characters
-            that are patterns to Orbax or TensorStore.
+        RunFolderError: If another process holds the lock, or the folder cannot be written to.
     """
-    if unsafe := set("[]*?\\") & set(str(folder if _is_remote(folder) else folder.absolute())):
-        raise RunFolderError(f"out must be a path without {min(unsafe)}, which Orbax does not read as it is: {folder}")
     if _is_remote(folder):
         notify(f"{folder} cannot be locked: make sure that no other process writes to it")
         yield

@@ -180,13 +180,13 @@ def execute(
 ) -> dict[str, Any]:
     """Trains in a folder, which is locked until the function returns; see `train`."""
     start, config = time.perf_counter(), run.config
+    checkpointer = Checkpointer(folder / run_folder.CHECKPOINTS, config.checkpoint.keep, notify)
     with contextlib.ExitStack() as stack:
         summary = _check_out(run, folder, restart, stack, notify)
         if summary is not None:
             notify(f"{folder} already contains this run, finished; pass a different out to train again")
             return summary
         preemption = stack.enter_context(Preemption())
-        checkpointer = Checkpointer(folder / run_folder.CHECKPOINTS, config.checkpoint.keep, notify)
         stack.callback(checkpointer.close)
         batches = stack.enter_context(contextlib.closing(run.loader.train()))
         state, progress = _restore_or_init(run, checkpointer, batches, notify)

@@ -25,9 +25,18 @@ def new_figure(width: float, height: float, title: str | None = None, layout: An
 def escape(text: str) -> str:
     """Escapes text so that Matplotlib draws it as it is.
 
-    Matplotlib parses text between two dollar signs as math, and cannot draw undecodable bytes of file names.
+    Matplotlib parses text between two dollar signs as math. Characters that the fonts in `rcParams["font.family"]` lack
+    become squares.
     """
-    return text.encode("utf-8", "replace").decode().replace("$", r"\$")
+    from matplotlib import font_manager, rcParams
+
+    families = [font_manager.FontProperties(family=[family]) for family in rcParams["font.family"]]
+    fonts = [font_manager.get_font(font_manager.findfont(family)) for family in families]
+
+    def is_drawable(character: str) -> bool:
+        return character.isspace() or any(font.get_char_index(ord(character)) for font in fonts)
+
+    return "".join(character if is_drawable(character) else "□" for character in text).replace("$", r"\$")
 
 
 def figure_to_array(figure: "Figure") -> np.ndarray:

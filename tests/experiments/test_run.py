@@ -106,7 +106,7 @@ def test_fills_race_over_rates_then_run_on_test_images_and_corrupted_ones(tmp_pa
     work("fill_corruption", tmp_path, measure, **options)
     raced = results.read(tmp_path / "fill_choices.jsonl")
     masks = [mask for mask, (method, _) in studies.MASKS.items() if method == "drop_block"]
-    assert len(raced) == len(masks) * len(studies.FILLS) * 4  # rates 0.3, 0.2, 0.4, 0.1; `small` has one seed for choices
+    assert len(raced) == len(masks) * len(studies.FILLS) * 4  # rates 0.3, 0.2, 0.4 and 0.1; one seed for choices
     fills = results.read(tmp_path / "fills.jsonl")
     assert {line["setting"]["rate"] for line in fills if line["method"] == "drop_block"} == {0.2}
     assert len(fills) == 2 * (3 + len(masks) * len(studies.FILLS))  # with no drop layer, mixup and CutMix

@@ -1,5 +1,6 @@
 """Restored checkpoints are bit-identical to saved ones; damaged checkpoints are detected."""
 
+import math
 import pathlib
 import resource
 import shutil
@@ -21,10 +22,8 @@ from dropcluster_jax.runs.checkpoints import (
     CorruptCheckpointError,
     _checksums,
 )
+from dropcluster_jax.runs.folder import RunFolderError
 from dropcluster_jax.training import DataParallel, make_steps
-
-# Orbax closes its event loop while arrays of a damaged checkpoint are still being read.
-pytestmark = pytest.mark.filterwarnings("ignore::pytest.PytestUnraisableExceptionWarning")
 
 
 @pytest.fixture(scope="module")
@@ -101,7 +100,7 @@ def test_checkpoint_of_another_network_is_one_error(three):
 def test_latest_and_best_are_kept(setting, tmp_path):
     state, target = setting
     checkpointer = Checkpointer(tmp_path / "checkpoints", keep=2)
-    for step, accuracy in enumerate((0.1, 0.8, 0.3, None, 0.7, None, 0.6), start=1):
+    for step, accuracy in enumerate((math.nan, 0.8, 0.3, None, 0.7, math.nan, 0.6), start=1):
         checkpointer.save(at(state, step), {}, accuracy)
     assert checkpointer.wait() == [2, 6, 7]
     checkpointer.close()
@@ -266,3 +265,9 @@ def test_invalid_arguments_and_formats_raise(three, tmp_path, setting, monkeypat
     monkeypatch.setattr("dropcluster_jax.runs.checkpoints.FORMAT", FORMAT + 1)
     with pytest.raises(ValueError, match=f"has format {FORMAT}, but this version reads format {FORMAT + 1}"):
         three[0].restore(three[1])
+    for name in ("run[1]", "a*b", "what?", "back\\slash"):
+        with pytest.raises(RunFolderError, match="must not contain "):
+            Checkpointer(tmp_path / name)
+    params = {"a.b": jnp.zeros(2), "a": {"b": jnp.ones(2)}}
+    with pytest.raises(ValueError, match=r"\['a'\]\['b'\] and .*\['a.b'\] do"):
+        three[0].save(at(setting[0], 4)._replace(params=params), {})

@@ -6,8 +6,8 @@ from dropcluster_jax import viz
 from dropcluster_jax.viz.canvas import escape, figure_to_array
 
 
-@pytest.mark.parametrize("name", ["$x^$", r"\$a$b_{$", "undecodable \udcff"])
-def test_names_are_not_parsed_as_math(name, tmp_path):
+@pytest.mark.parametrize("name", ["$x^$", r"\$a$b_{$", "undecodable \udcff", "猫 cat"])
+def test_names_are_drawn_as_they_are(name, tmp_path):
     image, labels = np.zeros((4, 4, 3), np.uint8), np.arange(16).reshape(4, 4, 1) // 4
     x = np.random.default_rng(0).normal(size=(8, 4, 4, 3)).astype(np.float32)
     clusters = dc.Grid(num_clusters=4).init(x.shape[1:])
