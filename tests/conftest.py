@@ -2,6 +2,7 @@
 
 import os
 import pathlib
+import signal
 
 import jaxlib.version
 
@@ -18,6 +19,8 @@ os.environ["XLA_FLAGS"] = " ".join(flags)
 # small programs, often more than once.
 os.environ["JAX_COMPILATION_CACHE_DIR"] = str(pathlib.Path(__file__).parents[1] / ".cache" / "jax")
 os.environ["JAX_PERSISTENT_CACHE_MIN_COMPILE_TIME_SECS"] = "0"
+
+signal.signal(signal.SIGINT, signal.default_int_handler)  # shells ignore it in background jobs
 
 from jaxtyping import install_import_hook
 

@@ -121,7 +121,7 @@ def _channel_mask(
 ) -> Bool[Array, "batch *ones channels"]:
     batch, *spatial, channels = x.shape
     features = jnp.swapaxes(x.reshape(batch, math.prod(spatial), channels), 1, 2)
-    kept = _draw(key, features, np.full(channels, 1 / channels), rate)
+    kept = _draw(key, features, jnp.full(channels, 1 / channels, jnp.float32), rate)
     return kept.reshape(batch, *(1,) * len(spatial), channels)
 
 
@@ -161,11 +161,11 @@ def _cell_areas(spatial: list[int], grid: list[int], before: list[int], block_si
 
 
 def _draw(
-    key: Array, features: Float[Array, "batch cells features"], areas: np.ndarray, rate: Rate
+    key: Array, features: Float[Array, "batch cells features"], areas: Float[Array, " cells"] | np.ndarray, rate: Rate
 ) -> Bool[Array, "batch cells"]:
     """Draws the cells to keep."""
     protected = jax.nn.softmax(_information(features), axis=-1)
-    protected_area = jnp.sum(protected * areas.astype(np.float32)[None], axis=-1, keepdims=True)
+    protected_area = jnp.sum(protected * jnp.asarray(areas, jnp.float32)[None], axis=-1, keepdims=True)
     free, free_area = 1 - protected, 1 - protected_area
     rate = jnp.clip(jnp.asarray(rate, jnp.float32), 0.0, 1.0)
     # Up to `free_area`, only unprotected cells are dropped. Beyond, all of them and some of the protected ones.
@@ -187,4 +187,4 @@ def _information(features: Float[Array, "batch cells features"]) -> Float[Array,
     products = jnp.einsum("bif,bjf->bij", features, features, precision="highest", preferred_element_type=jnp.float32)
     similarity = jnp.where(valid[:, :, None] & valid[:, None], jnp.abs(products), 0.0)
     similarity = similarity * inverse[:, :, None] * inverse[:, None]  # the product of both may overflow
-    return jnp.mean(jnp.where(np.eye(features.shape[1], dtype=bool)[None], 0.0, similarity), axis=-1)
+    return jnp.mean(jnp.where(jnp.eye(features.shape[1], dtype=bool)[None], 0.0, similarity), axis=-1)

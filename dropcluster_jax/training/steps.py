@@ -460,8 +460,9 @@ class _StepFunctions:
         return state._replace(ema=jax.tree.map(move, state.ema, new))
 
     def _varying(self, tree: PyTree) -> PyTree:
-        """Marks replicated arrays as varying over the mapped axis, if there is one."""
-        return tree if self.axis_name is None else jax.lax.pcast(tree, self.axis_name, to="varying")
+        """Marks replicated arrays as varying over the axis of a `shard_map`, if there is one."""
+        is_manual = self.axis_name in jax.sharding.get_abstract_mesh().manual_axes
+        return jax.lax.pcast(tree, self.axis_name, to="varying") if is_manual else tree
 
 
 def _at_least_float32(x: Array) -> Array:

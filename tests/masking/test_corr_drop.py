@@ -7,6 +7,7 @@ import pytest
 import references
 from hypothesis import given
 from hypothesis import strategies as st
+from jax import export
 
 import dropcluster_jax as dc
 
@@ -163,6 +164,16 @@ def test_products_are_computed_in_float32():
     program = jax.jit(functools.partial(dc.corr_drop_mask, block_size=2)).lower(KEY, activations((2, 4, 4, 3)), 0.1)
     (product,) = (line for line in program.as_text().splitlines() if "dot_general" in line)
     assert product.count("HIGHEST") == 2
+
+
+@pytest.mark.bad_input  # a symbolic size is not an int
+def test_channels_may_be_symbolic():
+    (channels,) = export.symbolic_shape("channels")
+    shape = jax.ShapeDtypeStruct((4, 8, 8, channels), jnp.float32)
+    drop = jax.jit(lambda key, x: dc.corr_drop(key, x, 0.3, variant="channel"))
+    exported = export.export(drop)(jax.eval_shape(lambda: jax.random.key(0)), shape)
+    key, x = jax.random.key(1), jax.random.normal(jax.random.key(2), (4, 8, 8, 6))
+    np.testing.assert_allclose(exported.call(key, x), drop(key, x), rtol=1e-6)
 
 
 @pytest.mark.bad_input

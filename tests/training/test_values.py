@@ -196,7 +196,7 @@ def test_models_without_parameters_and_scalars_in_a_batch():
 
 
 @pytest.mark.parametrize("options", OPTIONS, ids=str)
-@pytest.mark.parametrize("mode", ["shard_map", "explicit"])
+@pytest.mark.parametrize("mode", ["shard_map", "vmap", "explicit"])
 def test_devices_do_not_matter(mode, options):
     x = jax.random.normal(jax.random.key(1), (16, 3))
     batch = {"image": x, "label": jnp.arange(16) % 3}
@@ -211,6 +211,12 @@ def test_devices_do_not_matter(mode, options):
         )
         train = jax.shard_map(steps.train, mesh=mesh, in_specs=(replicated, sharded), out_specs=replicated)
         state, _ = jax.jit(train)(jax.jit(init)(jax.random.key(0), batch), batch)
+    elif mode == "vmap":
+        steps = make_steps(model, optax.sgd(0.5), axis_name="batch", **options)
+        initial = make_steps(model, optax.sgd(0.5), **options).init(jax.random.key(0), batch)
+        train = jax.vmap(steps.train, in_axes=(None, 0), axis_name="batch")
+        state, _ = jax.jit(train)(initial, jax.tree.map(lambda leaf: leaf.reshape(4, 4, *leaf.shape[1:]), batch))
+        state = jax.tree.map(lambda leaf: leaf[0], state)
     else:
         mesh = jax.make_mesh((4,), ("batch",), axis_types=(AxisType.Explicit,), devices=jax.devices()[:4])
         with jax.set_mesh(mesh):
