@@ -122,7 +122,8 @@ class Checkpointer:
                 writes to the same file.
         """
         step = int(state.step)
-        if step in distributed.broadcast(self.wait()):
+        saved = self.wait()
+        if step in distributed.in_first_process(lambda: saved, OSError):
             return
         tree = _to_tree(state)
         _check_names(tree)
@@ -188,7 +189,8 @@ class Checkpointer:
         """
         steps = [saved for saved in reversed(self.steps()) if step in (None, saved)]
         damaged: dict[int, str] = {}
-        for candidate in distributed.broadcast(self._best_first(steps) if best else steps):
+        candidates = distributed.in_first_process(lambda: self._best_first(steps) if best else steps, OSError)
+        for candidate in candidates:
             restored, reason = self._read(candidate, target)
             if restored is not None:
                 for damaged_step, damage in damaged.items():

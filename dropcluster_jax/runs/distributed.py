@@ -11,7 +11,6 @@ from jax.experimental import multihost_utils
 
 # A process that does not respond for this long is considered dead.
 _TIMEOUT_SECONDS = 20
-_MAX_BROADCAST = 1024
 
 _Result = TypeVar("_Result")
 
@@ -74,14 +73,6 @@ def allgather(messages: list[str]) -> list[str]:
     length = int(np.max(multihost_utils.process_allgather(np.array(len(text)))))
     padded = np.pad(text, (0, length - len(text)), constant_values=ord(" "))
     return [message for row in multihost_utils.process_allgather(padded) for message in json.loads(bytes(row))]
-
-
-def broadcast(numbers: list[int]) -> list[int]:
-    """Returns the non-negative numbers that the first process passed."""
-    if jax.process_count() == 1:
-        return numbers
-    padded = jnp.array((numbers + [-1] * _MAX_BROADCAST)[:_MAX_BROADCAST], jnp.int32)
-    return [int(number) for number in multihost_utils.broadcast_one_to_all(padded) if number >= 0]
 
 
 def addressable(batch: jax.Array) -> np.ndarray:

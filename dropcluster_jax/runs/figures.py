@@ -67,12 +67,6 @@ def _initial_clusters(model: ResNet, place: str, state: ClusterState) -> Cluster
     return jax.device_get(layer.clusterer.init(state.labels.shape))
 
 
-def save_cluster_figure(path: epath.Path, drawn: dict[str, tuple[ClusterState, np.ndarray]], title: str) -> epath.Path:
-    """Draws clusters over activations into a file and returns its path."""
-    save_figure(viz.cluster_figure(drawn, title=title), path)
-    return path
-
-
 def save_figure(figure: "Figure", path: epath.Path, dpi: int = DPI) -> None:
     """Writes a figure to a file, which stays as it is if that fails. The suffix determines the format."""
     content = io.BytesIO()
@@ -118,12 +112,13 @@ def draw_run_clusters(
     title = f"{config.model} on {config.data.name}"
     normalized = normalize(images, loaded.spec.mean, loaded.spec.std)
     drawn = clusters_and_inputs(loaded.model, loaded.variables, normalized)
-    files = [save_cluster_figure(pictures / "clusters.png", drawn, f"{title}, step {loaded.step:,}")]
+    files: list[epath.Path] = []
 
     def save(name: str, figure: "Figure") -> None:
         files.append(pictures / name)
         save_figure(figure, files[-1])
 
+    save("clusters.png", viz.cluster_figure(drawn, title=f"{title}, step {loaded.step:,}"))
     for place, (clusters, x) in drawn.items():
         masks = _example_masks(x[:1], clusters, rate, config.drop)
         mask_title = f"{place}: one image, one mask per method at rate {rate:g}"

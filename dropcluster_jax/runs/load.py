@@ -213,7 +213,6 @@ def evaluate_run(
     *,
     best: bool = False,
     corruptions: Iterable[str] = (),
-    num_corrupted: int | None = None,
     data_dir: str | None = None,
     allow_changed_data: bool = False,
     log: Callable[[dict[str, Any]], None] = lambda result: None,
@@ -227,7 +226,6 @@ def evaluate_run(
         folder: Run folder.
         best: Whether to evaluate the checkpoint with the best accuracy on validation images.
         corruptions: Names of `CORRUPTIONS`, each of which is evaluated at five severities.
-        num_corrupted: Number of test images to corrupt, the first ones; None for all. Only for in-memory datasets.
         data_dir: TFDS data directory, if not the one the run used, or the folder that an archive or image folder has
             been moved to.
         allow_changed_data: Whether to evaluate on data that are not those the run was trained on. Labels are compared
@@ -270,7 +268,7 @@ def evaluate_run(
     corrupted = []
     for name in corruptions:
         for severity in range(1, 6):
-            batches, origin = _corrupted_batches(dataset, loader, config, name, severity, num_corrupted)
+            batches, origin = _corrupted_batches(dataset, loader, config, name, severity)
             corrupted.append(measure(batches, name, severity, origin))
     mean = float(np.mean([result["accuracy"] for result in corrupted])) if corrupted else None
     return {
@@ -283,12 +281,10 @@ def evaluate_run(
 
 
 def _corrupted_batches(
-    dataset: Dataset, loader: Loader, config: TrainConfig, name: str, severity: int, number: int | None
+    dataset: Dataset, loader: Loader, config: TrainConfig, name: str, severity: int
 ) -> tuple[Iterable[Batch], str]:
     """Returns corrupted test batches and the origin of the images."""
     if isinstance(dataset.test, ArrayExamples):
-        if number is not None and number < len(dataset.test):  # the published sets contain all test images
-            dataset = dataclasses.replace(dataset, test=dataset.test.take(slice(number)), test_split=None)
         examples, origin = corrupted_test(dataset, name, severity, data_dir=config.data.dir)
         loader = make_loader(dataclasses.replace(dataset, train=examples, test=examples), config.batch_size)
         return loader.test(), origin

@@ -43,8 +43,6 @@ class RunLog:
         if self._board is not None:
             for entry in entries[METRICS]:
                 self._board(entry)
-            for step, labels in decode_clusters(entries.get(CLUSTERS, [])):
-                self._board.log_labels(step, labels)
 
     def __enter__(self) -> Self:
         return self
@@ -65,8 +63,6 @@ class RunLog:
     def log_clusters(self, step: int, clusters: Mapping[str, ClusterState]) -> None:
         """Adds the labels of each place."""
         self._append(CLUSTERS, encode_clusters(step, clusters))
-        if self._board is not None:
-            self._board.log_labels(step, {place: np.asarray(state.labels) for place, state in clusters.items()})
 
     def write(self) -> dict[str, int]:
         """Writes the files, and returns the number of entries in each, to be saved with a checkpoint."""

@@ -6,27 +6,17 @@ import time
 from collections.abc import Mapping
 from typing import Any, Self
 
-import jax
-import numpy as np
-
 from dropcluster_jax._optional import optional_import
-from dropcluster_jax.linen import cluster_states
 from dropcluster_jax.runs.config import as_path
 from dropcluster_jax.training.loop import LogEntry
-from dropcluster_jax.training.steps import TrainState
-from dropcluster_jax.viz import cluster_history_figure
-from dropcluster_jax.viz.canvas import figure_to_array
-from dropcluster_jax.viz.clusters import match_labels
 
 _NOT_SCALARS = ("event", "step", "count")
 
 
 def require_tensorboard() -> None:
-    """Raises ImportError if a package for event files is missing."""
+    """Raises ImportError if tensorboardX is missing."""
     with optional_import("tensorboardX", "tensorboard"):
         import tensorboardX  # noqa: F401
-    with optional_import("Matplotlib", "tensorboard"):
-        import matplotlib  # noqa: F401
 
 
 class TensorBoard:
@@ -39,12 +29,12 @@ class TensorBoard:
         folder: Folder for the event file, local or at `gs://`; existing event files in it are removed.
 
     Raises:
-        ImportError: If tensorboardX or Matplotlib is not installed.
+        ImportError: If tensorboardX is not installed.
         OSError: If the folder cannot be written to.
 
     Example:
         >>> import tempfile
-        >>> with TensorBoard(tempfile.mkdtemp()) as board:  # fit(..., on_metrics=board, on_clusters=board.log_clusters)
+        >>> with TensorBoard(tempfile.mkdtemp()) as board:  # fit(..., on_metrics=board)
         ...     board({"event": "train", "step": 10, "loss": 0.5, "rate": 0.1})
     """
 
@@ -60,7 +50,6 @@ class TensorBoard:
         for previous in list(path.glob("events.out.tfevents.*")):
             previous.unlink()
         self._writer = EventsWriter(str(path / "events"))
-        self._labels: dict[str, np.ndarray] = {}
         # Makes a running TensorBoard discard what it has read from the removed files.
         self._write(0, session_log=SessionLog(status=SessionLog.START))
 
@@ -84,28 +73,6 @@ class TensorBoard:
 
         for name, value in _flatten({name: value for name, value in entry.items() if name not in _NOT_SCALARS}).items():
             self._write(entry["step"], summary=scalar(f"{entry['event']}/{name}", value))
-
-    def log_clusters(self, state: TrainState) -> None:
-        """Writes images of the clusters of a state, as `fit(on_clusters=board.log_clusters)`. See `log_labels`."""
-        step, clusters = jax.device_get((state.step, state.clusters))
-        self.log_labels(int(step), {name: np.asarray(layer.labels) for name, layer in cluster_states(clusters).items()})
-
-    def log_labels(self, step: int, labels: Mapping[str, np.ndarray]) -> None:
-        """Writes an image of the clusters of each layer; with clusters per channel, of the first channel.
-
-        Args:
-            step: Step after which the clusters were learned.
-            labels: Labels by layer, integers `(height, width, 1 or channels)`.
-        """
-        from tensorboardX.summary import image
-
-        for name, layer_labels in labels.items():
-            current = layer_labels[..., 0]
-            if name in self._labels:  # clusters keep their shade from one update to the next
-                current = match_labels(self._labels[name], current)
-            self._labels[name] = current
-            figure = cluster_history_figure({name: [(step, current[..., None])]})
-            self._write(step, summary=image(f"clusters/{name}", figure_to_array(figure), dataformats="HWC"))
 
     def _write(self, step: int, **content: Any) -> None:
         from tensorboardX.proto.event_pb2 import Event  # pyright: ignore[reportAttributeAccessIssue]

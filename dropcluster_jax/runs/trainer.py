@@ -16,7 +16,7 @@ from typing import Any, NamedTuple
 import jax
 from etils import epath
 
-from dropcluster_jax import __version__
+from dropcluster_jax import __version__, viz
 from dropcluster_jax.data import BatchIterator, Dataset, DatasetSpec, Loader, normalize
 from dropcluster_jax.data.opening import open_data
 from dropcluster_jax.linen import cluster_states
@@ -335,6 +335,6 @@ def _write_results(
     try:
         images = normalize(distributed.addressable(probe["image"]), run.dataset.spec.mean, run.dataset.spec.std)
         drawn = figures.clusters_and_inputs(run.model, jax.device_get(state.variables()), images)
-        figures.save_cluster_figure(folder / run_folder.CLUSTERS_FIGURE, drawn, title)
+        figures.save_figure(viz.cluster_figure(drawn, title=title), folder / run_folder.CLUSTERS_FIGURE)
     except (ImportError, OSError, ValueError, RuntimeError) as error:  # of Matplotlib, or for lack of memory
         notify(f"clusters.png was not drawn: {error}; `dropcluster clusters {folder}` draws it")

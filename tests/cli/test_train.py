@@ -221,7 +221,7 @@ def test_figure_that_cannot_be_drawn_is_a_note(tmp_path, capsys, monkeypatch):
     def fail(*arguments):
         raise ValueError("no ink")
 
-    monkeypatch.setattr("dropcluster_jax.runs.figures.save_cluster_figure", fail)
+    monkeypatch.setattr("dropcluster_jax.runs.figures.save_figure", fail)
     assert command(*SHORT, "--steps", "2", "--out", str(tmp_path / "run")) == 0
     assert "clusters.png was not drawn: no ink; `dropcluster clusters" in capsys.readouterr().out
     assert (tmp_path / "run" / "summary.json").is_file() and not (tmp_path / "run" / "clusters.png").exists()

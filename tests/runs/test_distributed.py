@@ -12,7 +12,7 @@ from dropcluster_jax.runs import distributed
 
 def test_messages_and_numbers_are_returned():
     distributed.barrier("here")
-    assert distributed.allgather(["a", "b"]) == ["a", "b"] and distributed.broadcast([3, 1]) == [3, 1]
+    assert distributed.allgather(["a", "b"]) == ["a", "b"]
     assert distributed.all_agree(True) and not distributed.all_agree(False)
 
 
