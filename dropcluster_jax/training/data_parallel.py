@@ -106,8 +106,13 @@ class DataParallel:
         Compiled steps are cached: calling this again with the same steps is cheap and returns the same object.
 
         Raises:
-            ValueError: If the steps were made with another `axis_name`.
+            ValueError: If the steps were made with another `axis_name`, or a mesh with explicit axes is set.
         """
+        if explicit := jax.sharding.get_abstract_mesh().explicit_axes:
+            raise ValueError(
+                f"jax.set_mesh must not set explicit axes, got {', '.join(explicit)}: with them, pass the steps to "
+                "jax.jit instead, and batches that are sharded over them"
+            )
         if steps.axis_name != self.axis_name:
             raise ValueError(
                 f"steps must be made with axis_name={self.axis_name!r} for strategy {self.strategy!r}, "

@@ -137,6 +137,12 @@ def test_steps_with_another_axis_name_and_indivisible_batches_raise(strategy):
     message = f"steps must be made with axis_name={parallel.axis_name!r} for strategy '{strategy}'"
     with pytest.raises(ValueError, match=message):
         parallel.compile(small_steps(other))
+    steps = small_steps(parallel)
+    with (
+        jax.set_mesh(jax.make_mesh((4,), ("data",), axis_types=(AxisType.Explicit,), devices=jax.devices()[:4])),
+        pytest.raises(ValueError, match="explicit axes, got data: with them, pass"),
+    ):
+        parallel.compile(steps)
     with pytest.raises(ValueError, match="dimension size is 6"):
         parallel.shard_batch({"image": np.zeros((6, 8, 8, 1))})
 
