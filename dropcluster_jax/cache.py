@@ -57,7 +57,8 @@ def cached(name: str, key: Any, make: Callable[[], Mapping[str, np.ndarray]]) ->
         try:
             _write(root / f"{name}-{digest}", arrays)
         except OSError as error:
-            warnings.warn(f"the cache {root} cannot be written: {error}", stacklevel=2)
+            # The same text for all entries, so that Python shows it once.
+            warnings.warn(f"the cache {root} cannot be written: {error.strerror or error}", stacklevel=1)
     return arrays
 
 

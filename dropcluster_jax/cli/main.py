@@ -19,7 +19,7 @@ def main(arguments: list[str] | None = None) -> None:
         arguments: Command-line arguments; `sys.argv[1:]` if None.
     """
     if arguments is None:  # the process is the command's own
-        _hide_tracebacks_of_saves()
+        _adapt_messages_of_libraries()
     with _printable_output():
         try:
             _run(sys.argv[1:] if arguments is None else arguments)
@@ -55,8 +55,13 @@ def _run(arguments: list[str]) -> None:
         action()
 
 
-def _hide_tracebacks_of_saves() -> None:
-    """Hides what Orbax and TensorStore print, from their threads, if they cannot write; `Checkpointer` reports why."""
+def _adapt_messages_of_libraries() -> None:
+    """Prints warnings in a line, and hides what is reported or handled: failed saves, large images, damaged EXIF data.
+
+    Orbax and TensorStore print tracebacks from their threads, also after the command's last line.
+    """
+    warnings.formatwarning = lambda message, *_: f"dropcluster: note: {message}\n"
+    warnings.filterwarnings("ignore", module="PIL")
     for name in ("absl", "asyncio"):
         logging.getLogger(name).setLevel(logging.CRITICAL)
     warnings.filterwarnings("ignore", "coroutine '.*' was never awaited", RuntimeWarning)

@@ -1,6 +1,7 @@
 """Reading encoded examples, and the one place where corrupt ones are left out."""
 
 import dataclasses
+import warnings
 from collections.abc import Callable, Sequence
 
 import numpy as np
@@ -40,6 +41,10 @@ def read_dataset(dataset: Dataset, skip_corrupt: bool) -> Dataset:
         if skip_corrupt:
             examples, reasons = _leave_out_corrupt(name, examples, decode_image)
             skipped += reasons
+            empty = np.setdiff1d(np.arange(len(dataset.classes)), examples.labels)
+            if reasons and len(empty):
+                names = ", ".join(dataset.classes[label] for label in empty)
+                warnings.warn(f"no {name} are left of the classes {names}", stacklevel=2)
         splits[split] = _decode_all(name, examples, decode_image) if size is None else examples
     return dataclasses.replace(dataset, **splits, skipped=tuple(skipped))
 

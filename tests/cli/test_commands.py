@@ -333,6 +333,25 @@ def test_output_may_be_closed():
 
 
 @pytest.mark.slow
+def test_warnings_are_one_line_and_damaged_exif_data_are_ignored(tmp_path):
+    damaged = b"Exif\0\0II*\0\x08\0\0\0\x05\0\x12\x01"
+    for i in range(4):
+        (tmp_path / "photos" / "ab"[i % 2]).mkdir(parents=True, exist_ok=True)
+        Image.effect_noise((16, 16), 50).save(tmp_path / "photos" / "ab"[i % 2] / f"{i}.jpg", exif=damaged)
+    (tmp_path / "file").write_text("")
+    options = ("--data.test-fraction", "0.5", "--out", str(tmp_path / "out"))
+    process = run_command(
+        "data", "check", f"folder:{tmp_path / 'photos'}", *options, XDG_CACHE_HOME=str(tmp_path / "file")
+    )
+    assert process.returncode == 0, process.stderr
+    note = f"dropcluster: note: the cache {tmp_path / 'file' / 'dropcluster-jax'} cannot be written: Not a directory"
+    assert (
+        process.stderr.splitlines()[0] == note and process.stderr.count("note") == 1
+    )  # then Matplotlib's of its cache
+    assert "EXIF" not in process.stderr
+
+
+@pytest.mark.slow
 @one_run
 def test_output_may_have_a_narrow_encoding(unfinished, tmp_path):
     unfinished.rename(tmp_path / "猫")

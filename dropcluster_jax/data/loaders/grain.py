@@ -7,6 +7,7 @@ import os
 import signal
 import sys
 import threading
+import warnings
 from collections.abc import Iterable, Iterator
 from typing import Any
 
@@ -110,7 +111,8 @@ class GrainLoader(Loader):
 
 
 def _initialize_worker(index: int, count: int) -> None:
-    """Leaves signals to the main process, which still needs batches when it stops, and ends with that process."""
+    """Leaves signals and warnings to the main process, which needs batches until it stops, and ends with it."""
+    warnings.filterwarnings("ignore", module="PIL")
     for name in ("SIGINT", "SIGTERM", "SIGHUP"):
         if hasattr(signal, name):
             signal.signal(getattr(signal, name), signal.SIG_IGN)

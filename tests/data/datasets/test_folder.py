@@ -147,6 +147,13 @@ def test_streamed_images_are_checked_once_if_corrupt_ones_are_left_out(tmp_path,
     assert len(load(name, image_size=4, skip_corrupt=True).skipped) == 1
 
 
+def test_class_without_readable_training_images_is_a_warning(tmp_path):
+    name = write(tmp_path, {f"{split}/{name}/1.png": constant(1) for split in ("train", "test") for name in "ab"})
+    (tmp_path / "train" / "b" / "1.png").write_bytes(b"text")
+    with pytest.warns(UserWarning, match="no train images of .* are left of the classes b"):
+        assert load(name, skip_corrupt=True).train.labels.tolist() == [0]
+
+
 def test_files_of_operating_systems_are_ignored(tmp_path):
     foreign = ["a/Thumbs.db", "a/desktop.ini", "desktop.ini", "__MACOSX/._a", "a/@eaDir/0.png", "@eaDir/x", "b/._1.png"]
     data = load(write_unsplit(tmp_path, dict.fromkeys(foreign, b"")))
