@@ -9,8 +9,8 @@ import matplotlib
 import numpy as np
 from matplotlib.figure import Figure
 
+from dropcluster_jax.runs.intervals import Interval
 from dropcluster_jax.viz.curves import line_style
-from experiments.intervals import Interval
 
 Series = Mapping[str, Sequence[Interval | None]]  # intervals at each x, by name
 

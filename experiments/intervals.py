@@ -1,60 +1,12 @@
 """Means with 95% confidence intervals, and differences paired by seed."""
 
-from collections.abc import Mapping, Sequence
-from typing import Any, NamedTuple
+from collections.abc import Mapping
+from typing import Any
 
 import numpy as np
 from scipy import stats
 
-LEVEL = 0.95
-
-
-class Interval(NamedTuple):
-    """A mean and its confidence interval.
-
-    Attributes:
-        mean: Mean of the values.
-        low: Lower bound, minus infinity for a single value.
-        high: Upper bound, infinity for a single value.
-        num_values: Number of values.
-    """
-
-    mean: float
-    low: float
-    high: float
-    num_values: int
-
-    @property
-    def half_width(self) -> float:
-        """Distance from the mean to the bounds, infinity for a single value."""
-        return self.high - self.mean
-
-    @property
-    def excludes_zero(self) -> bool:
-        """Whether all values in the interval have the same sign."""
-        return self.low > 0 or self.high < 0
-
-
-def interval(values: Sequence[float]) -> Interval:
-    """Returns Student's t interval of the mean of independent values.
-
-    Raises:
-        ValueError: If there are no values.
-
-    References:
-        Student, "The Probable Error of a Mean", Biometrika 1908.
-
-    Example:
-        >>> [round(bound, 2) for bound in interval([1.0, 2.0, 3.0])]
-        [2.0, -0.48, 4.48, 3]
-    """
-    if not values:
-        raise ValueError("values must contain at least one value")
-    mean, count = float(np.mean(values)), len(values)
-    if count < 2:
-        return Interval(mean, -np.inf, np.inf, count)
-    half_width = float(stats.t.ppf((1 + LEVEL) / 2, count - 1) * np.std(values, ddof=1) / count**0.5)
-    return Interval(mean, mean - half_width, mean + half_width, count)
+from dropcluster_jax.runs.intervals import LEVEL, Interval, interval
 
 
 def paired_difference(first: Mapping[Any, float], second: Mapping[Any, float]) -> Interval | None:

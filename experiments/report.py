@@ -13,8 +13,9 @@ import numpy as np
 import tyro
 
 from dropcluster_jax.runs import TrainConfig
+from dropcluster_jax.runs.intervals import Interval
 from experiments import chapters, figures, results, studies
-from experiments.intervals import Interval, crossed_interval
+from experiments.intervals import crossed_interval
 from experiments.results import Line, decode_bits, decode_counts
 from experiments.tables import (
     LABELS,

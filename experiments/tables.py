@@ -4,8 +4,9 @@ import statistics
 from collections.abc import Iterable, Mapping, Sequence
 from typing import Any
 
+from dropcluster_jax.runs.intervals import Interval, interval
 from experiments import studies
-from experiments.intervals import Interval, interval, paired_difference
+from experiments.intervals import paired_difference
 from experiments.results import Line
 
 MINUS = "\N{MINUS SIGN}"

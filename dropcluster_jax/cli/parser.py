@@ -7,6 +7,7 @@ from collections.abc import Callable
 import tyro
 
 from dropcluster_jax.cli import commands
+from dropcluster_jax.cli.compare import Compare
 from dropcluster_jax.cli.errors import invalid_input
 from dropcluster_jax.cli.train import Train
 from dropcluster_jax.runs import PRESETS
@@ -15,6 +16,7 @@ _DESCRIPTION = """DropCluster: structured dropout with clusters that are learned
 
 Examples:
   dropcluster train digits
+  dropcluster compare digits --out runs/comparison
   dropcluster train cifar10 --data.dir ~/tensorflow_datasets --model resnet20 --steps 100
   dropcluster clusters runs/digits
   dropcluster runs runs
@@ -23,6 +25,7 @@ Examples:
 Rerun a command to resume an interrupted run; finished runs are not rerun.
 """
 _TRAIN = "Train a network from a preset, whose values are options: `dropcluster train digits --help` lists them."
+_COMPARE = "Compare drop layers on a dataset, and print which one helps; takes the presets and options of train."
 
 
 def parse(arguments: list[str]) -> Callable[[], None]:
@@ -32,7 +35,8 @@ def parse(arguments: list[str]) -> Callable[[], None]:
         arguments: Command-line arguments.
     """
     app, data = tyro.extras.SubcommandApp(), tyro.extras.SubcommandApp()
-    app.command(_train_app(arguments), name="train", help=_TRAIN)
+    app.command(_presets_app(arguments, "train", Train), name="train", help=_TRAIN)
+    app.command(_presets_app(arguments, "compare", Compare), name="compare", help=_COMPARE)
     for command in (commands.Evaluate, commands.Clusters, commands.Plot, commands.Runs, commands.Presets):
         _add(app, command, arguments)
     _add(data, commands.Check, arguments[1:])
@@ -41,16 +45,16 @@ def parse(arguments: list[str]) -> Callable[[], None]:
         return app.cli(prog="dropcluster", description=_DESCRIPTION, args=arguments)
 
 
-def _train_app(arguments: list[str]) -> tyro.extras.SubcommandApp:
+def _presets_app(arguments: list[str], command: str, kind: type[Train | Compare]) -> tyro.extras.SubcommandApp:
     """Returns a command for each preset, or only for the given one, so that tyro's hints refer to that one."""
     words = [word.replace("-", "_") for word in arguments[:2]]
-    given = [name for name in PRESETS if words == ["train", name]]
+    given = [name for name in PRESETS if words == [command, name]]
     app = tyro.extras.SubcommandApp()
     for name in given or PRESETS:
         description, preset = PRESETS[name]
-        example = f"\n\nExample:\n  dropcluster train {name.replace('_', '-')} --drop.rate 0.2 --out runs/mine"
-        command = functools.partial(Train, config=preset, arguments=tuple(arguments))
-        app.command(name=name, help=description + (example if given else ""))(command)
+        example = f"\n\nExample:\n  dropcluster {command} {name.replace('_', '-')} --epochs 20 --out runs/mine"
+        constructor = functools.partial(kind, config=preset, arguments=tuple(arguments))
+        app.command(name=name, help=description + (example if given else ""))(constructor)
     return app
 
 

@@ -25,6 +25,8 @@ class DataConfig:
     """Fraction of each class to evaluate on, for folders and archives without a test split. Default: 0.2."""
     validation_fraction: float = 0.0
     """Fraction of each training class to hold out; held-out images are never trained on."""
+    validation_seed: int = 0
+    """Selects the images to hold out."""
     evaluate_on: Literal["test", "validation"] = "test"
     """Images to evaluate on during training: the test split, or held-out training images."""
     fraction: float | None = None

@@ -61,8 +61,9 @@ def load(data: DataConfig | str, **options: Any) -> Dataset:
             - `test_fraction`: Fraction of each class to evaluate on, in (0, 1), for folders and archives without a
               test split; 0.2 by default.
             - `validation_fraction`: Fraction of each class of the training set to hold out, in [0, 1). The held-out
-              examples are never trained on. They depend on the training labels alone: not on `seed`, `fraction` or
-              `examples_per_class`, which apply to the remaining examples.
+              examples are never trained on. They depend on the training labels and `validation_seed`: not on `seed`,
+              `fraction` or `examples_per_class`, which apply to the remaining examples.
+            - `validation_seed`: Selects the examples to hold out.
             - `evaluate_on`: `"test"`, or `"validation"` to make the held-out examples `Dataset.test`.
             - `image_size`: Side in pixels to which encoded images are cropped each time they are read. For TFDS
               datasets and folders. By default, all images are decoded once and must have the same size.
@@ -168,7 +169,7 @@ def _select(dataset: Dataset, config: DataConfig) -> Dataset:
     train, test, test_split = dataset.train, dataset.test, dataset.test_split
     labels, kept = train.labels, np.arange(len(train))
     if config.validation_fraction:
-        kept, held_out = stratified_split(labels, config.validation_fraction, dataset.classes)
+        kept, held_out = stratified_split(labels, config.validation_fraction, dataset.classes, config.validation_seed)
         if config.evaluate_on == "validation":
             test, test_split = train.take(held_out), None
     if subset:

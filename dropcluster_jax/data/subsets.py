@@ -67,16 +67,18 @@ def stratified_subset(
 
 
 def stratified_split(
-    labels: Int32[np.ndarray, " examples"], fraction: float, classes: Sequence[str] | None = None
+    labels: Int32[np.ndarray, " examples"], fraction: float, classes: Sequence[str] | None = None, seed: int = 0
 ) -> tuple[Int[np.ndarray, " kept"], Int[np.ndarray, " held_out"]]:
     """Splits off a fraction of each class.
 
-    The split is a function of the labels alone, so that no run trains on examples that another run is evaluated on.
+    The split is a function of the labels and the seed, so that of runs with the same seed, none trains on examples that
+    another one is evaluated on.
 
     Args:
         labels: Labels of all examples, int32 `(examples,)`.
         fraction: Fraction of each class to hold out, in (0, 1); at least one example is held out.
         classes: Class names, indexed by label, for error messages.
+        seed: Selects the examples to hold out; at least 0.
 
     Returns:
         Sorted indices of the examples kept, and of those held out.
@@ -92,7 +94,7 @@ def stratified_split(
     """
     if not 0 < fraction < 1:
         raise ValueError(f"fraction must be in (0, 1), got {fraction}")
-    held_out = stratified_subset(labels, fraction=fraction)
+    held_out = stratified_subset(labels, fraction=fraction, seed=seed)
     kept = np.setdiff1d(np.arange(len(labels)), held_out)
     exhausted = np.setdiff1d(labels, labels[kept])
     if len(exhausted):

@@ -2,6 +2,7 @@
 
 from dropcluster_jax.data.config import DataConfig
 from dropcluster_jax.runs.checkpoints import Checkpointer, CheckpointMismatchError, CorruptCheckpointError
+from dropcluster_jax.runs.comparison import BudgetError, CompareConfig, compare
 from dropcluster_jax.runs.config import AugmentConfig, CheckpointConfig, DropConfig, TrainConfig
 from dropcluster_jax.runs.load import LoadedRun, evaluate_run, list_runs, load_run
 from dropcluster_jax.runs.log import read_history
@@ -12,15 +13,18 @@ from dropcluster_jax.runs.trainer import train
 __all__ = [
     "PRESETS",
     "AugmentConfig",
+    "BudgetError",
     "CheckpointConfig",
     "CheckpointMismatchError",
     "Checkpointer",
+    "CompareConfig",
     "CorruptCheckpointError",
     "DataConfig",
     "DropConfig",
     "LoadedRun",
     "TensorBoard",
     "TrainConfig",
+    "compare",
     "evaluate_run",
     "list_runs",
     "load_run",

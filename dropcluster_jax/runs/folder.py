@@ -34,6 +34,10 @@ class RunFolderError(OSError):
     """The folder of a run cannot be created or is damaged, or another process is writing to it."""
 
 
+class LockedError(RunFolderError):
+    """Another process is writing to the folder of a run."""
+
+
 class DamagedFileError(ValueError):
     """A file of a run is damaged, or was written by a version with other options."""
 
@@ -83,7 +87,7 @@ def lock(folder: epath.Path, notify: Callable[[str], None]) -> Iterator[None]:
         try:
             _lock_file(file.fileno())
         except (BlockingIOError, PermissionError):
-            raise RunFolderError(
+            raise LockedError(
                 f"another process is writing to the run folder {folder}; wait until it ends, or pass a different --out"
             ) from None
         except OSError as error:
@@ -106,12 +110,12 @@ def check_out(folder: epath.Path, config: TrainConfig, spec: DatasetSpec) -> dic
         return None
     saved_config, saved_spec = read_config(folder)
     saved, current = _comparable(saved_config), _comparable(config)
-    differences = [f"{name} is {old!r} there and {new!r} here" for name, old, new in _differences(saved, current)]
-    kind = "configuration" if differences else "dataset"
-    differences = differences or saved_spec.differences(spec)
-    if differences:
+    found = [f"{name} is {old!r} there and {new!r} here" for name, old, new in differences(saved, current)]
+    kind = "configuration" if found else "dataset"
+    found = found or saved_spec.differences(spec)
+    if found:
         raise FileExistsError(
-            f"out contains a run with a different {kind}, {folder}: {'; '.join(differences)}. Choose a different "
+            f"out contains a run with a different {kind}, {folder}: {'; '.join(found)}. Choose a different "
             "folder, or pass --restart to remove the run"
         )
     return read_summary(folder)
@@ -245,12 +249,12 @@ def _comparable(config: TrainConfig) -> dict[str, Any]:
     return content
 
 
-def _differences(saved: Any, current: Any, name: str = "") -> list[tuple[str, Any, Any]]:
+def differences(saved: Any, current: Any, name: str = "") -> list[tuple[str, Any, Any]]:
     """Returns the dotted name and both values of each leaf that differs."""
     if isinstance(saved, Mapping) and isinstance(current, Mapping):
         names = list(dict.fromkeys([*saved, *current]))
         dotted = [(key, f"{name}.{key}" if name else key) for key in names]
-        return [row for key, path in dotted for row in _differences(saved.get(key), current.get(key), path)]
+        return [row for key, path in dotted for row in differences(saved.get(key), current.get(key), path)]
     return [] if saved == current else [(name, saved, current)]
 
 

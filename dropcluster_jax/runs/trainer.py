@@ -131,7 +131,8 @@ def prepare(config: TrainConfig, notify: Callable[[str], None] = lambda message:
     )
     spec = dataset.spec
     build.check_probe_size(config, spec, parallel.mesh.size)
-    without_seeds = dataclasses.replace(config, seed=0, out=None, data=dataclasses.replace(config.data, seed=0))
+    data = dataclasses.replace(config.data, seed=0, validation_seed=0)
+    without_seeds = dataclasses.replace(config, seed=0, out=None, data=data)
     model, steps, parallel, state = _trace(without_seeds, spec, parallel)
     if spec.num_classes == 1:
         notify(f"{config.data.name} has a single class, {spec.classes[0]!r}, so that any network is always right")

@@ -6,6 +6,7 @@ writes a GIF. All figures are readable without color.
 
 from dropcluster_jax.viz.clusters import cluster_animation, cluster_figure, cluster_history_figure
 from dropcluster_jax.viz.curves import curve_figure, quality_figure
+from dropcluster_jax.viz.differences import difference_figure
 from dropcluster_jax.viz.images import image_figure
 from dropcluster_jax.viz.masks import mask_figure
 
@@ -14,6 +15,7 @@ __all__ = [
     "cluster_figure",
     "cluster_history_figure",
     "curve_figure",
+    "difference_figure",
     "image_figure",
     "mask_figure",
     "quality_figure",

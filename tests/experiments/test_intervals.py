@@ -4,7 +4,8 @@ from hypothesis import given
 from hypothesis import strategies as st
 from scipy import stats
 
-from experiments.intervals import crossed_interval, interval, paired_difference
+from dropcluster_jax.runs.intervals import interval
+from experiments.intervals import crossed_interval, paired_difference
 
 sample = st.lists(st.floats(0, 1, width=32), min_size=2, max_size=8)
 

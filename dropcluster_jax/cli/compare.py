@@ -1,0 +1,74 @@
+"""The command `dropcluster compare`."""
+
+import dataclasses
+import shlex
+import sys
+from collections.abc import Iterator
+from typing import Annotated
+
+import tyro
+from rich.progress import Progress, TextColumn, TimeRemainingColumn
+
+from dropcluster_jax import runs
+from dropcluster_jax.cli.errors import check_devices, exit_failure, invalid_input
+from dropcluster_jax.runs import trainer
+from dropcluster_jax.runs.folder import differences
+from dropcluster_jax.training.loop import LogEntry
+
+# What a comparison chooses for each run.
+_CHOSEN = ("drop.method", "drop.rate", "drop.fill", "drop.block_size", "drop.cluster_size")
+
+
+@dataclasses.dataclass(frozen=True)
+class Compare:
+    """Compare drop layers on a dataset."""
+
+    config: Annotated[runs.TrainConfig, tyro.conf.arg(name="")]
+    """The run."""
+    comparison: Annotated[runs.CompareConfig, tyro.conf.arg(name="")] = runs.CompareConfig()  # noqa: RUF009 - immutable
+    """What to compare."""
+    arguments: tyro.conf.Suppress[tyro.conf.Fixed[tuple[str, ...]]] = ()
+    """The command line, which names the preset."""
+
+    def __call__(self) -> None:
+        """Compares, and prints the verdict and the command that trains the recommended network."""
+        check_devices()
+        preset = self.arguments[1]
+        words = ["dropcluster", "train", preset, *_options(runs.PRESETS[preset.replace("-", "_")][1], self.config)]
+        columns = (TextColumn("{task.description}, step {task.completed}/{task.total}"), TimeRemainingColumn())
+        with Progress(*columns, transient=True, disable=not sys.stdout.isatty()) as bar:
+            task = bar.add_task("")
+
+            def log(job: str, entry: LogEntry) -> None:
+                bar.update(task, description=job, completed=entry["step"])
+
+            def notify(message: str) -> None:
+                bar.console.print(message, markup=False, highlight=False, soft_wrap=True)
+
+            try:
+                with invalid_input():
+                    result = runs.compare(
+                        self.config, self.comparison, command=shlex.join(words), log=log, notify=notify
+                    )
+            except runs.BudgetError as error:
+                exit_failure(f"{error}. Repeat the command to continue")
+            except trainer.Stopped as stopped:
+                print(f"stopped by {stopped.name}; to resume, repeat the command", file=sys.stderr)
+                sys.exit(stopped.status)
+        print(f"\n{result['verdict']}")
+        if result["test_accuracy"] is not None:
+            print(f"Trained on all training images: {result['test_accuracy']:.2%} on the test images.")
+        print(f"\n  {result['command']}\n\nresults: {self.config.out}/report.md, comparison.json, differences.png")
+
+
+def _options(preset: runs.TrainConfig, config: runs.TrainConfig) -> Iterator[str]:
+    """Yields the words that change the options of the preset to those of `config`."""
+    for name, _, value in differences(preset.to_json(), config.to_json()):
+        section, _, field = name.replace("_", "-").rpartition(".")
+        prefix = f"--{section}." if section else "--"
+        if name in _CHOSEN or value is None:
+            continue
+        if isinstance(value, bool):
+            yield f"{prefix}{'' if value else 'no-'}{field}"
+        else:
+            yield from (f"{prefix}{field}", *map(str, value if isinstance(value, list) else [value]))
