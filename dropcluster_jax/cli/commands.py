@@ -1,4 +1,4 @@
-"""The commands `evaluate`, `clusters`, `plot`, `runs`, `data check` and `presets`: fields are options, a call runs."""
+"""The commands but `train` and `compare`: fields are options, a call runs."""
 
 import dataclasses
 import difflib
@@ -24,6 +24,7 @@ from dropcluster_jax.runs import (
     evaluate_run,
     figures,
     list_runs,
+    load_run,
 )
 from dropcluster_jax.runs import folder as run_folder
 from dropcluster_jax.runs.config import as_path
@@ -80,6 +81,38 @@ class Evaluate:
         run_folder.write_json(folder / run_folder.EVALUATION, results)
         if not self.json:
             print(f"checkpoint of step {results['step']}; results: {folder / run_folder.EVALUATION}")
+
+
+@dataclasses.dataclass(frozen=True)
+class Predict:
+    """Classify image files with the network of a run.
+
+    Example:
+      dropcluster predict runs/photos a.jpg b.jpg
+    """
+
+    run: Positional[epath.Path]
+    """Run folder; the run may be unfinished."""
+    images: Annotated[tuple[epath.Path, ...], Positional, tyro.conf.arg(metavar="IMAGE [IMAGE ...]")]
+    """JPEG, PNG or WebP files."""
+    best: bool = False
+    """Use the checkpoint with the best accuracy on validation images, not the latest."""
+    json: bool = False
+    """Print the probability of each class as JSON."""
+
+    def __call__(self) -> None:
+        """Prints the most probable class of each image."""
+        if not self.images:
+            exit_usage("predict needs an image: dropcluster predict RUN IMAGE [IMAGE ...]")
+        folder = _run_folder(self.run)
+        check_devices()
+        with invalid_input():
+            results = load_run(folder, best=self.best, notify=_print_to_stderr).predict(self.images)
+        if self.json:
+            print(run_folder.to_json(results, indent=2))
+            return
+        rows = [[row["file"], row["class"], f"{max(row['probabilities'].values()):.1%}"] for row in results]
+        print_table(["image", "class", "probability"], rows, ("probability",))
 
 
 @dataclasses.dataclass(frozen=True)
@@ -151,19 +184,26 @@ class Runs:
 
     directory: Positional[epath.Path] = epath.Path("runs")  # noqa: RUF009 - immutable
     """Folder to search, including its subfolders."""
+    aggregate: bool = False
+    """Average finished runs that differ only in their seeds."""
     json: bool = False
     """Print JSON only."""
 
     def __call__(self) -> None:
         """Prints a table."""
         with invalid_input():
-            entries = list_runs(self.directory)
+            entries = list_runs(self.directory, aggregate=self.aggregate)
         if self.json:
             print(run_folder.to_json(entries, indent=2))
             return
-        right = ("rate", "seed", "step", "accuracy", "time")
-        rows = [_format_run(entry) for entry in entries if "error" not in entry]
-        print_table(["run", "method", "rate", "data", "model", "seed", "step", "accuracy", "time"], rows, right)
+        rows = [(_format_mean if self.aggregate else _format_run)(entry) for entry in entries if "error" not in entry]
+        columns = ["method", "rate", "size", "fill", "places", "data", "model"]
+        if self.aggregate:
+            columns += ["step", "accuracy", "95% interval", "runs"]
+        else:
+            columns = ["run", *columns, "seed", "step", "accuracy", "time"]
+        right = ("rate", "size", "seed", "step", "accuracy", "time", "runs")
+        print_table(columns, rows, right)
         for entry in entries:
             if "error" in entry:
                 _print_to_stderr(f"{entry['run']} cannot be read: {entry['error']}")
@@ -245,11 +285,22 @@ def print_table(header: Sequence[str], rows: Sequence[Sequence[str]], right: Seq
 def _format_run(entry: dict[str, Any]) -> list[str]:
     accuracy = entry["eval_accuracy"]
     return [
-        *(entry["run"], entry["method"], f"{entry['rate']:g}", entry["data"], entry["model"], str(entry["seed"])),
-        f"{entry['step']:,}",
+        *(entry["run"], *_format_options(entry), str(entry["seed"]), f"{entry['step']:,}"),
         "" if accuracy is None else f"{100 * accuracy:.2f}%",
         f"{entry['seconds']:,.0f} s" if entry["finished"] else "unfinished",
     ]
+
+
+def _format_mean(entry: dict[str, Any]) -> list[str]:
+    mean, low, high = (100 * entry[name] for name in ("eval_accuracy", "low", "high"))
+    bounds = f"{low:.2f} to {high:.2f}%" if len(entry["runs"]) > 1 else ""
+    return [*_format_options(entry), f"{entry['step']:,}", f"{mean:.2f}%", bounds, str(len(entry["runs"]))]
+
+
+def _format_options(entry: dict[str, Any]) -> list[str]:
+    size = "" if entry["size"] is None else f"{entry['size']:g}"
+    places = " ".join(entry["places"])
+    return [entry["method"], f"{entry['rate']:g}", size, entry["fill"] or "", places, entry["data"], entry["model"]]
 
 
 def _format_preset(config: TrainConfig) -> list[str]:

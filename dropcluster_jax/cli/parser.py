@@ -37,7 +37,14 @@ def parse(arguments: list[str]) -> Callable[[], None]:
     app, data = tyro.extras.SubcommandApp(), tyro.extras.SubcommandApp()
     app.command(_presets_app(arguments, "train", Train), name="train", help=_TRAIN)
     app.command(_presets_app(arguments, "compare", Compare), name="compare", help=_COMPARE)
-    for command in (commands.Evaluate, commands.Clusters, commands.Plot, commands.Runs, commands.Presets):
+    for command in (
+        commands.Evaluate,
+        commands.Predict,
+        commands.Clusters,
+        commands.Plot,
+        commands.Runs,
+        commands.Presets,
+    ):
         _add(app, command, arguments)
     _add(data, commands.Check, arguments[1:])
     app.command(data, name="data", help="Inspect a dataset.")

@@ -81,5 +81,5 @@ def required_seeds(values: Sequence[float], test_ratio: float = 0.0) -> int | No
     return int(sufficient[0]) if len(sufficient) else None
 
 
-def _half_width(deviation: float, count: Any, test_ratio: float) -> Any:
+def _half_width(deviation: Any, count: Any, test_ratio: float) -> Any:
     return stats.t.ppf((1 + LEVEL) / 2, count - 1) * deviation * np.sqrt(1 / count + test_ratio)

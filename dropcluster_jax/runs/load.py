@@ -2,6 +2,7 @@
 
 import contextlib
 import dataclasses
+import json
 import os
 from collections.abc import Callable, Iterable, Iterator, Mapping
 from typing import Any, NamedTuple
@@ -23,30 +24,36 @@ from dropcluster_jax.data import (
     normalize,
 )
 from dropcluster_jax.data.corrupted import computed_origin
+from dropcluster_jax.data.decoding import decode, decode_center
 from dropcluster_jax.data.opening import open_data
 from dropcluster_jax.models import ResNet
 from dropcluster_jax.runs.build import abstract_state, make_model, make_run_steps
 from dropcluster_jax.runs.checkpoints import Checkpointer
-from dropcluster_jax.runs.config import TrainConfig, as_path
+from dropcluster_jax.runs.config import TrainConfig, as_path, without_runtime_fields
 from dropcluster_jax.runs.folder import CHECKPOINTS, EVALUATION, METRICS, is_run, read_config, read_json, read_summary
+from dropcluster_jax.runs.intervals import interval
 from dropcluster_jax.runs.log import read_entries
 from dropcluster_jax.training.data_parallel import DataParallel
 from dropcluster_jax.training.loop import evaluate
 from dropcluster_jax.training.steps import Batch, TrainState
 
 
-def list_runs(folder: str | os.PathLike[str]) -> list[dict[str, Any]]:
+def list_runs(folder: str | os.PathLike[str], *, aggregate: bool = False) -> list[dict[str, Any]]:
     """Returns a dict for each run in a folder and its subfolders, sorted by path.
 
     Symbolic links are not followed, and run folders are not searched for further runs.
 
     Args:
         folder: Folder to search.
+        aggregate: Whether to return a dict for all finished runs that differ only in their seeds.
 
     Returns:
-        For each run: `run`, its folder; `method`, `rate`, `model`, `data`, `seed`; `step`, the last one logged;
-        `finished`; `eval_accuracy`, that of the last evaluation, in [0, 1], or None; and `seconds`, None if
-        unfinished. For a run that cannot be read: `run` and `error`.
+        For each run: `run`, its folder; `method`, `rate`, `size` (block or mean cluster size, or None), `fill`,
+        `places`, `model`, `data`, `seed`; `step`, the last one logged; `finished`; `eval_accuracy`, that of the last
+        evaluation, in [0, 1], or None; and `seconds`, None if unfinished. For a run that cannot be read: `run` and
+        `error`.
+        With `aggregate`, `eval_accuracy` is the mean, `low` and `high` are the bounds of its 95% interval, and `runs`
+        lists the folders instead of `run`, `seed` and `seconds`.
 
     Raises:
         FileNotFoundError: If the folder does not exist or contains no run.
@@ -62,7 +69,24 @@ def list_runs(folder: str | os.PathLike[str]) -> list[dict[str, Any]]:
     runs = [_describe(path) for path in _find_runs(root)]
     if not runs:
         raise FileNotFoundError(f"{root} contains no runs; `dropcluster train digits --out {root}/digits` creates one")
-    return runs
+    return _aggregate(runs) if aggregate else runs
+
+
+def _aggregate(runs: Iterable[Mapping[str, Any]]) -> list[dict[str, Any]]:
+    groups: dict[str, list[Mapping[str, Any]]] = {}
+    for run in runs:
+        if run.get("finished"):
+            config, _ = read_config(as_path(run["run"]))
+            data = dataclasses.replace(config.data, seed=0, validation_seed=0)
+            without_seeds = without_runtime_fields(dataclasses.replace(config, seed=0, data=data))
+            groups.setdefault(json.dumps(without_seeds, sort_keys=True), []).append(run)
+    rows = []
+    for group in groups.values():
+        common = {name: value for name, value in group[0].items() if name not in ("run", "seed", "seconds")}
+        mean = interval([run["eval_accuracy"] for run in group])
+        bounds = {"eval_accuracy": mean.mean, "low": mean.low, "high": mean.high}
+        rows.append({**common, **bounds, "runs": [run["run"] for run in group]})
+    return rows
 
 
 def _find_runs(folder: epath.Path) -> Iterator[epath.Path]:
@@ -85,10 +109,15 @@ def _describe(folder: epath.Path) -> dict[str, Any]:
         return {"run": str(folder), "error": str(error)}
     except KeyError as error:
         return {"run": str(folder), "error": f"files are damaged: missing {error}"}
+    drop, is_dropping = config.drop, config.drop.method != "none"
+    sizes = {"drop_block": drop.block_size, "corr_drop": drop.block_size, "drop_cluster": drop.cluster_size}
     return {
         "run": str(folder),
-        "method": config.drop.method,
-        "rate": config.drop.rate if config.drop.method != "none" else 0.0,
+        "method": drop.method,
+        "rate": drop.rate if is_dropping else 0.0,
+        "size": sizes.get(drop.method),
+        "fill": drop.fill if is_dropping else None,
+        "places": list(drop.places) if is_dropping else [],
         "model": config.model,
         "data": config.data.name,
         "seed": config.seed,
@@ -150,6 +179,36 @@ class LoadedRun(NamedTuple):
             raise ValueError(f"images must have shape (batch, {shape}), got {tuple(images.shape)}; {hint}")
         normalized = normalize(images, self.spec.mean, self.spec.std)
         return self.model.apply(self.variables, normalized)  # pyright: ignore[reportReturnType]
+
+    def predict(self, files: Iterable[str | os.PathLike[str]]) -> list[dict[str, Any]]:
+        """Classifies image files, which are cropped and resized as the test images of the run were.
+
+        Args:
+            files: JPEG, PNG or WebP files.
+
+        Returns:
+            For each file: `file`; `class`, its most probable class; and `probabilities`, by class.
+
+        Raises:
+            CorruptImageError: If a file is not a readable image.
+            OSError: If a file cannot be read.
+            ValueError: If a file has another size than the images of the run, which were not resized.
+        """
+        results = []
+        for file in map(as_path, files):
+            size, content = self.config.data.image_size, file.read_bytes()
+            if size is None:
+                image = decode(content, str(file), self.spec.image_shape[-1])
+            else:
+                image = decode_center(content, str(file), size)
+            try:
+                probabilities = jax.nn.softmax(self.logits(jnp.asarray(image)[None])[0])
+            except ValueError as error:
+                raise ValueError(f"{file}: {error}") from None
+            best = self.spec.classes[int(probabilities.argmax())]
+            by_class = dict(zip(self.spec.classes, probabilities.tolist(), strict=True))
+            results.append({"file": str(file), "class": best, "probabilities": by_class})
+        return results
 
 
 def load_run(

@@ -7,6 +7,7 @@ import shutil
 import subprocess
 import sys
 
+import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
@@ -15,6 +16,7 @@ from PIL import Image
 
 import dropcluster_jax as dc
 from dropcluster_jax.cli import commands
+from dropcluster_jax.data import load
 from dropcluster_jax.runs import PRESETS, data_check, load_run, read_history
 from dropcluster_jax.runs import folder as run_folder
 
@@ -299,15 +301,57 @@ def test_runs_lists_configuration_and_results(finished, unfinished, tmp_path, ca
     deep, copy, damaged = json.loads(capsys.readouterr().out)
     summary = json.loads((finished[0] / "summary.json").read_text())
     results = {"step": 24, "finished": True, **{name: summary[name] for name in ("eval_accuracy", "seconds")}}
-    config = {"method": "drop_cluster", "rate": 0.1, "model": "resnet8", "data": "digits", "seed": 0}
+    drop = {"method": "drop_cluster", "rate": 0.1, "size": 4.0, "fill": "zero", "places": ["stage1", "stage2"]}
+    config = {**drop, "model": "resnet8", "data": "digits", "seed": 0}
     assert deep == {"run": str(tmp_path / "a" / "deep"), **config, **results}
     assert not copy["finished"] and copy["seconds"] is None and "config.json is damaged" in damaged["error"]
     assert command("runs", str(tmp_path)) == 0
     output = capsys.readouterr()
     assert output.err.startswith(f"{tmp_path / 'damaged'} cannot be read: ")
     lines = output.out.splitlines()
-    assert lines[0].split() == ["run", "method", "rate", "data", "model", "seed", "step", "accuracy", "time"]
+    options = ["method", "rate", "size", "fill", "places", "data", "model"]
+    assert lines[0].split() == ["run", *options, "seed", "step", "accuracy", "time"]
     assert f"{100 * summary['eval_accuracy']:.2f}%" in lines[1] and "unfinished" in lines[2]
+
+
+@one_run
+def test_predict_classifies_image_files(finished, tmp_path, capsys):
+    images = load("digits").test.images[:3]
+    files = [str(tmp_path / f"{index}.png") for index in range(3)]
+    for file, image in zip(files, images, strict=True):
+        Image.fromarray(image[..., 0]).save(file)
+    assert command("predict", str(finished[0]), *files, "--json") == 0
+    rows = json.loads(capsys.readouterr().out)
+    expected = jax.nn.softmax(load_run(finished[0]).logits(images))
+    np.testing.assert_allclose([list(row["probabilities"].values()) for row in rows], expected, rtol=1e-5)
+    assert [(row["file"], row["class"]) for row in rows] == list(zip(files, map(str, expected.argmax(1)), strict=True))
+    assert command("predict", str(finished[0]), files[0]) == 0
+    assert capsys.readouterr().out.splitlines()[1].split() == [files[0], rows[0]["class"], f"{expected[0].max():.1%}"]
+    Image.new("L", (9, 8)).save(files[0])
+    for arguments, message in ((files, "images must have shape (batch, 8, 8, 1), got (1, 8, 9, 1)"), ((), "needs an")):
+        assert command("predict", str(finished[0]), *arguments) == 2
+        assert message in capsys.readouterr().err
+
+
+@one_run
+def test_runs_averages_runs_that_differ_in_their_seeds(finished, unfinished, tmp_path, capsys):
+    accuracies = [0.5, 0.6, 0.9]
+    for seed, accuracy in enumerate(accuracies):
+        run = shutil.copytree(finished[0], tmp_path / str(seed))
+        values = {"seed": seed, "weight_decay": 1e-3 * (seed > 1)}
+        (run / "config.json").write_text(json.dumps(json.loads((run / "config.json").read_text()) | values))
+        lines = [json.loads(line) for line in (run / "metrics.jsonl").read_text().splitlines()]
+        lines = [line | {"accuracy": accuracy} if line["event"] == "eval" else line for line in lines]
+        (run / "metrics.jsonl").write_text("".join(f"{json.dumps(line)}\n" for line in lines))
+    assert command("runs", str(tmp_path), "--aggregate", "--json") == 0
+    both, other = json.loads(capsys.readouterr().out)
+    assert both["eval_accuracy"] == pytest.approx(0.55) and both["runs"] == [str(tmp_path / seed) for seed in "01"]
+    assert both["high"] - both["eval_accuracy"] == pytest.approx(
+        12.706 * 0.05, rel=1e-3
+    )  # t with one degree of freedom
+    assert other["eval_accuracy"] == 0.9 and other["low"] is None and len(other["runs"]) == 1
+    assert command("runs", str(tmp_path), "--aggregate") == 0
+    assert capsys.readouterr().out.splitlines()[1].split()[-5:] == ["55.00%", "-8.53", "to", "118.53%", "2"]
 
 
 @pytest.mark.parametrize(
