@@ -71,4 +71,5 @@ def _options(preset: runs.TrainConfig, config: runs.TrainConfig) -> Iterator[str
         if isinstance(value, bool):
             yield f"{prefix}{'' if value else 'no-'}{field}"
         else:
-            yield from (f"{prefix}{field}", *map(str, value if isinstance(value, list) else [value]))
+            words = value if isinstance(value, list) else [value]
+            yield from (f"{prefix}{field}", *(f"{word:g}" if isinstance(word, float) else str(word) for word in words))

@@ -39,7 +39,8 @@ def difference_figure(rows: Sequence[Mapping[str, Any]], title: str | None = Non
                 continue
             mean, low, high = (difference[bound] for bound in ("mean", "low", "high"))
             ax.errorbar(mean, index, xerr=[[mean - low], [high - mean]], fmt="o", color="black", capsize=4)
-        ax.set_xlabel(f"accuracy {label} (points, 95% interval)")
+        ax.set_title(f"accuracy {label}", fontsize=10)
+        ax.set_xlabel("points, with 95% intervals")
         ax.grid(axis="x", alpha=0.3)
     axes[0].set_yticks(range(len(rows)), [escape(row["name"]) for row in rows])
     axes[0].invert_yaxis()
