@@ -29,9 +29,10 @@ from dropcluster_jax.runs import (
 from dropcluster_jax.runs import folder as run_folder
 from dropcluster_jax.runs.config import as_path
 from dropcluster_jax.runs.console import task_progress
-from dropcluster_jax.runs.load import merge_evaluation, read_evaluation
+from dropcluster_jax.runs.evaluation import merge_evaluation, read_evaluation
 
 _NUM_SEVERITIES = 5
+_NUM_WORST = 3  # classes to print
 
 
 @dataclasses.dataclass(frozen=True)
@@ -72,15 +73,23 @@ class Evaluate:
             start("evaluating")
             previous = read_evaluation(folder)
             options = {name: getattr(self, name) for name in ("best", "data_dir", "allow_changed_data")}
-            results = evaluate_run(folder, corruptions=names, **options, log=log, notify=_print_to_stderr)
+            pictures = folder / run_folder.PICTURES
+            results = evaluate_run(
+                folder, corruptions=names, pictures=pictures, **options, log=log, notify=_print_to_stderr
+            )
         results = merge_evaluation(previous, results)
         if self.json:
             print(run_folder.to_json(results, indent=2))
         elif self.corruptions:
             print(f"mean over corrupted images: {100 * results['mean_corrupted_accuracy']:.2f}%")
         run_folder.write_json(folder / run_folder.EVALUATION, results)
-        if not self.json:
-            print(f"checkpoint of step {results['step']}; results: {folder / run_folder.EVALUATION}")
+        if self.json:
+            return
+        accuracies = results["predictions"]["accuracy_by_class"]
+        worst = sorted(accuracies, key=lambda name: accuracies[name])[:_NUM_WORST]
+        print(f"least accurate classes: {', '.join(f'{name} {accuracies[name]:.1%}' for name in worst)}")
+        print(f"expected calibration error: {results['predictions']['calibration']['error']:.1%}")
+        print(f"checkpoint of step {results['step']}; results: {folder / run_folder.EVALUATION}, {pictures}")
 
 
 @dataclasses.dataclass(frozen=True)

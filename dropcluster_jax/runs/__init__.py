@@ -4,7 +4,8 @@ from dropcluster_jax.data.config import DataConfig
 from dropcluster_jax.runs.checkpoints import Checkpointer, CheckpointMismatchError, CorruptCheckpointError
 from dropcluster_jax.runs.comparison import BudgetError, CompareConfig, compare
 from dropcluster_jax.runs.config import AugmentConfig, CheckpointConfig, DropConfig, TrainConfig
-from dropcluster_jax.runs.load import LoadedRun, evaluate_run, list_runs, load_run
+from dropcluster_jax.runs.evaluation import evaluate_run
+from dropcluster_jax.runs.load import LoadedRun, list_runs, load_run
 from dropcluster_jax.runs.log import read_history
 from dropcluster_jax.runs.presets import PRESETS
 from dropcluster_jax.runs.tensorboard import TensorBoard

@@ -9,33 +9,26 @@ from typing import Any, NamedTuple
 
 import jax
 import jax.numpy as jnp
-import numpy as np
 from etils import epath
 from jaxtyping import Array, Float, PyTree, UInt8
 
 from dropcluster_jax.data import (
-    ArrayExamples,
     Dataset,
     DatasetSpec,
     Loader,
-    corrupt,
-    corrupted_test,
-    make_loader,
     normalize,
 )
-from dropcluster_jax.data.corrupted import computed_origin
 from dropcluster_jax.data.decoding import decode, decode_center
 from dropcluster_jax.data.opening import open_data
 from dropcluster_jax.models import ResNet
 from dropcluster_jax.runs.build import abstract_state, make_model, make_run_steps
 from dropcluster_jax.runs.checkpoints import Checkpointer
 from dropcluster_jax.runs.config import TrainConfig, as_path, without_runtime_fields
-from dropcluster_jax.runs.folder import CHECKPOINTS, EVALUATION, METRICS, is_run, read_config, read_json, read_summary
+from dropcluster_jax.runs.folder import CHECKPOINTS, METRICS, is_run, read_config, read_summary
 from dropcluster_jax.runs.intervals import interval
 from dropcluster_jax.runs.log import read_entries
 from dropcluster_jax.training.data_parallel import DataParallel
-from dropcluster_jax.training.loop import evaluate
-from dropcluster_jax.training.steps import Batch, TrainState
+from dropcluster_jax.training.steps import TrainState
 
 
 def list_runs(folder: str | os.PathLike[str], *, aggregate: bool = False) -> list[dict[str, Any]]:
@@ -267,95 +260,6 @@ def load_run(
     return LoadedRun(model, state.variables(ema=True), config, spec, int(state.step), state)
 
 
-def evaluate_run(
-    folder: str | os.PathLike[str],
-    *,
-    best: bool = False,
-    corruptions: Iterable[str] = (),
-    data_dir: str | None = None,
-    allow_changed_data: bool = False,
-    log: Callable[[dict[str, Any]], None] = lambda result: None,
-    notify: Callable[[str], None] = print,
-) -> dict[str, Any]:
-    """Evaluates the network of a run on its test images, and on corrupted ones.
-
-    These are the test images of the dataset, even if the run was evaluated on validation images during training.
-
-    Args:
-        folder: Run folder.
-        best: Whether to evaluate the checkpoint with the best accuracy on validation images.
-        corruptions: Names of `CORRUPTIONS`, each of which is evaluated at five severities.
-        data_dir: TFDS data directory, if not the one the run used, or the folder that an archive or image folder has
-            been moved to.
-        allow_changed_data: Whether to evaluate on data that are not those the run was trained on. Labels are compared
-            by index; the number of classes and the image shape must be the same.
-        log: Called with each result: `corruption` (None for the original images), `severity`, `accuracy`, `loss`,
-            `count` and `origin`.
-        notify: Called with a message if a checkpoint is damaged or the data have changed.
-
-    Returns:
-        `step`, the step of the checkpoint; `test`, the result on the original images; `corrupted`, a list of the other
-        results; `mean_corrupted_accuracy`, None if there are none; and `changed_data`, a list of how the data differ
-        from those the run was trained on.
-
-    Raises:
-        FileNotFoundError, CorruptCheckpointError, ImportError: As in `load_run` and `data.load`.
-        ValueError: As in `load_run` and `data.load`; if the data have changed, unless that is allowed.
-
-    Example:
-        >>> evaluate_run("runs/digts")
-        Traceback (most recent call last):
-        FileNotFoundError: runs/digts is not a run folder: it has no config.json of a run
-    """
-    loaded = load_run(folder, best=best, notify=notify)
-    config = loaded.config
-    if data_dir is not None:
-        config = dataclasses.replace(config, data=dataclasses.replace(config.data, dir=data_dir))
-    dataset, loader, differences = open_run_data(config, loaded.spec, allow_changed_data, notify)
-    if config.data.evaluate_on == "validation":
-        tested = dataclasses.replace(config.data, evaluate_on="test")
-        dataset, loader = open_data(tested, config.batch_size, config.seed, fake=config.fake_data)
-    evaluate_step = jax.jit(make_run_steps(config, loaded.model, loaded.spec).evaluate)
-
-    def measure(batches: Iterable[Batch], corruption: str | None, severity: int, origin: str) -> dict[str, Any]:
-        metrics = evaluate(evaluate_step, loaded.state, batches)
-        result = {"corruption": corruption, "severity": severity, **metrics, "origin": origin}
-        log(result)
-        return result
-
-    clean = measure(loader.test(), None, 0, dataset.name)
-    corrupted = []
-    for name in corruptions:
-        for severity in range(1, 6):
-            batches, origin = _corrupted_batches(dataset, loader, config, name, severity)
-            corrupted.append(measure(batches, name, severity, origin))
-    mean = float(np.mean([result["accuracy"] for result in corrupted])) if corrupted else None
-    return {
-        "step": loaded.step,
-        "test": clean,
-        "corrupted": corrupted,
-        "mean_corrupted_accuracy": mean,
-        "changed_data": differences,
-    }
-
-
-def _corrupted_batches(
-    dataset: Dataset, loader: Loader, config: TrainConfig, name: str, severity: int
-) -> tuple[Iterable[Batch], str]:
-    """Returns corrupted test batches and the origin of the images."""
-    if isinstance(dataset.test, ArrayExamples):
-        examples, origin = corrupted_test(dataset, name, severity, data_dir=config.data.dir)
-        loader = make_loader(dataclasses.replace(dataset, train=examples, test=examples), config.batch_size)
-        return loader.test(), origin
-
-    def stream() -> Iterator[Batch]:
-        for index, batch in enumerate(loader.test()):
-            key = jax.random.fold_in(jax.random.key(0), index)
-            yield {**batch, "image": jnp.asarray(corrupt(name, severity, key, np.asarray(batch["image"])))}
-
-    return stream(), computed_origin(name)
-
-
 def open_run_data(
     config: TrainConfig, spec: DatasetSpec, allow_changed_data: bool, notify: Callable[[str], None]
 ) -> tuple[Dataset, Loader, list[str]]:
@@ -382,21 +286,3 @@ def open_run_data(
             raise ValueError(f"{message}; --allow-changed-data uses them anyway")
         notify(message)
     return dataset, loader, differences
-
-
-def read_evaluation(folder: epath.Path) -> dict[str, Any]:
-    """Returns the content of `evaluation.json`, empty if there is none; raises ValueError if it is damaged."""
-    try:
-        return read_json(folder / EVALUATION)
-    except FileNotFoundError:
-        return {}
-
-
-def merge_evaluation(previous: Mapping[str, Any], evaluation: Mapping[str, Any]) -> dict[str, Any]:
-    """Adds the earlier results on corrupted images of the same checkpoint and data, unless there are new ones."""
-    if evaluation["corrupted"]:
-        return dict(evaluation)
-    if previous.get("step") != evaluation["step"] or previous.get("changed_data", []) != evaluation["changed_data"]:
-        return dict(evaluation)
-    names = ("corrupted", "mean_corrupted_accuracy")
-    return {**evaluation, **{name: previous[name] for name in names if name in previous}}

@@ -9,6 +9,7 @@ from dropcluster_jax.viz.curves import curve_figure, quality_figure
 from dropcluster_jax.viz.differences import difference_figure
 from dropcluster_jax.viz.images import image_figure
 from dropcluster_jax.viz.masks import mask_figure
+from dropcluster_jax.viz.predictions import prediction_figure
 
 __all__ = [
     "cluster_animation",
@@ -18,5 +19,6 @@ __all__ = [
     "difference_figure",
     "image_figure",
     "mask_figure",
+    "prediction_figure",
     "quality_figure",
 ]

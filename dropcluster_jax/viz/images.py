@@ -16,7 +16,7 @@ def image_figure(images: np.ndarray, titles: Sequence[str], columns: int = 8, ti
 
     Args:
         images: uint8 array `(num_images, height, width, 1 or 3)`.
-        titles: Title of each image, truncated to 18 characters.
+        titles: Title of each image, whose lines are truncated to 18 characters.
         columns: Images per row.
         title: Title of the figure.
 
@@ -42,5 +42,6 @@ def image_figure(images: np.ndarray, titles: Sequence[str], columns: int = 8, ti
         ax.set_axis_off()
     for ax, image, text in zip(axes, images, titles, strict=False):
         show_image(ax, image)
-        ax.set_title(escape(text if len(text) <= 18 else f"{text[:17]}…"), fontsize=7)
+        lines = (line if len(line) <= 18 else f"{line[:17]}…" for line in text.splitlines())
+        ax.set_title(escape("\n".join(lines)), fontsize=7)
     return figure

@@ -31,7 +31,13 @@ def test_evaluate_reproduces_the_logged_accuracy(finished, capsys):
     assert results["test"]["accuracy"] == pytest.approx(test["accuracy"])
     assert results["test"]["loss"] == pytest.approx(test["loss"], rel=1e-5)
     assert json.loads((folder / "evaluation.json").read_text()) == results
+    predictions = results["predictions"]
+    wrong = 360 - round(360 * test["accuracy"])
+    assert sum(row["count"] for row in predictions["confusions"]) == wrong and len(predictions["mistakes"]) == 24
+    assert list(predictions["accuracy_by_class"]) == list("0123456789") and 0 < predictions["calibration"]["error"] < 1
+    assert {path.name for path in (folder / "pictures").iterdir()} >= {"mistakes.png", "predictions.png"}
     (folder / "evaluation.json").unlink()
+    shutil.rmtree(folder / "pictures")
 
 
 @one_run
@@ -477,7 +483,6 @@ def test_errors_are_one_line_with_a_hint(arguments, message, capsys, tmp_path, m
         ("sklearn", "train", "train digits --steps 1 --out new"),
         ("matplotlib", "plot", "plot run"),
         ("matplotlib", "plot", "clusters run"),
-        ("matplotlib", "tensorboard", "train digits --steps 1 --tensorboard --out new"),
         ("tensorboardX", "tensorboard", "train digits --steps 1 --tensorboard --out new"),
     ],
 )

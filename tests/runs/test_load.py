@@ -20,8 +20,9 @@ from dropcluster_jax.runs import (
 from dropcluster_jax.runs import folder as run_folder
 from dropcluster_jax.runs import load as load_module
 from dropcluster_jax.runs.config import as_path
+from dropcluster_jax.runs.evaluation import merge_evaluation, read_evaluation
 from dropcluster_jax.runs.figures import draw_run_clusters, draw_run_curves
-from dropcluster_jax.runs.load import merge_evaluation, open_run_data, read_evaluation
+from dropcluster_jax.runs.load import open_run_data
 
 
 @pytest.mark.parametrize(
@@ -47,10 +48,12 @@ def test_runs_are_listed_with_their_results(tmp_path):
     common = {"model": "resnet8", "data": "digits"}
     assert deep == {
         **{"run": str(tmp_path / "b" / "deep"), "method": "drop_cluster", "rate": 0.1, "seed": 0, **common},
+        **{"size": 4.0, "fill": "zero", "places": ["stage1", "stage2"]},
         **{"step": 4, "finished": True, "eval_accuracy": 0.75, "seconds": 3.5},
     }
     assert unfinished == {
         **{"run": str(tmp_path / "a"), "method": "none", "rate": 0.0, "seed": 3, **common},
+        **{"size": None, "fill": None, "places": []},
         **{"step": 4, "finished": False, "eval_accuracy": 0.5, "seconds": None},
     }
     assert (new["step"], new["eval_accuracy"], new["finished"]) == (0, None, False)
