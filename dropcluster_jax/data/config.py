@@ -15,8 +15,6 @@ class DataConfig:
     dir: str | None = None
     """TFDS data directory, local or at gs://. Default: $TFDS_DATA_DIR, otherwise ~/tensorflow_datasets. For folder:PATH
     and npz:PATH, the folder that a relative PATH starts from. Default: the current one."""
-    download: bool = False
-    """Let TFDS download and prepare the dataset if it is missing."""
     train_split: str | None = None
     """Split to train on, or a slice of it, e.g. "train[:45000]"."""
     test_split: str | None = None

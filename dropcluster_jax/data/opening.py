@@ -23,8 +23,8 @@ from dropcluster_jax.data.subsets import stratified_split, stratified_subset
 _UNUSED = {
     "digits": ("test_fraction", "image_size"),
     "tfds": ("test_fraction",),
-    "folder": ("train_split", "download"),
-    "npz": ("train_split", "test_split", "download", "image_size", "skip_corrupt"),
+    "folder": ("train_split",),
+    "npz": ("train_split", "test_split", "image_size", "skip_corrupt"),
 }
 
 
@@ -72,7 +72,6 @@ def load(data: DataConfig | str, **options: Any) -> Dataset:
             - `skip_corrupt`: Whether to leave out images that are damaged, of an unsupported kind or without a valid
               label, and to list them in `Dataset.skipped`; all images are decoded once to find them. By default, they
               are errors. Files that cannot be opened are always errors.
-            - `download`: Whether TFDS may download and prepare the dataset if it is missing.
 
     Returns:
         The dataset. Examples are in their stored order; arrays read from TFDS or a folder are read-only. Encoded images
@@ -83,7 +82,7 @@ def load(data: DataConfig | str, **options: Any) -> Dataset:
         CorruptImageError: If an image is damaged, of an unsupported kind or without a valid label; a ValueError.
         FileNotFoundError: If the dataset does not exist.
         ImportError: If scikit-learn, TFDS or Pillow is needed and not installed.
-        OSError: If the dataset cannot be downloaded, or a file cannot be read.
+        OSError: If a file cannot be read.
         TypeError: If an option is not a field of `DataConfig`.
         ValueError: If an option or split is invalid for this dataset, or the dataset does not contain labeled images of
             1 or 3 channels and, without `image_size`, equal size.
