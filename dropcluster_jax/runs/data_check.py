@@ -11,7 +11,6 @@ from etils import epath
 
 from dropcluster_jax.data import (
     CORRUPTIONS,
-    EXTRA_CORRUPTIONS,
     Dataset,
     InMemoryLoader,
     Loader,
@@ -159,9 +158,8 @@ def _draw(dataset: Dataset, batch: Mapping[str, np.ndarray], folder: epath.Path)
     titles = [dataset.classes[label] for label in batch["label"]]
     samples = image_figure(images, titles, title=f"{dataset.name}: training images")
     save_figure(samples, folder / "images.png", _DPI)
-    names = [name for name in (*CORRUPTIONS, *EXTRA_CORRUPTIONS) if name != "saturate" or images.shape[-1] == 3]
     sheet, titles = [], []
-    for name in names:
+    for name in CORRUPTIONS:
         corrupted = [corrupt(name, severity, jax.random.key(0), images[:1])[0] for severity in _SEVERITIES]
         sheet += [images[0], *corrupted]
         titles += [name, *(f"severity {severity}" for severity in _SEVERITIES)]

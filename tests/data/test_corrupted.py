@@ -63,7 +63,7 @@ def test_published_images_are_used_only_for_the_test_split_of_cifar10(tmp_path):
 
 
 def test_missing_data_dir_raises(tmp_path):
-    with pytest.raises(FileNotFoundError, match=r"dir must be a folder, got .*nowhere"):
+    with pytest.raises(FileNotFoundError, match=r"dir or TFDS_DATA_DIR must be a folder, got .*nowhere"):
         corrupted_test(CIFAR10, "fog", 2, data_dir=tmp_path / "nowhere")
 
 
