@@ -19,6 +19,7 @@ from dropcluster_jax.data.loaders import Loader, make_loader
 from dropcluster_jax.data.reading import read_dataset
 from dropcluster_jax.data.subsets import stratified_split, stratified_subset
 
+_TEST_FRACTION = 0.2  # The default of `test_fraction`.
 # The options that do not apply to a kind of dataset.
 _UNUSED = {
     "digits": ("test_fraction", "image_size"),
@@ -109,6 +110,7 @@ def load(data: DataConfig | str, **options: Any) -> Dataset:
         dataset = load_digits(config)
     else:
         dataset = load_tfds(config)
+    dataset = _split_off_test(dataset, config)
     if not isinstance(dataset.train, ArrayExamples):
         dataset = read_dataset(dataset, config.skip_corrupt)
     return _select(dataset, config)
@@ -157,6 +159,17 @@ def _locate(config: DataConfig, path: str) -> pathlib.Path:
     if not stored.is_absolute() and (base / stored).exists():
         return base / stored
     return base / stored.name
+
+
+def _split_off_test(dataset: Dataset, config: DataConfig) -> Dataset:
+    """Divides each class of a dataset without a test split, whose `test` is `train`."""
+    if dataset.test is not dataset.train:
+        if config.test_fraction is not None:
+            raise ValueError(f"test_fraction applies to data without a test split, {dataset.name!r} has one")
+        return dataset
+    indices = stratified_split(dataset.train.labels, config.test_fraction or _TEST_FRACTION, dataset.classes)
+    train, test = map(dataset.train.take, indices)
+    return dataclasses.replace(dataset, train=train, test=test)
 
 
 def _select(dataset: Dataset, config: DataConfig) -> Dataset:

@@ -5,8 +5,6 @@ from collections.abc import Sequence
 import numpy as np
 from jaxtyping import Int, Int32
 
-DEFAULT_TEST_FRACTION = 0.2  # Of folders and archives without a test split.
-
 
 def stratified_subset(
     labels: Int32[np.ndarray, " examples"],

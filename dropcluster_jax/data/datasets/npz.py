@@ -1,6 +1,5 @@
 """Datasets stored in a NumPy archive, `.npz`."""
 
-import dataclasses
 import pathlib
 import struct
 import zipfile
@@ -11,7 +10,6 @@ import numpy as np
 from dropcluster_jax.data.config import DataConfig
 from dropcluster_jax.data.dataset import Dataset
 from dropcluster_jax.data.examples import ArrayExamples
-from dropcluster_jax.data.subsets import DEFAULT_TEST_FRACTION, stratified_split
 
 # Names of images and labels for training and for testing: ours, which are also those of MedMNIST, and those of Keras.
 _WITH_TEST_SPLIT = (
@@ -26,7 +24,10 @@ _ARCHIVE_ERRORS = (OSError, ValueError, EOFError, RuntimeError, zipfile.BadZipFi
 
 
 def load_npz(config: DataConfig, path: pathlib.Path) -> Dataset:
-    """Loads and validates the arrays of an archive, without pickle, so that no code in it is run."""
+    """Loads and validates the arrays of an archive, without pickle, so that no code in it is run.
+
+    Without a test split, `test` is `train`.
+    """
     arrays = _read(config.name, path)
     names, mean, std = (arrays.pop(key, None) for key in ("classes", "mean", "std"))
     layouts = (*_WITH_TEST_SPLIT, _WITHOUT_TEST_SPLIT)
@@ -37,16 +38,11 @@ def load_npz(config: DataConfig, path: pathlib.Path) -> Dataset:
             f"but contains {', '.join(sorted(arrays)) or 'nothing'}"
         )
     splits = [_examples(path, arrays, *pair) for pair in zip(keys[::2], keys[1::2], strict=True)]
-    classes = _classes(path, names, [split.labels for split in splits])
-    mean_std = _mean_and_std(path, mean, std, splits[0].shape[-1])
-    dataset = Dataset(config.name, splits[0], splits[-1], classes, mean_std=mean_std)
-    if keys == _WITHOUT_TEST_SPLIT:
-        indices = stratified_split(dataset.train.labels, config.test_fraction or DEFAULT_TEST_FRACTION, classes)
-        train, test = map(splits[0].take, indices)
-        return dataclasses.replace(dataset, train=train, test=test)
-    if config.test_fraction is not None:
-        raise ValueError(f"test_fraction applies to archives without a test split, {path} has one")
-    return dataset
+    if (mean is None) != (std is None):
+        raise ValueError(f"{path} must contain both mean and std, or neither")
+    mean_std = None if mean is None or std is None else (_floats(mean), _floats(std))
+    classes = _numbered(path, [split.labels for split in splits]) if names is None else tuple(np.ravel(names).tolist())
+    return Dataset(config.name, splits[0], splits[-1], classes, mean_std=mean_std)
 
 
 def _read(name: str, path: pathlib.Path) -> dict[str, np.ndarray]:
@@ -80,30 +76,16 @@ def _examples(path: pathlib.Path, arrays: dict[str, np.ndarray], images_key: str
     return examples
 
 
-def _mean_and_std(
-    path: pathlib.Path, mean: np.ndarray | None, std: np.ndarray | None, channels: int
-) -> tuple[tuple[float, ...], tuple[float, ...]] | None:
-    if mean is None and std is None:
-        return None
-    for array in (mean, std):
-        if array is None or array.dtype.kind != "f" or array.shape != (channels,) or not np.isfinite(array).all():
-            raise ValueError(
-                f"{path} must contain both mean and std, as finite floats of shape ({channels},), or neither"
-            )
-    assert mean is not None and std is not None
-    return tuple(mean.tolist()), tuple(std.tolist())
+def _floats(array: np.ndarray) -> tuple[float, ...]:
+    return tuple(np.ravel(array).astype(float).tolist())
 
 
-def _classes(path: pathlib.Path, names: np.ndarray | None, labels: list[np.ndarray]) -> tuple[str, ...]:
-    """Returns the class names, by default the labels, which must then be 0, 1, 2, ..."""
-    if names is None:
-        distinct = np.unique(np.concatenate(labels))
-        if len(distinct) and (distinct[0] != 0 or distinct[-1] != len(distinct) - 1):
-            raise ValueError(
-                f"labels of {path} must be consecutive from 0, because it does not contain classes, "
-                f"got {len(distinct)} distinct labels from {distinct[0]} to {distinct[-1]}"
-            )
-        return tuple(map(str, range(len(distinct))))
-    if names.ndim != 1 or names.dtype.kind != "U":
-        raise ValueError(f"classes of {path} must be a list of strings, got {names.dtype} of shape {names.shape}")
-    return tuple(names.tolist())
+def _numbered(path: pathlib.Path, labels: list[np.ndarray]) -> tuple[str, ...]:
+    """Returns the labels, which must be 0, 1, 2, ..., as class names."""
+    distinct = np.unique(np.concatenate(labels))
+    if distinct[0] != 0 or distinct[-1] != len(distinct) - 1:
+        raise ValueError(
+            f"labels of {path} must be consecutive from 0, or classes must name them; "
+            f"got {len(distinct)} distinct labels from {distinct[0]} to {distinct[-1]}"
+        )
+    return tuple(map(str, distinct.tolist()))

@@ -47,7 +47,7 @@ def load_tfds(config: DataConfig) -> Dataset:
     image_size = config.image_size
     if image_size is None and spec is not None and spec.encoded:
         image_size = spec.image_shape[0]
-    mean_std = None if spec is None else (spec.mean, spec.std)
+    mean_std = (spec.mean, spec.std) if spec is not None and len(spec.mean) == channels else None
     return Dataset(name, train, test, classes, image_size, splits["test_split"], mean_std)
 
 

@@ -21,7 +21,7 @@ def test_archive_with_test_split_is_loaded_unchanged(tmp_path):
     np.testing.assert_array_equal(data.test.labels, LABELS[:8])
     assert data.train.labels.dtype == np.int32
     assert data.classes == ("0", "1", "2", "3") and data.spec.image_shape == (4, 5, 3)
-    with pytest.raises(ValueError, match="test_fraction applies to archives without a test split"):
+    with pytest.raises(ValueError, match="test_fraction applies to data without a test split, 'npz:"):
         load(name, test_fraction=0.1)
 
 
@@ -65,7 +65,7 @@ def test_archive_without_test_split_is_split_by_class(tmp_path):
             {"images": IMAGES, "labels": LABELS, "classes": np.array(["a", "b", "c"])},
             r"labels of .* must be in \[0, 3\), got 3 at index 3",
         ),
-        ({"images": IMAGES, "labels": LABELS, "classes": np.arange(4)}, "classes of .* must be a list of strings"),
+        ({"images": IMAGES, "labels": LABELS, "classes": np.arange(4)}, "classes of .* must be a sequence of strings"),
         ({"images": IMAGES, "labels": LABELS.astype(object)}, "cannot be read as an .npz archive: .*pickle"),
     ],
 )
@@ -113,13 +113,13 @@ def test_mean_and_std_of_an_archive_are_used(tmp_path):
 @pytest.mark.parametrize(
     ("constants", "message"),
     [
-        ({"mean": [0.5] * 3}, r"must contain both mean and std, as finite floats of shape \(3,\), or neither"),
+        ({"mean": [0.5] * 3}, "must contain both mean and std, or neither"),
         ({"std": [0.5] * 3}, "must contain both mean and std"),
-        ({"mean": [0.5], "std": [0.5]}, r"as finite floats of shape \(3,\)"),
-        ({"mean": [0.5] * 3, "std": [0.5, float("nan"), 0.5]}, "as finite floats"),
-        ({"mean": [1, 2, 3], "std": [0.5] * 3}, "as finite floats"),
-        ({"mean": [0.5] * 3, "std": [0.5, 0.0, 0.5]}, r"must be those of pixel values in \[0, 1\]"),
-        ({"mean": [0.5] * 3, "std": [0.5, -1.0, 0.5]}, "must be those of pixel values"),
+        ({"mean": [0.5], "std": [0.5]}, "must be those of 3 channels"),
+        ({"mean": [0.5] * 3, "std": [0.5, float("nan"), 0.5]}, "must be those of 3 channels"),
+        ({"mean": [1, 2, 3], "std": [0.5] * 3}, r"pixel values in \[0, 1\]"),
+        ({"mean": [0.5] * 3, "std": [0.5, 0.0, 0.5]}, r"pixel values in \[0, 1\]"),
+        ({"mean": [0.5] * 3, "std": [0.5, -1.0, 0.5]}, "must be those of 3 channels"),
         ({"mean": [125.0] * 3, "std": [60.0] * 3}, "divide constants of values up to 255 by 255"),
     ],
 )
