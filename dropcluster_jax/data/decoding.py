@@ -89,17 +89,12 @@ def _open(encoded: bytes, location: str) -> Any:
         from PIL import Image
 
     with _reraise_as_corrupt(location):
-        try:
-            image = Image.open(io.BytesIO(encoded), formats=_FORMATS)
-            width, height = image.size
-        except (Image.DecompressionBombError, Image.DecompressionBombWarning) as error:
-            raise CorruptImageError(f"{location} claims more than {MAX_PIXELS:,} pixels and was not decoded") from error
-    if width * height > MAX_PIXELS:
+        image = Image.open(io.BytesIO(encoded), formats=_FORMATS)
+    if image.width * image.height > MAX_PIXELS or min(image.size) < MIN_SIDE:
         raise CorruptImageError(
-            f"{location} claims {width}x{height} pixels, more than {MAX_PIXELS:,}, and was not decoded"
+            f"{location} has {image.width}x{image.height} pixels and was not decoded; each side must have at least "
+            f"{MIN_SIDE}, and the image at most {MAX_PIXELS:,}"
         )
-    if min(width, height) < MIN_SIDE:
-        raise CorruptImageError(f"{location} has {width}x{height} pixels, each side must have at least {MIN_SIDE}")
     # Pillow reads the high byte of 16-bit colors. The header of a PNG has the depth in its 25th byte.
     if image.mode.startswith(("I", "F")) or (image.format == "PNG" and encoded[24] > 8):
         raise CorruptImageError(f"{location} has more than 8 bits per channel; convert it to 8 bits")
@@ -156,12 +151,22 @@ def _crop(image: Any, location: str, box: tuple[float, float, float, float], siz
 
 @contextlib.contextmanager
 def _reraise_as_corrupt(location: str) -> Iterator[None]:
-    """Converts the errors that Pillow raises for damaged files to `CorruptImageError`."""
+    """Converts the errors that Pillow raises for damaged and very large files to `CorruptImageError`."""
+    from PIL import Image
+
     try:
         yield
     except CorruptImageError:
         raise
-    except (OSError, SyntaxError, ValueError, EOFError, struct.error, zlib.error) as error:
+    except (
+        OSError,
+        SyntaxError,
+        ValueError,
+        EOFError,
+        struct.error,
+        zlib.error,
+        Image.DecompressionBombError,
+    ) as error:
         reason = str(error).split(" <_io")[0].removesuffix("cannot identify image file")
         detail = f": {reason}" if reason else ""
         raise CorruptImageError(f"{location} cannot be read as a JPEG, PNG or WebP image{detail}") from error

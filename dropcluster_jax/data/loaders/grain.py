@@ -33,7 +33,7 @@ class GrainLoader(Loader):
 
     Each batch is read by one thread or worker, and transferred to the device while the previous one is in use. With
     multiple processes, each reads its part of every batch and needs access to all files. Corrupt images raise
-    `CorruptImageError`. `process_index` and `process_count` are by default JAX's.
+    `CorruptImageError`.
 
     Example:
         >>> from dropcluster_jax.data import InMemoryLoader, load
@@ -56,18 +56,14 @@ class GrainLoader(Loader):
         random_crop: bool = False,
         flip: bool = False,
         workers: int = 0,
-        process_index: int | None = None,
-        process_count: int | None = None,
     ) -> None:
         with optional_import("Grain"):
             import grain
 
         check_integer("workers", workers, 0)
-        process_index = jax.process_index() if process_index is None else process_index
-        process_count = jax.process_count() if process_count is None else process_count
-        super().__init__(dataset, batch_size, seed, sharding, process_count)
+        process = (jax.process_index(), jax.process_count())
+        super().__init__(dataset, batch_size, seed, sharding, process[1])
         self._grain, self._workers = grain, workers
-        process = (process_index, process_count)
         self._train = _Reader(dataset.train, dataset.image_size, self._order, process, random_crop, flip)
         self._test = dataclasses.replace(self._train, examples=dataset.test)
 

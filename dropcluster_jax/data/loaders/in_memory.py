@@ -36,7 +36,7 @@ class InMemoryLoader(Loader):
     ) -> None:
         train, test = dataset.train, dataset.test
         if not (isinstance(train, ArrayExamples) and isinstance(test, ArrayExamples)):
-            raise TypeError(f"the examples of {dataset.name!r} must be arrays, got {type(dataset.train).__name__}")
+            raise ValueError(f"loader must be 'grain' or 'auto' for {dataset.name!r}, whose images are encoded")
         super().__init__(dataset, batch_size, seed, sharding)
         self._replicated = None if sharding is None else NamedSharding(sharding.mesh, PartitionSpec())
         self._train, self._test = self._replicate(train), self._replicate(test)

@@ -74,11 +74,8 @@ class BatchIterator:
             ValueError: If `state` is malformed, or belongs to an iterator with different settings.
         """
         settings = self._settings()
-        if set(state) != {"epoch", "batch", *settings}:
-            raise ValueError(f"state must contain epoch, batch, {', '.join(settings)}, got {state}")
-        for name, value in settings.items():
-            if state[name] != value:
-                raise ValueError(f"state must have {name} {value}, got {state[name]}")
+        if set(state) != {"epoch", "batch", *settings} or not settings.items() <= state.items():
+            raise ValueError(f"state must contain epoch, batch, and {settings}, got {state}")
         self.close()
         self._index = state["epoch"] * self._order.batches_per_epoch + state["batch"]
 

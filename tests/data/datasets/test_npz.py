@@ -47,13 +47,6 @@ def test_archive_without_test_split_is_split_by_class(tmp_path):
         ),
         ({"images": IMAGES[..., :2], "labels": LABELS}, r"1 or 3 channels and .*, got the shape \(20, 4, 5, 2\)"),
         ({"images": IMAGES[:0], "labels": LABELS[:0]}, r"at least one example, got the shape \(0, 4, 5, 3\)"),
-        ({"images": IMAGES, "labels": LABELS[1:]}, "must have the same length, got 20 and 19"),
-        ({"images": IMAGES, "labels": LABELS / 2}, "labels must be integers, got float64"),
-        (
-            {"images": IMAGES, "labels": np.eye(4, dtype=np.int64)[LABELS]},
-            r"labels must have shape \(examples,\) or \(examples, 1\), got \(20, 4\)",
-        ),
-        ({"images": IMAGES, "labels": LABELS + 2**32}, "labels must fit in int32, got values from 4294967296 to"),
         ({"images": IMAGES, "labels": LABELS - 1}, "consecutive from 0, .* got 4 distinct labels from -1 to 2"),
         ({"images": IMAGES, "labels": LABELS * 85}, "consecutive from 0, .* got 4 distinct labels from 0 to 255"),
         (
