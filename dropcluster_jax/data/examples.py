@@ -96,12 +96,8 @@ class FileExamples:
         return [file_stamp(path) for path in self.paths], self.labels.tolist()
 
     def fingerprint(self) -> str:
-        """Returns a hash of the labels and of the contents of the files, which are read once and then cached."""
-        digests = cached_blocks("digests", self.key, self._digests, len(self), str)
-        return _hash(digests.tolist(), self.labels.astype("<i4"))
-
-    def _digests(self, block: Sequence[int]) -> list[str]:
-        return [hashlib.sha256(encoded).hexdigest() for encoded, _ in self.read(block)]
+        """Returns a hash of the labels and of the contents of the files."""
+        return _hash(image_digests(self), self.labels.astype("<i4"))
 
     def location(self, index: int) -> str:
         return self.paths[index]
@@ -195,6 +191,17 @@ def cached_blocks(
 ) -> np.ndarray:
     """Returns the result of `map_blocks` as an array, which is cached."""
     return cached(name, key, lambda: {name: np.array(map_blocks(function, num_examples), dtype)})[name]
+
+
+def image_digests(examples: Examples) -> list[str]:
+    """Returns a hash of each image; encoded images are read once, and their hashes are cached."""
+    if isinstance(examples, ArrayExamples):
+        return [hashlib.sha256(image.tobytes()).hexdigest() for image in examples.images]
+
+    def digests(block: Sequence[int]) -> list[str]:
+        return [hashlib.sha256(encoded).hexdigest() for encoded, _ in examples.read(block)]
+
+    return cached_blocks("digests", examples.key, digests, len(examples), str).tolist()
 
 
 def _hash(description: Any, *arrays: np.ndarray) -> str:

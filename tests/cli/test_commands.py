@@ -190,6 +190,20 @@ def test_data_check_takes_all_images_of_a_small_dataset(few_corruptions, tmp_pat
     assert "first batch of 32 after" in capsys.readouterr().out and list(tmp_path.glob("runs/check-*/check.json"))
 
 
+@pytest.mark.parametrize("options", [(), ("--data.image-size", "8")], ids=["arrays", "encoded"])
+def test_data_check_counts_test_images_that_are_trained_on(few_corruptions, tmp_path, capsys, options):
+    for index, path in enumerate(("train/a/0", "train/a/1", "train/b/0", "test/a/0", "test/b/0", "test/b/1")):
+        (tmp_path / path).parent.mkdir(parents=True, exist_ok=True)
+        pixels = np.random.default_rng(min(index, 3)).integers(0, 256, (8, 8, 3), np.uint8)
+        Image.fromarray(pixels).save(tmp_path / f"{path}.png")
+    shutil.copy(tmp_path / "train/a/1.png", tmp_path / "test/b/1.png")
+    shutil.copy(tmp_path / "train/b/0.png", tmp_path / "test/a/0.png")
+    arguments = ("data", "check", f"folder:{tmp_path}", *options, "--out", str(tmp_path / "out"))
+    assert command(*arguments) == 0
+    assert "2 test images are also training images" in capsys.readouterr().out
+    assert json.loads((tmp_path / "out" / "check.json").read_text())["duplicates"] == 2
+
+
 @pytest.mark.slow
 def test_data_check_reports_and_draws_a_dataset(few_corruptions, tmp_path, capsys, photos):
     out = tmp_path / "out"
