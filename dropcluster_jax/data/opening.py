@@ -147,18 +147,9 @@ def _locate(config: DataConfig, path: str) -> pathlib.Path:
     """
     if not path:
         raise ValueError(f"name must include a path, {config.name.rstrip(':')}:PATH, got {config.name!r}")
-    try:
-        stored = pathlib.Path(path).expanduser()
-        if config.dir is None or (stored.is_absolute() and stored.exists()):
-            return stored
-        if "://" in config.dir:
-            raise ValueError(f"dir must be a local folder for {config.name!r}, got {config.dir}")
-        base = pathlib.Path(config.dir).expanduser()
-    except RuntimeError as error:  # A user without a home directory.
-        raise FileNotFoundError(f"{config.name!r} was not found: {error}") from error
-    if not stored.is_absolute() and (base / stored).exists():
-        return base / stored
-    return base / stored.name
+    base = os.path.expanduser(config.dir or "")
+    stored = pathlib.Path(base, os.path.expanduser(path))
+    return pathlib.Path(base, stored.name) if config.dir is not None and not stored.exists() else stored
 
 
 def _split_off_test(dataset: Dataset, config: DataConfig) -> Dataset:

@@ -12,13 +12,12 @@ from dropcluster_jax.data.dataset import Dataset
 from dropcluster_jax.data.examples import ArrayExamples
 
 # Names of images and labels for training and for testing: ours, which are also those of MedMNIST, and those of Keras.
-_WITH_TEST_SPLIT = (
+_LAYOUTS = (
     ("train_images", "train_labels", "test_images", "test_labels"),
     ("x_train", "y_train", "x_test", "y_test"),
+    ("images", "labels"),
 )
-_WITHOUT_TEST_SPLIT = ("images", "labels")
 _UNUSED = {"val_images", "val_labels", "x_val", "y_val"}  # The validation split of MedMNIST and Keras.
-_NPY_MAGIC = b"\x93NUMPY"
 # Errors of NumPy, zipfile and zlib for damaged, encrypted or pickled archives.
 _ARCHIVE_ERRORS = (OSError, ValueError, EOFError, RuntimeError, zipfile.BadZipFile, zlib.error, struct.error)
 
@@ -30,11 +29,10 @@ def load_npz(config: DataConfig, path: pathlib.Path) -> Dataset:
     """
     arrays = _read(config.name, path)
     names, mean, std = (arrays.pop(key, None) for key in ("classes", "mean", "std"))
-    layouts = (*_WITH_TEST_SPLIT, _WITHOUT_TEST_SPLIT)
-    keys = next((layout for layout in layouts if set(layout) == set(arrays) - _UNUSED), None)
+    keys = next((layout for layout in _LAYOUTS if set(layout) == set(arrays) - _UNUSED), None)
     if keys is None:
         raise ValueError(
-            f"{path} must contain {', or '.join(map(', '.join, layouts))}, and optionally classes, mean and std, "
+            f"{path} must contain {', or '.join(map(', '.join, _LAYOUTS))}, and optionally classes, mean and std, "
             f"but contains {', '.join(sorted(arrays)) or 'nothing'}"
         )
     splits = [_examples(path, arrays, *pair) for pair in zip(keys[::2], keys[1::2], strict=True)]
@@ -49,9 +47,6 @@ def _read(name: str, path: pathlib.Path) -> dict[str, np.ndarray]:
     if not path.is_file():
         raise FileNotFoundError(f"{name!r} was not found: {path} is not a file; create it with `numpy.savez`")
     try:
-        with path.open("rb") as stream:
-            if stream.read(len(_NPY_MAGIC)) == _NPY_MAGIC:
-                raise ValueError("it is a single array (.npy); use `numpy.savez(path, images=images, labels=labels)`")
         with zipfile.ZipFile(path):  # `numpy.load` takes files of other types for pickles
             pass
         with path.open("rb") as stream, np.load(stream, allow_pickle=False) as archive:

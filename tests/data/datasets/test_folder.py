@@ -121,7 +121,7 @@ def test_missing_and_empty_folders_raise(tmp_path):
     (tmp_path / "void").mkdir()
     with pytest.raises(ValueError, match="void contains no folders with images"):
         load(f"folder:{tmp_path / 'void'}")
-    with pytest.raises(FileNotFoundError, match="was not found: Could not determine home"):
+    with pytest.raises(FileNotFoundError, match="was not found: ~nobody-of-this-name/photos is not a folder"):
         load("folder:~nobody-of-this-name/photos")
 
 

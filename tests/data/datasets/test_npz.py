@@ -87,14 +87,6 @@ def test_archives_of_medmnist_and_keras_are_read(tmp_path, names, validation, ch
     assert data.spec.image_shape == (4, 5, *(channels or (1,))) and data.classes == ("0", "1", "2", "3")
 
 
-def test_single_array_is_not_an_archive(tmp_path):
-    np.save(tmp_path / "images.npy", IMAGES)
-    with pytest.raises(
-        ValueError, match=r"images\.npy cannot be read .*: it is a single array \(\.npy\); use `numpy\.savez"
-    ):
-        load(f"npz:{tmp_path / 'images.npy'}")
-
-
 def test_mean_and_std_of_an_archive_are_used(tmp_path):
     mean, std = np.array([0.1, 0.2, 0.3]), np.array([0.4, 0.5, 0.6])
     data = load(save(tmp_path, images=IMAGES, labels=LABELS, mean=mean, std=std))
@@ -131,13 +123,16 @@ def test_constant_channel_raises_with_a_remedy(tmp_path):
         _ = load(save(tmp_path, images=images, labels=LABELS)).spec
 
 
-@pytest.mark.parametrize("damage", ["text", "truncated", "empty", "foreign", "compressed"])
+@pytest.mark.parametrize("damage", ["text", "single array", "truncated", "empty", "foreign", "compressed"])
 def test_damaged_archives_raise(tmp_path, damage):
     name = save(tmp_path, images=IMAGES, labels=LABELS)
     path = tmp_path / "data.npz"
     if damage == "foreign":
         with zipfile.ZipFile(path, "w") as archive:
             archive.writestr("images", b"not an array")
+    elif damage == "single array":
+        with path.open("wb") as file:
+            np.save(file, IMAGES)
     elif damage == "compressed":
         images = np.random.default_rng(0).integers(0, 256, IMAGES.shape, np.uint8)
         np.savez_compressed(path, images=images, labels=LABELS)
@@ -146,6 +141,10 @@ def test_damaged_archives_raise(tmp_path, damage):
         path.write_bytes(content)
     else:
         path.write_bytes({"text": b"text", "truncated": path.read_bytes()[:300], "empty": b""}[damage])
-    reason = {"foreign": ": images is not an array", "text": ": File is not a zip file"}.get(damage, "")
+    reason = {
+        "foreign": ": images is not an array",
+        "text": ": File is not a zip file",
+        "single array": ": File is not a zip file",
+    }.get(damage, "")
     with pytest.raises(ValueError, match=rf"data\.npz cannot be read as an \.npz archive{reason}"):
         load(name)
