@@ -8,7 +8,7 @@ import signal
 import sys
 import threading
 import warnings
-from collections.abc import Iterable, Iterator
+from collections.abc import Generator, Iterable, Iterator
 from typing import Any
 
 import jax
@@ -67,7 +67,7 @@ class GrainLoader(Loader):
         self._train = _Reader(dataset.train, dataset.image_size, self._order, process, random_crop, flip)
         self._test = dataclasses.replace(self._train, examples=dataset.test)
 
-    def _train_from(self, first: int) -> Iterator[Batch]:
+    def _train_from(self, first: int) -> Generator[Batch]:
         return self._stream(self._grain.MapDataset.range(first, sys.maxsize).map(self._train.training_batch))
 
     def _test_batches(self, batches: Iterable[WeightedIndices]) -> Iterator[Batch]:
@@ -76,7 +76,7 @@ class GrainLoader(Loader):
     def _probe_batch(self, indices: Indices) -> Batch:
         return shard_batch(self._train.read(indices), self._sharding)
 
-    def _stream(self, host_batches: Any) -> Iterator[Batch]:
+    def _stream(self, host_batches: Any) -> Generator[Batch]:
         """Yields host batches on the device, read ahead by threads or workers."""
         grain = self._grain
         threads = 1 if self._workers else _num_cores()
