@@ -17,6 +17,7 @@ from dropcluster_jax.data.datasets.tfds import load_tfds
 from dropcluster_jax.data.examples import ArrayExamples
 from dropcluster_jax.data.loaders import Loader, make_loader
 from dropcluster_jax.data.reading import read_dataset
+from dropcluster_jax.data.sampling import check_integer
 from dropcluster_jax.data.subsets import stratified_split, stratified_subset
 
 _TEST_FRACTION = 0.2  # The default of `test_fraction`.
@@ -133,8 +134,8 @@ def _check(config: DataConfig, kind: str) -> None:
         raise ValueError(f"evaluate_on must be 'test' or 'validation', got {config.evaluate_on!r}")
     if config.evaluate_on == "validation" and not config.validation_fraction:
         raise ValueError("validation_fraction must be positive to evaluate on validation, got 0")
-    if config.image_size is not None and config.image_size < 1:
-        raise ValueError(f"image_size must be at least 1, got {config.image_size}")
+    if config.image_size is not None:
+        check_integer("image_size", config.image_size, 1)
     for option in _UNUSED[kind]:
         if getattr(config, option) != getattr(DataConfig, option):
             raise ValueError(f"{option} does not apply to {config.name!r}, got {getattr(config, option)!r}")

@@ -3,7 +3,6 @@
 import os
 import re
 import shlex
-from collections.abc import Mapping
 from typing import Any
 
 import numpy as np
@@ -56,12 +55,9 @@ def is_prepared(name: str, data_dir: str | os.PathLike[str] | None) -> bool:
     return _newest_version(_data_dir(data_dir), name) is not None
 
 
-def split_error(name: str, argument: str, split: str, sizes: Mapping[str, int], reason: str) -> ValueError:
+def split_error(name: str, argument: str, split: str, reason: str) -> ValueError:
     """Returns the error for a split that the dataset does not have."""
-    available = ", ".join(f"{split} ({size} examples)" for split, size in sizes.items())
-    return ValueError(
-        f"{argument} must be a split of {name!r} or a slice of one, got {split!r}: {reason}; its splits are {available}"
-    )
+    return ValueError(f"{argument} must be a split of {name!r} or a slice of one, got {split!r}: {reason}")
 
 
 def _parse_name(name: str) -> tuple[str, str | None, str | None]:
@@ -156,7 +152,6 @@ def _open_split(name: str, builder: Any, argument: str, split: str, channels: in
             "`tfds build --file_format array_record`"
         ) from error
     except ValueError as error:
-        sizes = {part: info.num_examples for part, info in builder.info.splits.items()}
-        raise split_error(name, argument, split, sizes, str(error).splitlines()[0]) from error
+        raise split_error(name, argument, split, str(error).splitlines()[0]) from error
     files = (builder.info.full_name, split, *(file_stamp(path) for path in info.filepaths))
     return RecordExamples(f"{name}/{split}", source, files, channels, num_classes, np.arange(len(source)))

@@ -85,10 +85,7 @@ def test_invalid_names_raise(name, tmp_path):
 
 @pytest.mark.parametrize("split", ["validation", "train[", "train[:100]", "train[:0]", "train[5:2]"])
 def test_invalid_splits_raise(split, tmp_path):
-    message = (
-        rf"train_split must be a split of 'tiny' or a slice of one, got {re.escape(repr(split))}: .*; "
-        r"its splits are train \(6 examples\), test \(6 examples\)"
-    )
+    message = rf"train_split must be a split of 'tiny' or a slice of one, got {re.escape(repr(split))}: [^\n]+$"
     with pytest.raises(ValueError, match=message):
         load("tiny", dir=prepare(tmp_path), train_split=split)
 
