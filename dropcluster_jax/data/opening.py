@@ -2,7 +2,6 @@
 
 import dataclasses
 import os
-import pathlib
 from typing import Any
 
 import numpy as np
@@ -21,6 +20,7 @@ from dropcluster_jax.data.sampling import check_integer
 from dropcluster_jax.data.subsets import stratified_split, stratified_subset
 
 _TEST_FRACTION = 0.2  # The default of `test_fraction`.
+_LOADERS = {"digits": load_digits, "tfds": load_tfds, "folder": load_folder, "npz": load_npz}
 # The options that do not apply to a kind of dataset.
 _UNUSED = {
     "digits": ("test_fraction", "image_size"),
@@ -100,17 +100,8 @@ def load(data: DataConfig | str, **options: Any) -> Dataset:
     if options.get("dir") is not None:
         options["dir"] = os.fspath(options["dir"])
     config = dataclasses.replace(DataConfig(data) if isinstance(data, str) else data, **options)
-    prefix, _, path = config.name.partition(":")
-    kind = prefix if prefix in ("folder", "npz") or config.name == "digits" else "tfds"
-    _check(config, kind)
-    if kind == "folder":
-        dataset = load_folder(config, _locate(config, path))
-    elif kind == "npz":
-        dataset = load_npz(config, _locate(config, path))
-    elif kind == "digits":
-        dataset = load_digits(config)
-    else:
-        dataset = load_tfds(config)
+    _check(config)
+    dataset = _LOADERS[config.kind](config)
     dataset = _split_off_test(dataset, config)
     if not isinstance(dataset.train, ArrayExamples):
         dataset = read_dataset(dataset, config.skip_corrupt)
@@ -125,7 +116,7 @@ def open_data(
     return dataset, make_loader(dataset, batch_size, seed, loader=config.loader, workers=config.workers, **options)
 
 
-def _check(config: DataConfig, kind: str) -> None:
+def _check(config: DataConfig) -> None:
     if config.test_fraction is not None and not 0 < config.test_fraction < 1:
         raise ValueError(f"test_fraction must be in (0, 1), got {config.test_fraction}")
     if not 0 <= config.validation_fraction < 1:
@@ -136,21 +127,9 @@ def _check(config: DataConfig, kind: str) -> None:
         raise ValueError("validation_fraction must be positive to evaluate on validation, got 0")
     if config.image_size is not None:
         check_integer("image_size", config.image_size, 1)
-    for option in _UNUSED[kind]:
+    for option in _UNUSED[config.kind]:
         if getattr(config, option) != getattr(DataConfig, option):
             raise ValueError(f"{option} does not apply to {config.name!r}, got {getattr(config, option)!r}")
-
-
-def _locate(config: DataConfig, path: str) -> pathlib.Path:
-    """Returns the path of an archive or image folder, which may have been moved into `config.dir`.
-
-    An absolute path is only looked up in `config.dir` if it does not exist.
-    """
-    if not path:
-        raise ValueError(f"name must include a path, {config.name.rstrip(':')}:PATH, got {config.name!r}")
-    base = os.path.expanduser(config.dir or "")
-    stored = pathlib.Path(base, os.path.expanduser(path))
-    return pathlib.Path(base, stored.name) if config.dir is not None and not stored.exists() else stored
 
 
 def _split_off_test(dataset: Dataset, config: DataConfig) -> Dataset:

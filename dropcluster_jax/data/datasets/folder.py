@@ -18,11 +18,12 @@ _TEST_FOLDERS = ("test", "testing", "val", "valid", "validation")
 _SYSTEM_FILES = ("thumbs.db", "ehthumbs.db", "desktop.ini", "__macosx", "@eadir")
 
 
-def load_folder(config: DataConfig, root: pathlib.Path) -> Dataset:
+def load_folder(config: DataConfig) -> Dataset:
     """Lists the images of a folder; those that are not in the folder of a class are an error or `skipped`.
 
     Without a test split, `test` is `train`.
     """
+    root = config.path
     if not root.is_dir():
         raise FileNotFoundError(f"{config.name!r} was not found: {root} is not a folder with one folder per class")
     train_folder = _find_folder(root, _TRAIN_FOLDERS)

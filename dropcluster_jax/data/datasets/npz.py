@@ -22,11 +22,12 @@ _UNUSED = {"val_images", "val_labels", "x_val", "y_val"}  # The validation split
 _ARCHIVE_ERRORS = (OSError, ValueError, EOFError, RuntimeError, zipfile.BadZipFile, zlib.error, struct.error)
 
 
-def load_npz(config: DataConfig, path: pathlib.Path) -> Dataset:
+def load_npz(config: DataConfig) -> Dataset:
     """Loads and validates the arrays of an archive, without pickle, so that no code in it is run.
 
     Without a test split, `test` is `train`.
     """
+    path = config.path
     arrays = _read(config.name, path)
     names, mean, std = (arrays.pop(key, None) for key in ("classes", "mean", "std"))
     keys = next((layout for layout in _LAYOUTS if set(layout) == set(arrays) - _UNUSED), None)
