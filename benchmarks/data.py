@@ -28,7 +28,6 @@ import optax
 from dropcluster_jax import KMeans
 from dropcluster_jax.data import (
     CORRUPTIONS,
-    EXTRA_CORRUPTIONS,
     ArrayExamples,
     BatchIterator,
     Dataset,
@@ -141,7 +140,7 @@ def write_photos(root: pathlib.Path) -> float:
 def measure_corruptions(images: np.ndarray) -> None:
     """Prints the seconds of each corruption, without and with compilation."""
     print(f"\n{f'{len(images):,} images, severity 5':40}{'s':>10}{'with compilation':>18}")
-    for name in (*CORRUPTIONS, *EXTRA_CORRUPTIONS):
+    for name in CORRUPTIONS:
         times = []
         for _ in range(2):
             start = time.perf_counter()

@@ -5,6 +5,7 @@ No pickle is written or read.
 """
 
 import contextlib
+import functools
 import hashlib
 import json
 import os
@@ -26,7 +27,7 @@ def cache_root() -> pathlib.Path | None:
     try:
         return pathlib.Path(os.environ.get("XDG_CACHE_HOME") or "~/.cache").expanduser() / "dropcluster-jax"
     except RuntimeError:  # e.g. in a container, for a user id without an account
-        warnings.warn("nothing is cached, because there is no home directory: set XDG_CACHE_HOME", stacklevel=3)
+        _warn("nothing is cached, because there is no home directory: set XDG_CACHE_HOME")
         return None
 
 
@@ -57,8 +58,7 @@ def cached(name: str, key: Any, make: Callable[[], Mapping[str, np.ndarray]]) ->
         try:
             _write(root / f"{name}-{digest}", arrays)
         except OSError as error:
-            # The same text for all entries, so that Python shows it once.
-            warnings.warn(f"the cache {root} cannot be written: {error.strerror or error}", stacklevel=1)
+            _warn(f"the cache {root} cannot be written: {error.strerror or error}")
     return arrays
 
 
@@ -93,6 +93,12 @@ def compilation_cache() -> Iterator[None]:
             yield
         finally:
             jax.config.update("jax_compilation_cache_dir", previous)
+
+
+@functools.cache
+def _warn(message: str) -> None:
+    """Issues a warning once per process; Python's own record is lost whenever the filters change."""
+    warnings.warn(message, stacklevel=3)
 
 
 def _read(folder: pathlib.Path) -> dict[str, np.ndarray] | None:

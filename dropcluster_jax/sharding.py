@@ -53,7 +53,7 @@ def preserve_sharding(
     return automatic(key, arrays)
 
 
-def shard_batch(batch: dict[str, Any], sharding: NamedSharding | None) -> dict[str, Any]:
+def shard_batch(batch: PyTree, sharding: NamedSharding | None) -> PyTree:
     """Moves a host batch to its devices. With multiple processes, each passes its own part of the batch."""
     if sharding is None:
         return jax.device_put(batch)

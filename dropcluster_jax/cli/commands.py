@@ -247,7 +247,7 @@ class Check:
         augment = AugmentConfig(resized_crop=True, flip=True) if self.data.image_size else AugmentConfig()
         preset = presets[0] if presets else TrainConfig(data=DataConfig(name=self.name), augment=augment)
         check_devices()
-        with invalid_input(), task_progress(4) as start:
+        with invalid_input(), task_progress(5) as start:
             folder = as_path(self.out or f"runs/check-{run_folder.slug(self.name)}")
             data = dataclasses.replace(self.data, name=preset.data.name)
             config = dataclasses.replace(preset, data=data, seed=self.seed)

@@ -9,7 +9,7 @@ training step. `corrupt` and `corrupted_test` corrupt test images to measure rob
 from dropcluster_jax.data.augment import normalize, random_cutout, random_flip, random_resized_crop, random_shift
 from dropcluster_jax.data.config import DataConfig
 from dropcluster_jax.data.corrupted import corrupted_test
-from dropcluster_jax.data.corruptions import CORRUPTIONS, EXTRA_CORRUPTIONS, corrupt
+from dropcluster_jax.data.corruptions import CORRUPTIONS, corrupt
 from dropcluster_jax.data.dataset import DATASETS, Dataset, DatasetSpec
 from dropcluster_jax.data.decoding import CorruptImageError
 from dropcluster_jax.data.examples import ArrayExamples
@@ -21,7 +21,6 @@ from dropcluster_jax.data.subsets import stratified_split, stratified_subset
 __all__ = [
     "CORRUPTIONS",
     "DATASETS",
-    "EXTRA_CORRUPTIONS",
     "ArrayExamples",
     "BatchIterator",
     "CorruptImageError",

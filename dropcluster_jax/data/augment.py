@@ -15,6 +15,7 @@ from jax.core import Tracer
 from jaxtyping import Array, Bool, Float, Float32, Int, Shaped, UInt8
 
 from dropcluster_jax.data.crops import AREA, NUM_DRAWS, RATIO, crop_box, log_range
+from dropcluster_jax.data.sampling import check_integer
 from dropcluster_jax.sharding import preserve_sharding
 
 InputImages = Shaped[Array | np.ndarray, "batch height width channels"]
@@ -41,7 +42,7 @@ def random_flip(key: Array, images: InputImages) -> Images:
         >>> sorted(set(map(tuple, random_flip(jax.random.key(0), images).reshape(100, 2).tolist())))
         [(0, 1), (1, 0)]
     """
-    images = _as_images(images)
+    images = as_images(images)
     flipped = jax.random.bernoulli(key, jnp.float32(0.5), (images.shape[0], 1, 1, 1))
     return jnp.where(flipped, images[:, :, ::-1], images)
 
@@ -58,8 +59,8 @@ def random_shift(key: Array, images: InputImages, pixels: int) -> Images:
         >>> sorted(set(random_shift(jax.random.key(0), images, pixels=1).sum((1, 2, 3)).tolist()))
         [4, 6, 9]
     """
-    images = _as_images(images)
-    _check_pixels("pixels", pixels)
+    images = as_images(images)
+    check_integer("pixels", pixels, 0)
     if pixels == 0:
         return images
     return preserve_sharding(functools.partial(_shift, pixels=pixels), key, images)
@@ -98,8 +99,8 @@ def random_cutout(
         >>> sorted(set((9 - random_cutout(jax.random.key(0), images, side=2).sum((1, 2, 3))).tolist()))
         [1, 2, 4]
     """
-    images = _as_images(images)
-    _check_pixels("side", side)
+    images = as_images(images)
+    check_integer("side", side, 0)
     batch, height, width, _ = images.shape
     centers = jax.random.randint(key, (2, batch), 0, jnp.array([[height], [width]], jnp.int32), jnp.int32)
     starts = centers - side // 2
@@ -130,7 +131,7 @@ def random_resized_crop(key: Array, images: InputImages, area: Range = AREA, rat
         >>> cropped.shape, cropped.dtype
         ((2, 64, 64, 1), dtype('uint8'))
     """
-    images = _as_images(images)
+    images = as_images(images)
     if not 0 < area[0] <= area[1] <= 1:
         raise ValueError(f"area must be an increasing pair in (0, 1], got {area}")
     if not 0 < ratio[0] <= ratio[1] < math.inf:
@@ -210,14 +211,8 @@ def normalize(
     return (scaled - mean) / std
 
 
-def _as_images(images: Shaped[Array | np.ndarray, "..."]) -> Images:
+def as_images(images: Shaped[Array | np.ndarray, "..."]) -> Images:
+    """Checks the number of dimensions and converts to JAX."""
     if images.ndim != 4:
         raise ValueError(f"images must have shape (batch, height, width, channels), got {images.shape}")
     return jnp.asarray(images)
-
-
-def _check_pixels(name: str, pixels: int) -> None:
-    if not isinstance(pixels, int | np.integer):
-        raise TypeError(f"{name} must be an integer, static under jit, got {pixels!r}")
-    if pixels < 0:
-        raise ValueError(f"{name} must be at least 0, got {pixels}")

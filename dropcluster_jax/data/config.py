@@ -1,6 +1,8 @@
 """The configuration of a dataset: which one it is, and how it is read."""
 
 import dataclasses
+import os
+import pathlib
 from typing import Literal
 
 LoaderName = Literal["auto", "memory", "grain"]
@@ -15,8 +17,6 @@ class DataConfig:
     dir: str | None = None
     """TFDS data directory, local or at gs://. Default: $TFDS_DATA_DIR, otherwise ~/tensorflow_datasets. For folder:PATH
     and npz:PATH, the folder that a relative PATH starts from. Default: the current one."""
-    download: bool = False
-    """Let TFDS download and prepare the dataset if it is missing."""
     train_split: str | None = None
     """Split to train on, or a slice of it, e.g. "train[:45000]"."""
     test_split: str | None = None
@@ -45,3 +45,22 @@ class DataConfig:
     """Keep all images on the device (memory), stream them (grain), or choose by size (auto)."""
     workers: int = 0
     """Reader processes of the grain loader. Default: threads."""
+
+    @property
+    def kind(self) -> str:
+        """The kind of dataset: digits, folder, npz or tfds."""
+        prefix = self.name.partition(":")[0]
+        return prefix if prefix in ("folder", "npz") or self.name == "digits" else "tfds"
+
+    @property
+    def path(self) -> pathlib.Path:
+        """The path of an archive or image folder, which may have been moved into `dir`.
+
+        An absolute path is only looked up in `dir` if it does not exist.
+        """
+        path = self.name.partition(":")[2]
+        if not path:
+            raise ValueError(f"name must include a path, {self.name.rstrip(':')}:PATH, got {self.name!r}")
+        base = os.path.expanduser(self.dir or "")
+        stored = pathlib.Path(base, os.path.expanduser(path))
+        return pathlib.Path(base, stored.name) if self.dir is not None and not stored.exists() else stored

@@ -4,7 +4,6 @@ Each corruption is a small function of a key and an image in [0, 1], which `corr
 in JAX except `jpeg_compression`, which uses Pillow.
 """
 
-import difflib
 import functools
 import io
 import math
@@ -18,6 +17,7 @@ from jax.scipy.ndimage import map_coordinates
 from jaxtyping import Array, Float, Int, UInt8, UInt32
 
 from dropcluster_jax._optional import optional_import
+from dropcluster_jax.data.sampling import check_integer
 
 Images = UInt8[Array | np.ndarray, "batch height width channels"]
 Image = Float[Array, "height width channels"]
@@ -45,7 +45,7 @@ def corrupt(name: str, severity: int, key: Array, images: Images) -> UInt8[np.nd
     included; report this with its results.
 
     Args:
-        name: Name of the corruption, one of `CORRUPTIONS` or `EXTRA_CORRUPTIONS`.
+        name: Name of the corruption, one of `CORRUPTIONS`.
         severity: Severity, 1 to 5. `elastic_transform` changes images less at 5 than at 1.
         key: PRNG key; deterministic corruptions ignore it.
         images: Grayscale or RGB images, uint8 `(batch, height, width, channels)`.
@@ -55,8 +55,8 @@ def corrupt(name: str, severity: int, key: Array, images: Images) -> UInt8[np.nd
 
     Raises:
         ImportError: If `name` is `"jpeg_compression"` and Pillow is not installed.
-        TypeError: If `severity` is not an integer, or `images` is not uint8.
-        ValueError: If `name`, `severity` or the shape of `images` is invalid; `"saturate"` needs 3 channels.
+        TypeError: If `severity` is not an integer.
+        ValueError: If `name` or `severity` is invalid, or `images` has another dtype or shape.
 
     References:
         Hendrycks, Dietterich, "Benchmarking Neural Network Robustness to Common Corruptions and Perturbations",
@@ -69,8 +69,14 @@ def corrupt(name: str, severity: int, key: Array, images: Images) -> UInt8[np.nd
         >>> brighter.shape, brighter[0, 0, 0].tolist()
         ((2, 4, 4, 3), [138, 138, 138])
     """
-    check_corruption(name, severity)
-    _check_images(name, images)
+    if name not in _CORRUPTIONS:
+        raise ValueError(f"name must be one of {', '.join(_CORRUPTIONS)}; got {name!r}")
+    check_integer("severity", severity, 1, 5)
+    if images.dtype != jnp.uint8 or images.ndim != 4 or images.shape[3] not in (1, 3):
+        raise ValueError(
+            "images must be uint8 of shape (batch, height, width, channels), with 1 or 3 channels, "
+            f"got {images.dtype} of shape {images.shape}"
+        )
     images = np.asarray(images)
     corruption = _CORRUPTIONS[name]
     parameters = corruption.severities[severity - 1]
@@ -99,27 +105,6 @@ def _corrupt_chunk(
 
     corrupted = jax.vmap(corrupt_one)(jnp.asarray(indices), jnp.asarray(images))
     return jnp.round(corrupted * 255).astype(jnp.uint8)
-
-
-def check_corruption(name: str, severity: int) -> None:
-    if name not in _CORRUPTIONS:
-        closest = difflib.get_close_matches(str(name), _CORRUPTIONS, n=1, cutoff=0)[0]
-        raise ValueError(f"name must be one of {', '.join(_CORRUPTIONS)}; got {name!r}, did you mean {closest!r}?")
-    if not isinstance(severity, int | np.integer) or isinstance(severity, bool):
-        raise TypeError(f"severity must be an integer, got {severity!r}")
-    if not 1 <= severity <= 5:
-        raise ValueError(f"severity must be in [1, 5], got {severity}")
-
-
-def _check_images(name: str, images: Any) -> None:
-    if images.dtype != jnp.uint8:
-        raise TypeError(f"images must be uint8, got {images.dtype}")
-    if images.ndim != 4:
-        raise ValueError(f"images must have shape (batch, height, width, channels), got {images.shape}")
-    if images.shape[3] not in (1, 3):
-        raise ValueError(f"images must have 1 or 3 channels, got {images.shape[3]}")
-    if name == "saturate" and images.shape[3] == 1:
-        raise ValueError("images must have 3 channels for saturate, got 1")
 
 
 # ---- Noise
@@ -154,10 +139,6 @@ def _prepare_shot_noise(shape: Shape, count: float) -> tuple[float, Float[np.nda
 def _impulse_noise(key: Array, image: Image, fraction: Scalar) -> Image:
     uniform = jax.random.uniform(key, image.shape, jnp.float32)
     return jnp.where(uniform < fraction / 2, 0, jnp.where(uniform < fraction, 1, image))
-
-
-def _speckle_noise(key: Array, image: Image, sigma: Scalar) -> Image:
-    return image + image * sigma * jax.random.normal(key, image.shape, jnp.float32)
 
 
 # ---- Blur
@@ -226,10 +207,6 @@ def _prepare_zoom_blur(shape: Shape, stop: float) -> tuple[Any, ...]:
     factors = [1.0, *np.arange(1, stop, 0.01).tolist()]
     padding = ((0, 27 - len(factors)), (0, 0), (0, 0))  # All severities have arrays of the same shape.
     return len(factors), tuple(np.pad([_zoom_matrix(side, factor) for factor in factors], padding) for side in shape)
-
-
-def _gaussian_blur(key: Array, image: Image, blur: Matrices) -> Image:
-    return _along_sides(image, blur)
 
 
 # ---- Weather
@@ -382,17 +359,6 @@ def _jpeg_compression(images: UInt8[np.ndarray, "..."], quality: int) -> UInt8[n
     return decoded
 
 
-def _saturate(key: Array, image: Image, scale: Scalar, shift: Scalar) -> Image:
-    """Scales and shifts S of HSV, the range of the channels over their maximum; gray pixels have the hue of red."""
-    value = image.max(-1, keepdims=True)
-    value_range = value - image.min(-1, keepdims=True)
-    gray = value_range == 0
-    red = np.array([[[0, 1, 1]]], np.float32)
-    hue = jnp.where(gray, red, (value - image) / jnp.where(gray, 1, value_range))
-    saturation = value_range / jnp.where(value > 0, value, 1)
-    return value - value * jnp.clip(scale * saturation + shift, 0, 1) * hue
-
-
 # ---- Shared helpers
 
 
@@ -523,9 +489,5 @@ _CORRUPTIONS: dict[str, _Corruption] = {
         lambda shape, scale: (tuple(_pixelate_matrix(side, scale) for side in shape),),
     ),
     "jpeg_compression": _Corruption(_jpeg_compression, [(80,), (65,), (58,), (50,), (40,)]),
-    "speckle_noise": _Corruption(_speckle_noise, [(0.06,), (0.10,), (0.12,), (0.16,), (0.20,)]),
-    "gaussian_blur": _Corruption(_gaussian_blur, [(0.4,), (0.6,), (0.7,), (0.8,), (1,)], _prepare_blur),
-    "saturate": _Corruption(_saturate, [(0.3, 0), (0.1, 0), (1.5, 0), (2, 0.1), (2.5, 0.2)]),
 }
-EXTRA_CORRUPTIONS = ("speckle_noise", "gaussian_blur", "saturate")
-CORRUPTIONS = tuple(name for name in _CORRUPTIONS if name not in EXTRA_CORRUPTIONS)
+CORRUPTIONS = tuple(_CORRUPTIONS)

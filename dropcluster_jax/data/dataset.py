@@ -2,6 +2,7 @@
 
 import dataclasses
 import functools
+import reprlib
 from collections.abc import Mapping
 from typing import Any
 
@@ -58,7 +59,9 @@ class DatasetSpec:
         """
         phrases = []
         if self.classes != other.classes:
-            phrases.append(_describe_classes(self.classes, other.classes))
+            there, here = set(self.classes), set(other.classes)
+            removed, added = reprlib.repr(sorted(there - here)), reprlib.repr(sorted(here - there))
+            phrases.append(f"the classes or their order differ: only there {removed}, only here {added}")
         for name in ("image_shape", "num_train_examples"):
             if getattr(self, name) != getattr(other, name):
                 phrases.append(f"{name} is {getattr(self, name)!r} there and {getattr(other, name)!r} here")
@@ -78,16 +81,6 @@ class DatasetSpec:
             name: tuple(value) if isinstance(value, list) else value for name, value in content.items()
         }
         return cls(**fields)
-
-
-def _describe_classes(there: tuple[str, ...], here: tuple[str, ...]) -> str:
-    """Describes how class names differ, with at most 10 names of each."""
-    if max(len(there), len(here)) <= 10:
-        return f"classes is {there!r} there and {here!r} here"
-    removed, added = sorted(set(there) - set(here)), sorted(set(here) - set(there))
-    if not added and not removed:
-        return "the order of the classes is different"
-    return f"{len(removed)} classes are only there {removed[:5]} and {len(added)} only here {added[:5]}"
 
 
 def _numbered(num_classes: int) -> tuple[str, ...]:
@@ -156,13 +149,13 @@ class Dataset:
 
     def __post_init__(self) -> None:
         if isinstance(self.classes, str) or not all(isinstance(name, str) for name in self.classes):
-            raise ValueError(f"classes must be a sequence of strings, got {self.classes!r}")
+            raise ValueError(f"classes of {self.name!r} must be a sequence of strings, got {self.classes!r}")
         object.__setattr__(self, "classes", tuple(self.classes))
         if len(set(self.classes)) < len(self.classes):
             raise ValueError(f"classes of {self.name!r} must be distinct, got {', '.join(self.classes)}")
         for split, examples in (("train", self.train), ("test", self.test)):
             if not len(examples):
-                raise ValueError(f"{split} must contain examples, got none")
+                raise ValueError(f"{split} of {self.name!r} must contain examples, got none")
             if isinstance(examples, ArrayExamples):
                 labels = examples.labels
                 invalid = np.flatnonzero((labels < 0) | (labels >= len(self.classes)))
@@ -173,10 +166,12 @@ class Dataset:
                     )
         if self.mean_std is not None:
             mean, std = self.mean_std
-            if not all(0 <= value <= 1 for value in mean) or not all(0 < value <= 1 for value in std):
+            channels = self.train.shape[-1] if isinstance(self.train, ArrayExamples) else 3
+            valid = all(0 <= value <= 1 for value in (*mean, *std)) and 0 not in std
+            if not valid or {len(mean), len(std)} != {channels}:
                 raise ValueError(
-                    f"mean and std of {self.name!r} must be those of pixel values in [0, 1], got {mean} and {std}; "
-                    "divide constants of values up to 255 by 255"
+                    f"mean and std of {self.name!r} must be those of {channels} channels of pixel values in [0, 1], "
+                    f"got {mean} and {std}; divide constants of values up to 255 by 255"
                 )
         arrays = [examples for examples in (self.train, self.test) if isinstance(examples, ArrayExamples)]
         if len({examples.shape for examples in arrays}) > 1:
@@ -194,8 +189,7 @@ class Dataset:
         """
         images = self.train.images if isinstance(self.train, ArrayExamples) else None
         size, mean_std = self.image_size or 0, self.mean_std
-        height, width, channels = (size, size, 3) if images is None else images.shape[1:]
-        if mean_std is None or len(mean_std[0]) != channels:
+        if mean_std is None:
             mean_std = (IMAGENET_MEAN, IMAGENET_STD) if images is None else _mean_and_std(images)
             if 0 in mean_std[1]:
                 raise ValueError(
@@ -206,7 +200,7 @@ class Dataset:
         return DatasetSpec(
             self.name,
             self.classes,
-            (height, width, channels),
+            (size, size, 3) if images is None else images.shape[1:],
             *mean_std,
             len(self.train),
             encoded=images is None,
@@ -215,18 +209,13 @@ class Dataset:
 
 
 def _mean_and_std(images: np.ndarray) -> tuple[tuple[float, ...], tuple[float, ...]]:
-    """Returns the mean and standard deviation of each channel, in exact integer arithmetic without a float copy."""
-    pixels = images.reshape(-1, images.shape[-1])
-    sums = squares = np.zeros(pixels.shape[-1], np.int64)
-    for start in range(0, len(pixels), 1 << 20):
-        chunk = pixels[start : start + (1 << 20)].astype(np.uint32)
-        sums = sums + chunk.sum(0, dtype=np.int64)
-        squares = squares + (chunk * chunk).sum(0, dtype=np.int64)
-    count = len(pixels)
-    variances = [
-        (count * square - total * total) / (255 * count) ** 2
-        for total, square in zip(sums.tolist(), squares.tolist(), strict=True)
-    ]
+    """Returns the mean and standard deviation of each channel, from the exact frequencies of the 256 values."""
+    counts = np.zeros((images.shape[-1], 256), np.int64)
+    for start in range(0, len(images), 1024):
+        block = images[start : start + 1024]
+        counts += [np.bincount(block[..., channel].ravel(), minlength=256) for channel in range(len(counts))]
+    frequencies, values = counts / counts.sum(1, keepdims=True), np.arange(256) / 255
+    mean = frequencies @ values
+    std = np.sqrt((frequencies * (values - mean[:, None]) ** 2).sum(1))
     # float32 is the precision in which images are normalized.
-    mean, std = (sums / (255 * count)).astype(np.float32), np.sqrt(variances).astype(np.float32)
-    return tuple(mean.tolist()), tuple(std.tolist())
+    return tuple(mean.astype(np.float32).tolist()), tuple(std.astype(np.float32).tolist())

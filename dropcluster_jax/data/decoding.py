@@ -19,6 +19,8 @@ Pixels = UInt8[np.ndarray, "height width channels"]
 MAX_PIXELS = 2**26  # Larger than any camera's images, small enough to fit in memory.
 MIN_SIDE = 2  # Pixels; image hosts serve 1x1 placeholders for deleted images.
 _FORMATS = ("JPEG", "PNG", "WEBP")
+# Pillow raises these for damaged images.
+_DAMAGE = (OSError, SyntaxError, ValueError, EOFError, struct.error, zlib.error)
 _ORIENTATION_TAG = 0x0112  # in EXIF data
 # Name of the transposition that turns a stored image upright, by orientation. Pillow's `ImageOps.exif_transpose` does
 # the same, but also rewrites the EXIF data, which can fail.
@@ -52,9 +54,8 @@ def decode(encoded: bytes, location: str, channels: int = 3) -> Pixels:
         >>> decode(file.getvalue(), "seven.png")[0, 0].tolist()
         [7, 7, 7]
     """
-    image = _open(encoded, location)
-    with _reraise_as_corrupt(location):
-        pixels = np.asarray(_convert_colors(_turn_upright(image), location, channels))
+    with _located_errors(location):
+        pixels = np.asarray(_convert_colors(_turn_upright(_open(encoded)), channels))
     return pixels.reshape(*pixels.shape[:2], channels)
 
 
@@ -63,11 +64,12 @@ def decode_center(encoded: bytes, location: str, size: int) -> Pixels:
 
     This is the usual evaluation crop, e.g. the central 224 pixels of an image whose shorter side is resized to 256.
     """
-    image = _open(encoded, location)
-    width, height = _upright_size(image)
-    side = min(width, height) * 0.875
-    left, top = (width - side) / 2, (height - side) / 2
-    return _crop(image, location, (left, top, left + side, top + side), size)
+    with _located_errors(location):
+        image = _open(encoded)
+        width, height = _upright_size(image)
+        side = min(width, height) * 0.875
+        left, top = (width - side) / 2, (height - side) / 2
+        return _crop(image, (left, top, left + side, top + side), size)
 
 
 def decode_random_crop(encoded: bytes, location: str, size: int, rng: np.random.Generator) -> Pixels:
@@ -75,37 +77,30 @@ def decode_random_crop(encoded: bytes, location: str, size: int, rng: np.random.
 
     JPEG images are decoded at the smallest scale that has enough pixels.
     """
-    image = _open(encoded, location)
-    width, height = _upright_size(image)
-    areas, log_ratios = rng.uniform(*AREA, NUM_DRAWS), rng.uniform(*log_range(RATIO), NUM_DRAWS)
-    start, sides = crop_box(areas, log_ratios, rng.integers, height, width)
-    (top, left), (crop_height, crop_width) = start.tolist(), sides.tolist()
-    return _crop(image, location, (left, top, left + crop_width, top + crop_height), size)
+    with _located_errors(location):
+        image = _open(encoded)
+        width, height = _upright_size(image)
+        areas, log_ratios = rng.uniform(*AREA, NUM_DRAWS), rng.uniform(*log_range(RATIO), NUM_DRAWS)
+        start, sides = crop_box(areas, log_ratios, rng.integers, height, width)
+        (top, left), (crop_height, crop_width) = start.tolist(), sides.tolist()
+        return _crop(image, (left, top, left + crop_width, top + crop_height), size)
 
 
-def _open(encoded: bytes, location: str) -> Any:
+def _open(encoded: bytes) -> Any:
     """Reads and validates the header, and returns a Pillow image that is not decoded yet, unless it is PNG."""
-    with optional_import("Pillow"):
-        from PIL import Image
+    from PIL import Image
 
-    with _reraise_as_corrupt(location):
-        try:
-            image = Image.open(io.BytesIO(encoded), formats=_FORMATS)
-            width, height = image.size
-        except (Image.DecompressionBombError, Image.DecompressionBombWarning) as error:
-            raise CorruptImageError(f"{location} claims more than {MAX_PIXELS:,} pixels and was not decoded") from error
-    if width * height > MAX_PIXELS:
+    image = Image.open(io.BytesIO(encoded), formats=_FORMATS)
+    if image.width * image.height > MAX_PIXELS or min(image.size) < MIN_SIDE:
         raise CorruptImageError(
-            f"{location} claims {width}x{height} pixels, more than {MAX_PIXELS:,}, and was not decoded"
+            f"has {image.width}x{image.height} pixels and was not decoded; each side must have at least {MIN_SIDE}, "
+            f"and the image at most {MAX_PIXELS:,}"
         )
-    if min(width, height) < MIN_SIDE:
-        raise CorruptImageError(f"{location} has {width}x{height} pixels, each side must have at least {MIN_SIDE}")
     # Pillow reads the high byte of 16-bit colors. The header of a PNG has the depth in its 25th byte.
     if image.mode.startswith(("I", "F")) or (image.format == "PNG" and encoded[24] > 8):
-        raise CorruptImageError(f"{location} has more than 8 bits per channel; convert it to 8 bits")
+        raise CorruptImageError("has more than 8 bits per channel; convert it to 8 bits")
     if image.format == "PNG":  # The EXIF data can follow the pixels.
-        with _reraise_as_corrupt(location):
-            image.load()
+        image.load()
     return image
 
 
@@ -113,7 +108,7 @@ def _orientation(image: Any) -> int:
     """Returns the EXIF orientation, 1 if there is none; damaged EXIF data do not make an image unreadable."""
     try:
         return image.getexif().get(_ORIENTATION_TAG, 1)
-    except (OSError, SyntaxError, ValueError, TypeError, KeyError, struct.error):
+    except (*_DAMAGE, TypeError, KeyError):
         return 1
 
 
@@ -129,39 +124,40 @@ def _turn_upright(image: Any) -> Any:
     return image if transposition is None else image.transpose(Image.Transpose[transposition])
 
 
-def _convert_colors(image: Any, location: str, channels: int = 3) -> Any:
+def _convert_colors(image: Any, channels: int = 3) -> Any:
     if image.has_transparency_data:
         image = image.convert("RGBA")
         if image.getextrema()[3][0] < 255:
-            raise CorruptImageError(f"{location} has transparent pixels; flatten it onto a background")
+            raise CorruptImageError("has transparent pixels; flatten it onto a background")
     return image.convert("L" if channels == 1 else "RGB")
 
 
-def _crop(image: Any, location: str, box: tuple[float, float, float, float], size: int) -> Pixels:
+def _crop(image: Any, box: tuple[float, float, float, float], size: int) -> Pixels:
     """Decodes a box `(left, top, right, bottom)` of the upright image and resizes it to `(size, size, 3)`."""
     from PIL import Image
 
-    with _reraise_as_corrupt(location):
-        width, height = _upright_size(image)
-        required = (math.ceil(width * size / (box[2] - box[0])), math.ceil(height * size / (box[3] - box[1])))
-        if required[0] < width and required[1] < height:
-            # Decodes a JPEG at 1/2, 1/4 or 1/8 of its size.
-            image.draft(None, required if image.width == width else required[::-1])
-        image = _turn_upright(image)
-        scale_x, scale_y = image.width / width, image.height / height
-        scaled = (box[0] * scale_x, box[1] * scale_y, box[2] * scale_x, box[3] * scale_y)
-        resized = _convert_colors(image, location).resize((size, size), Image.Resampling.BILINEAR, box=scaled)
-        return np.asarray(resized)
+    width, height = _upright_size(image)
+    required = (math.ceil(width * size / (box[2] - box[0])), math.ceil(height * size / (box[3] - box[1])))
+    if required[0] < width and required[1] < height:
+        # Decodes a JPEG at 1/2, 1/4 or 1/8 of its size.
+        image.draft(None, required if image.width == width else required[::-1])
+    image = _turn_upright(image)
+    scale_x, scale_y = image.width / width, image.height / height
+    scaled = (box[0] * scale_x, box[1] * scale_y, box[2] * scale_x, box[3] * scale_y)
+    return np.asarray(_convert_colors(image).resize((size, size), Image.Resampling.BILINEAR, box=scaled))
 
 
 @contextlib.contextmanager
-def _reraise_as_corrupt(location: str) -> Iterator[None]:
-    """Converts the errors that Pillow raises for damaged files to `CorruptImageError`."""
+def _located_errors(location: str) -> Iterator[None]:
+    """Adds the location to `CorruptImageError`, which also replaces the errors that Pillow raises for damaged files."""
+    with optional_import("Pillow"):
+        from PIL import Image
+
     try:
         yield
-    except CorruptImageError:
-        raise
-    except (OSError, SyntaxError, ValueError, EOFError, struct.error, zlib.error) as error:
+    except CorruptImageError as error:
+        raise CorruptImageError(f"{location} {error}") from None
+    except (*_DAMAGE, Image.DecompressionBombError) as error:
         reason = str(error).split(" <_io")[0].removesuffix("cannot identify image file")
         detail = f": {reason}" if reason else ""
         raise CorruptImageError(f"{location} cannot be read as a JPEG, PNG or WebP image{detail}") from error

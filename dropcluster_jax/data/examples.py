@@ -29,7 +29,7 @@ class ArrayExamples:
         labels: Labels, int32 `(examples,)`. Other integers, and the shape `(examples, 1)`, are converted.
 
     Raises:
-        ValueError: If an array has a different type or shape, or `images` and `labels` differ in length.
+        ValueError: If an array has a different type or shape.
 
     Example:
         >>> images = np.zeros((3, 8, 8, 1), np.uint8)
@@ -42,12 +42,22 @@ class ArrayExamples:
     labels: Integer[np.ndarray, " examples"] | Integer[np.ndarray, "examples 1"] = dataclasses.field(repr=False)
 
     def __post_init__(self) -> None:
-        object.__setattr__(self, "images", _check_images(self.images))
-        object.__setattr__(self, "labels", _convert_labels(self.labels))
-        if len(self.images) != len(self.labels):
+        images, labels = np.asarray(self.images), np.asarray(self.labels)
+        if images.dtype != np.uint8 or images.ndim != 4 or 0 in images.shape[1:]:
             raise ValueError(
-                f"images and labels must have the same length, got {len(self.images)} and {len(self.labels)}"
+                "images must be uint8, 0 to 255, of shape (examples, height, width, channels), "
+                f"got {images.dtype} of shape {images.shape}"
             )
+        if labels.dtype.kind not in "iu" or labels.shape not in ((len(images),), (len(images), 1)):
+            raise ValueError(
+                f"labels must be integers of shape ({len(images)},) or ({len(images)}, 1), "
+                f"got {labels.dtype} of shape {labels.shape}"
+            )
+        converted = labels.reshape(len(labels)).astype(np.int32, copy=False)
+        if not np.array_equal(converted, labels.ravel()):
+            raise ValueError(f"labels must fit in int32, got values from {labels.min()} to {labels.max()}")
+        object.__setattr__(self, "images", images)
+        object.__setattr__(self, "labels", converted)
 
     def __len__(self) -> int:
         return len(self.labels)
@@ -86,15 +96,8 @@ class FileExamples:
         return [file_stamp(path) for path in self.paths], self.labels.tolist()
 
     def fingerprint(self) -> str:
-        """Returns a hash of the labels and of the contents of the files, which are read once and then cached."""
-
-        def read_block(block: Sequence[int]) -> list[str]:
-            return [hashlib.sha256(encoded).hexdigest() for encoded, _ in self.read(block)]
-
-        def read_all() -> dict[str, np.ndarray]:
-            return {"digests": np.array(map_blocks(read_block, len(self)), str)}
-
-        return _hash(cached("digests", self.key, read_all)["digests"].tolist(), self.labels.astype("<i4"))
+        """Returns a hash of the labels and of the contents of the files."""
+        return _hash(image_digests(self), self.labels.astype("<i4"))
 
     def location(self, index: int) -> str:
         return self.paths[index]
@@ -130,14 +133,10 @@ class RecordExamples:
     @functools.cached_property
     def labels(self) -> Int32[np.ndarray, " examples"]:
         """Labels, int32 `(examples,)`; the first access reads all examples or the cache."""
+        return cached_blocks("labels", self.key, self._labels, len(self), np.int32)
 
-        def read_labels(block: Sequence[int]) -> list[int]:
-            return [label for _, label in self.read(block)]
-
-        def read_all() -> dict[str, np.ndarray]:
-            return {"labels": np.array(map_blocks(read_labels, len(self)), np.int32)}
-
-        return cached("labels", self.key, read_all)["labels"]
+    def _labels(self, block: Sequence[int]) -> list[int]:
+        return [label for _, label in self.read(block)]
 
     def take(self, indices: Int[np.ndarray, " _"] | slice) -> "RecordExamples":
         return dataclasses.replace(self, records=self.records[indices])
@@ -187,30 +186,22 @@ def map_blocks(function: Callable[[Sequence[int]], list[Any]], num_examples: int
         return list(itertools.chain.from_iterable(pool.map(function, blocks)))
 
 
-def _check_images(images: Any) -> np.ndarray:
-    array = np.asarray(images)
-    if array.dtype != np.uint8 or array.ndim != 4 or 0 in array.shape[1:]:
-        hint = "; multiply values in [0, 1] by 255 and round" if array.dtype.kind == "f" else ""
-        raise ValueError(
-            "images must be uint8 of shape (examples, height, width, channels), "
-            f"got {array.dtype} of shape {array.shape}{hint}"
-        )
-    return array
+def cached_blocks(
+    name: str, key: Any, function: Callable[[Sequence[int]], list[Any]], num_examples: int, dtype: Any
+) -> np.ndarray:
+    """Returns the result of `map_blocks` as an array, which is cached."""
+    return cached(name, key, lambda: {name: np.array(map_blocks(function, num_examples), dtype)})[name]
 
 
-def _convert_labels(labels: Any) -> np.ndarray:
-    """Returns integer labels of shape `(examples,)` or `(examples, 1)` as int32 `(examples,)`."""
-    array = np.asarray(labels)
-    if array.dtype.kind not in "iu":
-        raise ValueError(f"labels must be integers, got {array.dtype}")
-    if array.ndim == 2 and array.shape[1] == 1:
-        array = array[:, 0]
-    if array.ndim != 1:
-        raise ValueError(f"labels must have shape (examples,) or (examples, 1), got {array.shape}")
-    converted = array.astype(np.int32, copy=False)
-    if not np.array_equal(converted, array):
-        raise ValueError(f"labels must fit in int32, got values from {array.min()} to {array.max()}")
-    return converted
+def image_digests(examples: Examples) -> list[str]:
+    """Returns a hash of each image; encoded images are read once, and their hashes are cached."""
+    if isinstance(examples, ArrayExamples):
+        return [hashlib.sha256(image.tobytes()).hexdigest() for image in examples.images]
+
+    def digests(block: Sequence[int]) -> list[str]:
+        return [hashlib.sha256(encoded).hexdigest() for encoded, _ in examples.read(block)]
+
+    return cached_blocks("digests", examples.key, digests, len(examples), str).tolist()
 
 
 def _hash(description: Any, *arrays: np.ndarray) -> str:

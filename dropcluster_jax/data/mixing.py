@@ -8,7 +8,7 @@ import jax
 import jax.numpy as jnp
 from jaxtyping import Array, Float
 
-from dropcluster_jax.data.augment import inside_boxes
+from dropcluster_jax.data.augment import as_images, inside_boxes
 from dropcluster_jax.sharding import preserve_sharding
 
 Images = Float[Array, "batch height width channels"]
@@ -90,8 +90,7 @@ def _mix_with_next(weight: Float[Array, "..."], values: Float[Array, "batch ..."
 
 
 def _check(images: Images, labels: Probabilities, alpha: float) -> None:
-    if images.ndim != 4:
-        raise ValueError(f"images must have shape (batch, height, width, channels), got {images.shape}")
+    as_images(images)
     if labels.ndim != 2 or labels.shape[0] != images.shape[0]:
         raise ValueError(f"labels must have shape ({images.shape[0]}, classes), got {labels.shape}")
     for name, array in (("images", images), ("labels", labels)):

@@ -2,7 +2,6 @@
 
 import dataclasses
 import os
-import pathlib
 from typing import Any
 
 import numpy as np
@@ -17,14 +16,17 @@ from dropcluster_jax.data.datasets.tfds import load_tfds
 from dropcluster_jax.data.examples import ArrayExamples
 from dropcluster_jax.data.loaders import Loader, make_loader
 from dropcluster_jax.data.reading import read_dataset
+from dropcluster_jax.data.sampling import check_integer
 from dropcluster_jax.data.subsets import stratified_split, stratified_subset
 
+_TEST_FRACTION = 0.2  # The default of `test_fraction`.
+_LOADERS = {"digits": load_digits, "tfds": load_tfds, "folder": load_folder, "npz": load_npz}
 # The options that do not apply to a kind of dataset.
 _UNUSED = {
     "digits": ("test_fraction", "image_size"),
     "tfds": ("test_fraction",),
-    "folder": ("train_split", "download"),
-    "npz": ("train_split", "test_split", "download", "image_size", "skip_corrupt"),
+    "folder": ("train_split",),
+    "npz": ("train_split", "test_split", "image_size", "skip_corrupt"),
 }
 
 
@@ -73,7 +75,6 @@ def load(data: DataConfig | str, **options: Any) -> Dataset:
             - `skip_corrupt`: Whether to leave out images that are damaged, of an unsupported kind or without a valid
               label, and to list them in `Dataset.skipped`; all images are decoded once to find them. By default, they
               are errors. Files that cannot be opened are always errors.
-            - `download`: Whether TFDS may download and prepare the dataset if it is missing.
 
     Returns:
         The dataset. Examples are in their stored order; arrays read from TFDS or a folder are read-only. Encoded images
@@ -84,7 +85,7 @@ def load(data: DataConfig | str, **options: Any) -> Dataset:
         CorruptImageError: If an image is damaged, of an unsupported kind or without a valid label; a ValueError.
         FileNotFoundError: If the dataset does not exist.
         ImportError: If scikit-learn, TFDS or Pillow is needed and not installed.
-        OSError: If the dataset cannot be downloaded, or a file cannot be read.
+        OSError: If a file cannot be read.
         TypeError: If an option is not a field of `DataConfig`.
         ValueError: If an option or split is invalid for this dataset, or the dataset does not contain labeled images of
             1 or 3 channels and, without `image_size`, equal size.
@@ -100,17 +101,9 @@ def load(data: DataConfig | str, **options: Any) -> Dataset:
     if options.get("dir") is not None:
         options["dir"] = os.fspath(options["dir"])
     config = dataclasses.replace(DataConfig(data) if isinstance(data, str) else data, **options)
-    prefix, _, path = config.name.partition(":")
-    kind = prefix if prefix in ("folder", "npz") or config.name == "digits" else "tfds"
-    _check(config, kind)
-    if kind == "folder":
-        dataset = load_folder(config, _locate(config, path))
-    elif kind == "npz":
-        dataset = load_npz(config, _locate(config, path))
-    elif kind == "digits":
-        dataset = load_digits(config)
-    else:
-        dataset = load_tfds(config)
+    _check(config)
+    dataset = _LOADERS[config.kind](config)
+    dataset = _split_off_test(dataset, config)
     if not isinstance(dataset.train, ArrayExamples):
         dataset = read_dataset(dataset, config.skip_corrupt)
     return _select(dataset, config)
@@ -124,7 +117,7 @@ def open_data(
     return dataset, make_loader(dataset, batch_size, seed, loader=config.loader, workers=config.workers, **options)
 
 
-def _check(config: DataConfig, kind: str) -> None:
+def _check(config: DataConfig) -> None:
     if config.test_fraction is not None and not 0 < config.test_fraction < 1:
         raise ValueError(f"test_fraction must be in (0, 1), got {config.test_fraction}")
     if not 0 <= config.validation_fraction < 1:
@@ -133,32 +126,22 @@ def _check(config: DataConfig, kind: str) -> None:
         raise ValueError(f"evaluate_on must be 'test' or 'validation', got {config.evaluate_on!r}")
     if config.evaluate_on == "validation" and not config.validation_fraction:
         raise ValueError("validation_fraction must be positive to evaluate on validation, got 0")
-    if config.image_size is not None and config.image_size < 1:
-        raise ValueError(f"image_size must be at least 1, got {config.image_size}")
-    for option in _UNUSED[kind]:
+    if config.image_size is not None:
+        check_integer("image_size", config.image_size, 1)
+    for option in _UNUSED[config.kind]:
         if getattr(config, option) != getattr(DataConfig, option):
             raise ValueError(f"{option} does not apply to {config.name!r}, got {getattr(config, option)!r}")
 
 
-def _locate(config: DataConfig, path: str) -> pathlib.Path:
-    """Returns the path of an archive or image folder, which may have been moved into `config.dir`.
-
-    An absolute path is only looked up in `config.dir` if it does not exist.
-    """
-    if not path:
-        raise ValueError(f"name must include a path, {config.name.rstrip(':')}:PATH, got {config.name!r}")
-    try:
-        stored = pathlib.Path(path).expanduser()
-        if config.dir is None or (stored.is_absolute() and stored.exists()):
-            return stored
-        if "://" in config.dir:
-            raise ValueError(f"dir must be a local folder for {config.name!r}, got {config.dir}")
-        base = pathlib.Path(config.dir).expanduser()
-    except RuntimeError as error:  # A user without a home directory.
-        raise FileNotFoundError(f"{config.name!r} was not found: {error}") from error
-    if not stored.is_absolute() and (base / stored).exists():
-        return base / stored
-    return base / stored.name
+def _split_off_test(dataset: Dataset, config: DataConfig) -> Dataset:
+    """Divides each class of a dataset without a test split, whose `test` is `train`."""
+    if dataset.test is not dataset.train:
+        if config.test_fraction is not None:
+            raise ValueError(f"test_fraction applies to data without a test split, {dataset.name!r} has one")
+        return dataset
+    indices = stratified_split(dataset.train.labels, config.test_fraction or _TEST_FRACTION, dataset.classes)
+    train, test = map(dataset.train.take, indices)
+    return dataclasses.replace(dataset, train=train, test=test)
 
 
 def _select(dataset: Dataset, config: DataConfig) -> Dataset:

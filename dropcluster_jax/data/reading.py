@@ -65,8 +65,10 @@ def _leave_out_corrupt(
 
     def find_all() -> dict[str, np.ndarray]:
         corrupt = map_blocks(find, len(examples))
-        indices, reasons = zip(*corrupt, strict=True) if corrupt else ((), ())
-        return {"indices": np.array(indices, np.int64), "reasons": np.array(reasons, str)}
+        return {
+            "indices": np.array([index for index, _ in corrupt], np.int64),
+            "reasons": np.array([reason for _, reason in corrupt], str),
+        }
 
     corrupt = cached("corrupt", [examples.key, examples.channels], find_all)
     reasons = corrupt["reasons"].tolist()

@@ -10,6 +10,7 @@ of Grain's iterators depends on the number of workers, and restores other batche
 
 import dataclasses
 import functools
+import math
 from collections.abc import Iterator
 
 import numpy as np
@@ -95,9 +96,10 @@ def evaluation_indices(num_examples: int, batch_size: int) -> Iterator[WeightedI
         yield np.where(positions < num_examples, positions, 0), (positions < num_examples).astype(np.float32)
 
 
-def check_integer(name: str, value: int, minimum: int) -> None:
-    """Checks that an argument is an integer, at least `minimum`."""
+def check_integer(name: str, value: int, minimum: int, maximum: float = math.inf) -> None:
+    """Checks that an argument is an integer in [minimum, maximum]; tracers are not."""
     if not isinstance(value, int | np.integer):
         raise TypeError(f"{name} must be an integer, got {value!r}")
-    if value < minimum:
-        raise ValueError(f"{name} must be at least {minimum}, got {value}")
+    if not minimum <= value <= maximum:
+        bounds = f"at least {minimum}" if maximum == math.inf else f"in [{minimum}, {maximum}]"
+        raise ValueError(f"{name} must be {bounds}, got {value}")

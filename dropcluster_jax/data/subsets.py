@@ -5,7 +5,7 @@ from collections.abc import Sequence
 import numpy as np
 from jaxtyping import Int, Int32
 
-DEFAULT_TEST_FRACTION = 0.2  # Of folders and archives without a test split.
+from dropcluster_jax.data.sampling import check_integer
 
 
 def stratified_subset(
@@ -48,10 +48,9 @@ def stratified_subset(
         )
     if fraction is not None and not 0 < fraction <= 1:
         raise ValueError(f"fraction must be in (0, 1], got {fraction}")
-    if examples_per_class is not None and examples_per_class < 1:
-        raise ValueError(f"examples_per_class must be at least 1, got {examples_per_class}")
-    if seed < 0:
-        raise ValueError(f"seed must be at least 0, got {seed}")
+    if examples_per_class is not None:
+        check_integer("examples_per_class", examples_per_class, 1)
+    check_integer("seed", seed, 0)
 
     subsets = []
     for label in np.unique(labels):

@@ -210,7 +210,7 @@ _RANGES = {
 
 #: Options that change how a run proceeds but not its results, by section.
 RUNTIME_FIELDS = {
-    "data": ("dir", "download", "loader", "workers"),
+    "data": ("dir", "loader", "workers"),
     "checkpoint": ("every", "keep"),
     "": ("shard_optimizer", "remat", "evaluate_every_epochs", "profile", "tensorboard", "max_nonfinite_steps"),
 }

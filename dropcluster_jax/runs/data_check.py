@@ -11,7 +11,6 @@ from etils import epath
 
 from dropcluster_jax.data import (
     CORRUPTIONS,
-    EXTRA_CORRUPTIONS,
     Dataset,
     InMemoryLoader,
     Loader,
@@ -20,6 +19,7 @@ from dropcluster_jax.data import (
     make_loader,
     normalize,
 )
+from dropcluster_jax.data.examples import image_digests
 from dropcluster_jax.runs.build import make_augmentation
 from dropcluster_jax.runs.config import TrainConfig
 from dropcluster_jax.runs.figures import save_figure
@@ -72,6 +72,8 @@ def check(
         "train": np.bincount(dataset.train.labels, minlength=spec.num_classes),
         "test": np.bincount(dataset.test.labels, minlength=spec.num_classes),
     }
+    on_progress("comparing training and test images")
+    duplicates = np.isin(image_digests(dataset.test), image_digests(dataset.train)).sum().item()
     report = {
         "name": dataset.name,
         "train": len(dataset.train),
@@ -85,6 +87,7 @@ def check(
         "loader": "memory" if isinstance(loader, InMemoryLoader) else "grain",
         "batch_size": batch_size,
         **speed,
+        "duplicates": duplicates,
     }
     samples = jax.device_get(loader.probe(_NUM_SAMPLES, 0))
     report["skipped"] = list(dataset.skipped)
@@ -119,6 +122,8 @@ def describe(report: Mapping[str, Any], folder: epath.Path, max_classes: int = 1
     ]
     if report["loader"] == "grain" and not report["skipped"]:
         lines.append("encoded images are decoded when they are read; not all of them were checked")
+    if report["duplicates"]:
+        lines.append(f"{report['duplicates']} test images are also training images")
     if report["skipped"]:
         lines.append(f"{len(report['skipped'])} images were skipped, the first: {report['skipped'][0]}")
     lines.append(f"results: {', '.join(map(str, visible_files(folder)))}")
@@ -159,9 +164,8 @@ def _draw(dataset: Dataset, batch: Mapping[str, np.ndarray], folder: epath.Path)
     titles = [dataset.classes[label] for label in batch["label"]]
     samples = image_figure(images, titles, title=f"{dataset.name}: training images")
     save_figure(samples, folder / "images.png", _DPI)
-    names = [name for name in (*CORRUPTIONS, *EXTRA_CORRUPTIONS) if name != "saturate" or images.shape[-1] == 3]
     sheet, titles = [], []
-    for name in names:
+    for name in CORRUPTIONS:
         corrupted = [corrupt(name, severity, jax.random.key(0), images[:1])[0] for severity in _SEVERITIES]
         sheet += [images[0], *corrupted]
         titles += [name, *(f"severity {severity}" for severity in _SEVERITIES)]

@@ -62,11 +62,6 @@ def test_published_images_are_used_only_for_the_test_split_of_cifar10(tmp_path):
     assert corrupted_test(CIFAR10, "contrast", 3, data_dir=tmp_path).origin == "computed"
 
 
-def test_missing_data_dir_raises(tmp_path):
-    with pytest.raises(FileNotFoundError, match=r"dir must be a folder, got .*nowhere"):
-        corrupted_test(CIFAR10, "fog", 2, data_dir=tmp_path / "nowhere")
-
-
 @pytest.mark.bad_input
 def test_invalid_arguments_raise(tmp_path):
     with pytest.raises(ValueError, match="name must be one of"):

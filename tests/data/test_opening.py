@@ -107,7 +107,7 @@ def test_invalid_options_raise(options, message):
 @pytest.mark.parametrize("kind", ["folder", "npz"])
 def test_options_of_other_kinds_of_datasets_raise(tmp_path, kind):
     name = f"{kind}:{tmp_path}"
-    unused = {"train_split": "train", "download": True}
+    unused = {"train_split": "train"}
     if kind == "npz":
         unused |= {"test_split": "test", "image_size": 32, "skip_corrupt": True}
     for option, value in unused.items():
@@ -154,26 +154,6 @@ def test_class_that_a_split_exhausts_is_named(tmp_path):
         load(f"npz:{tmp_path / 'data.npz'}")
     with pytest.raises(ValueError, match=r"at most \d+, the size of class '0', got 1000"):
         load("digits", examples_per_class=1000)
-
-
-@pytest.mark.parametrize(
-    ("name", "suggestion"),
-    [
-        ("CIFAR10", "cifar10"),
-        ("cifar-10", "cifar10"),
-        ("Digits", "digits"),
-        ("Fashion_MNIST", "fashion_mnist"),
-        ("photos", "folder:photos"),
-        ("photos.npz", "npz:photos.npz"),
-        ("NPZ:photos.npz", "npz:photos.npz"),
-    ],
-)
-def test_similar_names_are_suggested(tmp_path, monkeypatch, name, suggestion):
-    monkeypatch.chdir(tmp_path)
-    (tmp_path / "photos").mkdir()
-    (tmp_path / "photos.npz").touch()
-    with pytest.raises((FileNotFoundError, ValueError), match=rf"did you mean '{suggestion}'\?"):
-        load(name, dir=tmp_path)
 
 
 def test_options_reach_the_dataset_and_the_loader():

@@ -195,12 +195,14 @@ def test_prepared_datasets_are_read(bucket, tmp_path):
 
 
 def test_prepared_datasets_are_not_read_from_other_object_stores():
-    with pytest.raises(ValueError, match=r"dir must be a local folder or gs://\.\.\., got s3://bucket/tfds"):
+    with pytest.raises(
+        ValueError, match=r"dir or TFDS_DATA_DIR must be a local folder or gs://\.\.\., got s3://bucket/tfds"
+    ):
         load("tiny", dir="s3://bucket/tfds")
 
 
 def test_archives_must_be_local():
-    with pytest.raises(ValueError, match=r"dir must be a local folder for 'npz:x\.npz', got gs://bucket/x"):
+    with pytest.raises(FileNotFoundError, match=r"'npz:x\.npz' was not found"):
         load("npz:x.npz", dir="gs://bucket/x")
 
 

@@ -35,12 +35,11 @@ def load_digits(config: DataConfig) -> Dataset:
 
 def _slice_split(argument: str, split: str, splits: dict[str, Any]) -> Int[np.ndarray, " _"]:
     """Returns the indices of a split in TFDS's notation: `train`, `train[:100]`, `test[-10%:]`."""
-    sizes = {name: len(indices) for name, indices in splits.items()}
     match = re.fullmatch(r"(train|test)(?:\[(-?\d+%?)?:(-?\d+%?)?\])?", split)
     if match is None:
-        raise split_error("digits", argument, split, sizes, "use e.g. train, train[:100] or train[20%:]")
+        raise split_error("digits", argument, split, "use e.g. test, train[:100] or train[20%:]")
     name, *bounds = match.groups()
-    size = sizes[name]
+    size = len(splits[name])
 
     def position(bound: str) -> int:
         offset = round(float(bound[:-1]) / 100 * size) if bound.endswith("%") else int(bound)
@@ -50,5 +49,5 @@ def _slice_split(argument: str, split: str, splits: dict[str, Any]) -> Int[np.nd
         default if bound is None else position(bound) for bound, default in zip(bounds, (0, size), strict=True)
     )
     if not 0 <= start < stop <= size:
-        raise split_error("digits", argument, split, sizes, "the slice is empty or out of range")
+        raise split_error("digits", argument, split, f"it is empty or exceeds {size} examples")
     return splits[name][start:stop]

@@ -9,7 +9,6 @@ from dropcluster_jax.data.config import DataConfig
 from dropcluster_jax.data.dataset import Dataset
 from dropcluster_jax.data.decoding import CorruptImageError
 from dropcluster_jax.data.examples import FileExamples
-from dropcluster_jax.data.subsets import DEFAULT_TEST_FRACTION, stratified_split
 
 _SUFFIXES = (".jpg", ".jpeg", ".png", ".webp")
 # Names of the splits, in any case; of several test folders, the first is used.
@@ -19,42 +18,35 @@ _TEST_FOLDERS = ("test", "testing", "val", "valid", "validation")
 _SYSTEM_FILES = ("thumbs.db", "ehthumbs.db", "desktop.ini", "__macosx", "@eadir")
 
 
-def load_folder(config: DataConfig, root: pathlib.Path) -> Dataset:
-    """Lists the images of a folder; those that are not in the folder of a class are an error or `skipped`."""
+def load_folder(config: DataConfig) -> Dataset:
+    """Lists the images of a folder; those that are not in the folder of a class are an error or `skipped`.
+
+    Without a test split, `test` is `train`.
+    """
+    root = config.path
     if not root.is_dir():
         raise FileNotFoundError(f"{config.name!r} was not found: {root} is not a folder with one folder per class")
     train_folder = _find_folder(root, _TRAIN_FOLDERS)
     test_folder = _find_folder(root, _TEST_FOLDERS if config.test_split is None else (config.test_split.lower(),))
     if config.test_split is not None and (train_folder is None or test_folder is None):
         raise ValueError(f"test_split must be a folder next to train in {root}, got {config.test_split!r}")
-    if train_folder is not None and test_folder is not None:
-        if config.test_fraction is not None:
+    if train_folder is None or test_folder is None:
+        if train_folder is not None and any(entry.is_dir() for entry in _visible(train_folder)):
             raise ValueError(
-                f"test_fraction applies to folders without a test split, {root} has {train_folder.name} and "
-                f"{test_folder.name}"
+                f"{root} contains {train_folder.name} but no test split: add a folder {', '.join(_TEST_FOLDERS[:-1])} "
+                f"or {_TEST_FOLDERS[-1]}, or split the training images with folder:{train_folder}"
             )
-        train_files, problems = _list_classes(train_folder)
+        train_folder, test_folder = root, None
+    files, problems = _list_classes(train_folder)
+    classes = tuple(sorted(files))
+    train = test = _label(files, classes)
+    if test_folder is not None:
         test_files, test_problems = _list_classes(test_folder)
-        problems += test_problems
-        classes = tuple(sorted(train_files))
-        if unknown := sorted(set(test_files) - set(train_files)):
-            same = [name for name in classes if _normalize(name) == _normalize(unknown[0])]
-            hint = f"; {unknown[0]!a} and {same[0]!a} only look the same" if same else ""
+        if unknown := sorted(set(test_files) - set(files)):
             raise ValueError(
-                f"{test_folder / unknown[0]} is not a class of {train_folder}, which has {', '.join(classes)}{hint}"
+                f"{unknown[0]} in {test_folder} is not a class of {train_folder}, which has {', '.join(classes)}"
             )
-        train, test = _label(train_files, classes), _label(test_files, classes)
-    elif train_folder is not None and any(entry.is_dir() for entry in _visible(train_folder)):
-        raise ValueError(
-            f"{root} contains {train_folder.name} but no test split: add a folder {', '.join(_TEST_FOLDERS[:-1])} or "
-            f"{_TEST_FOLDERS[-1]}, or split the training images with folder:{train_folder}"
-        )
-    else:
-        files, problems = _list_classes(root)
-        classes = tuple(sorted(files))
-        examples = _label(files, classes)
-        indices = stratified_split(examples.labels, config.test_fraction or DEFAULT_TEST_FRACTION, classes)
-        train, test = map(examples.take, indices)
+        problems, test = problems + test_problems, _label(test_files, classes)
     if problems and not config.skip_corrupt:
         raise CorruptImageError(problems[0])
     return Dataset(config.name, train, test, classes, config.image_size, skipped=tuple(problems))
@@ -85,8 +77,8 @@ def _list_classes(folder: pathlib.Path) -> tuple[dict[str, list[str]], list[str]
                 images.append(str(file))
             else:
                 problems.append(f"{file} is not a file with the suffix of a JPEG, PNG or WebP image")
-        if images:
-            classes[entry.name] = images
+        if images:  # Names that only look the same are one class, e.g. of files copied from macOS.
+            classes.setdefault(unicodedata.normalize("NFC", entry.name), []).extend(images)
         else:
             problems.append(f"{entry} is the folder of a class but contains no images")
     if not classes:
@@ -106,11 +98,6 @@ def _files(folder: pathlib.Path, parents: tuple[pathlib.Path, ...] = ()) -> list
     ]
 
 
-def _normalize(name: str) -> str:
-    return unicodedata.normalize("NFC", name)
-
-
 def _label(files: dict[str, list[str]], classes: tuple[str, ...]) -> FileExamples:
     labeled = [(path, label) for label, name in enumerate(classes) for path in files.get(name, [])]
-    paths, labels = zip(*labeled, strict=True)
-    return FileExamples(list(paths), np.array(labels, np.int32))
+    return FileExamples([path for path, _ in labeled], np.array([label for _, label in labeled], np.int32))

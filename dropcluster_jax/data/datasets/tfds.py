@@ -1,13 +1,8 @@
-"""Datasets prepared by TFDS, read from disk without TensorFlow.
+"""Datasets prepared by TFDS, read from disk without TensorFlow. Nothing is downloaded."""
 
-Nothing is downloaded unless requested.
-"""
-
-import difflib
 import os
 import re
 import shlex
-from collections.abc import Mapping
 from typing import Any
 
 import numpy as np
@@ -22,8 +17,6 @@ from dropcluster_jax.data.examples import RecordExamples
 _TEST_SPLITS = {"imagenette": "validation", "imagenet2012": "validation"}
 _DEFAULT_CONFIGS = {"imagenette": "full-size-v2"}
 
-_DEFAULT_DIR = "the default of dir"
-
 
 def load_tfds(config: DataConfig) -> Dataset:
     """Opens a prepared dataset; its images stay encoded."""
@@ -34,7 +27,7 @@ def load_tfds(config: DataConfig) -> Dataset:
     dataset, _, _ = _parse_name(name)
     spec = DATASETS.get(dataset)
     # From the files alone: `tfds.data_source(name)` requires the version of the installed TFDS and would download it.
-    folder = _find(name, config.dir, config.download)
+    folder = _find(name, config.dir)
     try:
         builder = tfds.builder_from_directory(folder)
     except Exception as error:  # Undocumented: UnicodeDecodeError, JSONDecodeError, ParseError of Protocol Buffers, ...
@@ -53,84 +46,60 @@ def load_tfds(config: DataConfig) -> Dataset:
     image_size = config.image_size
     if image_size is None and spec is not None and spec.encoded:
         image_size = spec.image_shape[0]
-    mean_std = None if spec is None else (spec.mean, spec.std)
+    mean_std = (spec.mean, spec.std) if spec is not None and len(spec.mean) == channels else None
     return Dataset(name, train, test, classes, image_size, splits["test_split"], mean_std)
 
 
 def is_prepared(name: str, data_dir: str | os.PathLike[str] | None) -> bool:
     """Returns whether TFDS has prepared a dataset in `data_dir`, by default where `load` looks for it."""
-    root, origin = _data_dir(data_dir)
-    if data_dir is not None and not root.is_dir():
-        raise FileNotFoundError(f"{origin} must be a folder, got {root}")
-    return _newest_version(root, name) is not None
+    return _newest_version(_data_dir(data_dir), name) is not None
 
 
-def split_error(name: str, argument: str, split: str, sizes: Mapping[str, int], reason: str) -> ValueError:
+def split_error(name: str, argument: str, split: str, reason: str) -> ValueError:
     """Returns the error for a split that the dataset does not have."""
-    available = ", ".join(f"{split} ({size} examples)" for split, size in sizes.items())
-    return ValueError(
-        f"{argument} must be a split of {name!r} or a slice of one, got {split!r}: {reason}; its splits are {available}"
-    )
+    return ValueError(f"{argument} must be a split of {name!r} or a slice of one, got {split!r}: {reason}")
 
 
 def _parse_name(name: str) -> tuple[str, str | None, str | None]:
     """Splits a name into dataset, configuration and version."""
     match = re.fullmatch(r"(\w+)(?:/([^/:]+))?(?::(\d+\.\d+\.\d+))?", name)
     if match is None:
-        allowed = "'digits', folder:PATH, npz:PATH, or NAME[/CONFIG][:VERSION] of a TFDS dataset"
-        raise ValueError(f"name must be {allowed}, got {name!r}; {_suggest(name)}".rstrip("; "))
+        raise ValueError(
+            f"name must be 'digits', folder:PATH, npz:PATH, or NAME[/CONFIG][:VERSION] of a TFDS dataset, got {name!r}"
+        )
     dataset, config, version = match.groups()
     return dataset, config, version
 
 
-def _data_dir(data_dir: str | os.PathLike[str] | None) -> tuple[Any, str]:
-    """Returns the folder of prepared datasets and the name of the setting that it comes from."""
+def _data_dir(data_dir: str | os.PathLike[str] | None) -> Any:
+    """Returns the folder of prepared datasets, which must exist unless it is the default one."""
     from etils import epath  # A dependency of TFDS that also reads Google Cloud Storage.
 
-    origins = {
-        "dir": data_dir,
-        "the environment variable TFDS_DATA_DIR": os.environ.get("TFDS_DATA_DIR"),
-        _DEFAULT_DIR: "~/tensorflow_datasets",
-    }
-    origin, root = next((origin, os.fspath(path)) for origin, path in origins.items() if path)
+    setting = data_dir or os.environ.get("TFDS_DATA_DIR")
+    root = os.fspath(setting or "~/tensorflow_datasets")
     if root.startswith("gs://"):
         with optional_import("gcsfs", "gcs"):
             import gcsfs  # noqa: F401
     elif "://" in root:  # ArrayRecord files are read by C++ code, which knows no other object stores.
-        raise ValueError(f"{origin} must be a local folder or gs://..., got {root}")
-    return epath.Path(root).expanduser(), origin
+        raise ValueError(f"dir or TFDS_DATA_DIR must be a local folder or gs://..., got {root}")
+    path = epath.Path(root).expanduser()
+    if setting and not path.is_dir():
+        raise FileNotFoundError(f"dir or TFDS_DATA_DIR must be a folder, got {path}")
+    return path
 
 
-def _find(name: str, data_dir: str | os.PathLike[str] | None, download: bool) -> Any:
-    """Returns the folder `data_dir/NAME[/CONFIG]/VERSION` of a dataset, which is downloaded if requested."""
-    root, origin = _data_dir(data_dir)
-    if origin != _DEFAULT_DIR and not root.is_dir() and not download:
-        raise FileNotFoundError(f"{origin} must be a folder, got {root}")
-
+def _find(name: str, data_dir: str | None) -> Any:
+    """Returns the folder `data_dir/NAME[/CONFIG]/VERSION` of a dataset."""
+    root = _data_dir(data_dir)
     folder = _newest_version(root, name)
-    if folder is None and download:
-        _download(name, root)
-        folder = _newest_version(root, name)
     if folder is None:
         # Besides Parquet, ArrayRecord is the only format that TFDS reads without TensorFlow. It is not the default.
         command = f"tfds build {shlex.quote(name)} --data_dir {shlex.quote(str(root))} --file_format array_record"
         raise FileNotFoundError(
-            f"{name!r} is not prepared in {root} ({origin}): {_suggest(name)}prepare it with `{command}`, or with "
-            '--data.download if TensorFlow is installed; "digits" needs no files'
+            f"{name!r} is not prepared in {root} (dir or TFDS_DATA_DIR): prepare it with `{command}`, or choose one of "
+            f"{', '.join(DATASETS)}, folder:PATH and npz:PATH; digits needs no files"
         )
     return folder
-
-
-def _suggest(name: str) -> str:
-    """Returns a question with the name that was probably meant, followed by a space; empty if there is none."""
-    kind, _, path = name.partition(":")
-    if kind.lower() in ("npz", "folder"):
-        meant = f"{kind.lower()}:{path}"
-    elif name and os.path.exists(name):
-        meant = f"{'folder' if os.path.isdir(name) else 'npz'}:{name}"
-    else:
-        meant = next(iter(difflib.get_close_matches(name.lower(), DATASETS, n=1)), name)
-    return "" if meant == name else f"did you mean {meant!r}? "
 
 
 def _newest_version(root: Any, name: str) -> Any:
@@ -152,37 +121,21 @@ def _newest_version(root: Any, name: str) -> Any:
     return None
 
 
-def _download(name: str, root: Any) -> None:
-    import tensorflow_datasets as tfds
-
-    try:
-        tfds.builder(name, data_dir=root, file_format="array_record").download_and_prepare()
-    except ImportError as error:
-        package = (error.name or "tensorflow").partition(".")[0]
-        raise ImportError(f"TFDS needs {package} to prepare {name!r}: pip install {package}") from error
-    except Exception as error:  # Each dataset has its own code, which can raise anything.
-        reason = str(error).strip().splitlines() or [""]
-        raise OSError(f"{name!r} could not be prepared in {root}: {type(error).__name__}: {reason[0]}") from error
-
-
 def _check_features(name: str, features: Any) -> tuple[tuple[str, ...], int]:
     """Checks that a dataset contains labeled images and returns its class names and the number of channels."""
     import tensorflow_datasets as tfds
 
-    image, label = (dict(features).get(key) for key in ("image", "label"))
-    if not (isinstance(image, tfds.features.Image) and image.np_dtype == np.uint8):
-        raise ValueError(f'{name!r} must have a feature "image", a uint8 image, but has {_describe(features)}')
-    if not (isinstance(label, tfds.features.ClassLabel) and label.num_classes):
-        raise ValueError(f'{name!r} must have a feature "label", a class label, but has {_describe(features)}')
+    image: Any = dict(features).get("image")
+    label: Any = dict(features).get("label")
+    is_image = isinstance(image, tfds.features.Image) and image.np_dtype == np.uint8
+    if not (is_image and isinstance(label, tfds.features.ClassLabel) and label.num_classes):
+        present = " ".join(", ".join(f"{key!r}: {feature}" for key, feature in sorted(features.items())).split())
+        raise ValueError(f'{name!r} must have the features "image", uint8, and "label", a class, but has {present}')
     shape: Any = image.shape
     channels = shape[-1] or 3
     if channels not in (1, 3):
         raise ValueError(f"the images of {name!r} must have 1 or 3 channels, got {channels}")
     return tuple(label.names), channels
-
-
-def _describe(features: Any) -> str:
-    return " ".join(", ".join(f"{key!r}: {feature}" for key, feature in sorted(features.items())).split())
 
 
 def _open_split(name: str, builder: Any, argument: str, split: str, channels: int, num_classes: int) -> RecordExamples:
@@ -199,7 +152,6 @@ def _open_split(name: str, builder: Any, argument: str, split: str, channels: in
             "`tfds build --file_format array_record`"
         ) from error
     except ValueError as error:
-        sizes = {part: info.num_examples for part, info in builder.info.splits.items()}
-        raise split_error(name, argument, split, sizes, str(error).splitlines()[0]) from error
+        raise split_error(name, argument, split, str(error).splitlines()[0]) from error
     files = (builder.info.full_name, split, *(file_stamp(path) for path in info.filepaths))
     return RecordExamples(f"{name}/{split}", source, files, channels, num_classes, np.arange(len(source)))

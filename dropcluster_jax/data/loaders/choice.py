@@ -1,6 +1,6 @@
 """The choice between the loaders."""
 
-from collections.abc import Sequence
+import math
 
 import jax
 from jax.sharding import NamedSharding
@@ -56,19 +56,15 @@ def make_loader(
     """
     if loader not in ("auto", "memory", "grain"):
         raise ValueError(f"loader must be 'auto', 'memory' or 'grain', got {loader!r}")
-    arrays = [examples for examples in (dataset.train, dataset.test) if isinstance(examples, ArrayExamples)]
-    if loader == "memory" and len(arrays) < 2:
-        raise ValueError(
-            f"loader must be 'grain' or 'auto' for {dataset.name!r}, whose images are encoded, got 'memory'"
-        )
-    if loader == "memory" or (loader == "auto" and len(arrays) == 2 and _fit_in_memory(arrays)):
+    if loader == "memory" or (loader == "auto" and _fits_in_memory(dataset)):
         return InMemoryLoader(dataset, batch_size, seed, sharding=sharding)
     return GrainLoader(
         dataset, batch_size, seed, sharding=sharding, random_crop=random_crop, flip=flip, workers=workers
     )
 
 
-def _fit_in_memory(arrays: Sequence[ArrayExamples]) -> bool:
+def _fits_in_memory(dataset: Dataset) -> bool:
     memory = (jax.local_devices()[0].memory_stats() or {}).get("bytes_limit")
     limit = memory * _MEMORY_FRACTION if memory else _DEFAULT_LIMIT
-    return sum(examples.images.nbytes for examples in arrays) <= limit
+    splits = (dataset.train, dataset.test)
+    return sum(split.images.nbytes if isinstance(split, ArrayExamples) else math.inf for split in splits) <= limit

@@ -8,7 +8,7 @@ import signal
 import sys
 import threading
 import warnings
-from collections.abc import Iterable, Iterator
+from collections.abc import Generator, Iterable, Iterator
 from typing import Any
 
 import jax
@@ -33,7 +33,7 @@ class GrainLoader(Loader):
 
     Each batch is read by one thread or worker, and transferred to the device while the previous one is in use. With
     multiple processes, each reads its part of every batch and needs access to all files. Corrupt images raise
-    `CorruptImageError`. `process_index` and `process_count` are by default JAX's.
+    `CorruptImageError`.
 
     Example:
         >>> from dropcluster_jax.data import InMemoryLoader, load
@@ -56,22 +56,18 @@ class GrainLoader(Loader):
         random_crop: bool = False,
         flip: bool = False,
         workers: int = 0,
-        process_index: int | None = None,
-        process_count: int | None = None,
     ) -> None:
         with optional_import("Grain"):
             import grain
 
         check_integer("workers", workers, 0)
-        process_index = jax.process_index() if process_index is None else process_index
-        process_count = jax.process_count() if process_count is None else process_count
-        super().__init__(dataset, batch_size, seed, sharding, process_count)
+        process = (jax.process_index(), jax.process_count())
+        super().__init__(dataset, batch_size, seed, sharding, process[1])
         self._grain, self._workers = grain, workers
-        process = (process_index, process_count)
         self._train = _Reader(dataset.train, dataset.image_size, self._order, process, random_crop, flip)
         self._test = dataclasses.replace(self._train, examples=dataset.test)
 
-    def _train_from(self, first: int) -> Iterator[Batch]:
+    def _train_from(self, first: int) -> Generator[Batch]:
         return self._stream(self._grain.MapDataset.range(first, sys.maxsize).map(self._train.training_batch))
 
     def _test_batches(self, batches: Iterable[WeightedIndices]) -> Iterator[Batch]:
@@ -80,7 +76,7 @@ class GrainLoader(Loader):
     def _probe_batch(self, indices: Indices) -> Batch:
         return shard_batch(self._train.read(indices), self._sharding)
 
-    def _stream(self, host_batches: Any) -> Iterator[Batch]:
+    def _stream(self, host_batches: Any) -> Generator[Batch]:
         """Yields host batches on the device, read ahead by threads or workers."""
         grain = self._grain
         threads = 1 if self._workers else _num_cores()

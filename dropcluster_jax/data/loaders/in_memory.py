@@ -1,12 +1,11 @@
 """The loader for datasets that fit into device memory; batches are gathered on the device."""
 
 import itertools
-from collections.abc import Iterable, Iterator
+from collections.abc import Generator, Iterable, Iterator
 from typing import Any
 
 import jax
 from jax.sharding import NamedSharding, PartitionSpec
-from jaxtyping import Array, Int, UInt8
 
 from dropcluster_jax.data.dataset import Dataset
 from dropcluster_jax.data.examples import ArrayExamples
@@ -36,31 +35,26 @@ class InMemoryLoader(Loader):
     ) -> None:
         train, test = dataset.train, dataset.test
         if not (isinstance(train, ArrayExamples) and isinstance(test, ArrayExamples)):
-            raise TypeError(f"the examples of {dataset.name!r} must be arrays, got {type(dataset.train).__name__}")
+            raise ValueError(f"loader must be 'grain' or 'auto' for {dataset.name!r}, whose images are encoded")
         super().__init__(dataset, batch_size, seed, sharding)
         self._replicated = None if sharding is None else NamedSharding(sharding.mesh, PartitionSpec())
-        self._train, self._test = self._replicate(train), self._replicate(test)
+        self._train, self._test = (
+            shard_batch((examples.images, examples.labels), self._replicated) for examples in (train, test)
+        )
         self._gather = jax.jit(
             lambda images, labels, indices: {"image": images[indices], "label": labels[indices]}, out_shardings=sharding
         )
         self._shard = jax.jit(lambda weight: weight, out_shardings=sharding)
 
-    def _train_from(self, first: int) -> Iterator[Batch]:
+    def _train_from(self, first: int) -> Generator[Batch]:
         return (self._take(self._train, self._order.indices(index)) for index in itertools.count(first))
 
     def _test_batches(self, batches: Iterable[WeightedIndices]) -> Iterator[Batch]:
         for indices, weight in batches:
-            weight = shard_batch({"weight": weight}, self._replicated)["weight"]
-            yield {**self._take(self._test, indices), "weight": self._shard(weight)}
+            yield {**self._take(self._test, indices), "weight": self._shard(shard_batch(weight, self._replicated))}
 
     def _probe_batch(self, indices: Indices) -> Batch:
         return self._take(self._train, indices)
 
-    def _replicate(
-        self, examples: ArrayExamples
-    ) -> tuple[UInt8[Array, "examples height width channels"], Int[Array, " examples"]]:
-        arrays = shard_batch({"images": examples.images, "labels": examples.labels}, self._replicated)
-        return arrays["images"], arrays["labels"]
-
     def _take(self, examples: Any, indices: Indices) -> Batch:
-        return self._gather(*examples, shard_batch({"indices": indices}, self._replicated)["indices"])
+        return self._gather(*examples, shard_batch(indices, self._replicated))

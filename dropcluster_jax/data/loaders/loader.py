@@ -2,7 +2,7 @@
 
 import abc
 import math
-from collections.abc import Callable, Iterable, Iterator
+from collections.abc import Callable, Generator, Iterable, Iterator
 from typing import Any
 
 from jax.sharding import NamedSharding
@@ -29,11 +29,11 @@ class BatchIterator:
 
     Args:
         order: Assigns examples to batches.
-        start: Function that takes the index of a batch and returns an iterator that starts there.
+        start: Function that takes the index of a batch and returns a generator that starts there.
 
     Example:
         >>> order = BatchOrder(num_examples=10, batch_size=5, seed=0)
-        >>> batches = BatchIterator(order, lambda first: iter({"index": i} for i in range(first, 100)))
+        >>> batches = BatchIterator(order, lambda first: ({"index": i} for i in range(first, 100)))
         >>> [next(batches)["index"] for _ in range(3)]
         [0, 1, 2]
         >>> state = batches.get_state()
@@ -44,10 +44,10 @@ class BatchIterator:
         3
     """
 
-    def __init__(self, order: BatchOrder, start: Callable[[int], Iterator[Batch]]) -> None:
+    def __init__(self, order: BatchOrder, start: Callable[[int], Generator[Batch]]) -> None:
         self._order, self._start = order, start
         self._index = 0  # Of the next batch.
-        self._iterator: Iterator[Batch] | None = None
+        self._iterator: Generator[Batch] | None = None
 
     def __iter__(self) -> "BatchIterator":
         return self
@@ -74,19 +74,15 @@ class BatchIterator:
             ValueError: If `state` is malformed, or belongs to an iterator with different settings.
         """
         settings = self._settings()
-        if set(state) != {"epoch", "batch", *settings}:
-            raise ValueError(f"state must contain epoch, batch, {', '.join(settings)}, got {state}")
-        for name, value in settings.items():
-            if state[name] != value:
-                raise ValueError(f"state must have {name} {value}, got {state[name]}")
+        if set(state) != {"epoch", "batch", *settings} or not settings.items() <= state.items():
+            raise ValueError(f"state must contain epoch, batch, and {settings}, got {state}")
         self.close()
         self._index = state["epoch"] * self._order.batches_per_epoch + state["batch"]
 
     def close(self) -> None:
         """Stops reading ahead; the next batch starts it again."""
-        close = getattr(self._iterator, "close", None)
-        if close is not None:
-            close()
+        if self._iterator is not None:
+            self._iterator.close()
         self._iterator = None
 
     def _settings(self) -> dict[str, int]:
@@ -160,7 +156,7 @@ class Loader(abc.ABC):
         return self._probe_batch(indices[: len(indices) // self._divisor * self._divisor])
 
     @abc.abstractmethod
-    def _train_from(self, first: int) -> Iterator[Batch]:
+    def _train_from(self, first: int) -> Generator[Batch]:
         """Yields the training batches from the one with the index `first`."""
 
     @abc.abstractmethod

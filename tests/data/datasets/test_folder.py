@@ -54,16 +54,14 @@ def test_existing_splits_are_kept(tmp_path, train, test):
     data = load(write(tmp_path, {**files, f"{test}/z/9.png": constant(9)}))
     assert data.classes == ("x", "y", "z") and data.train.labels.tolist() == [0, 0, 0, 1, 1, 1, 2, 2, 2]
     assert data.test.labels.tolist() == [2] and data.test.images[0, 0, 0, 0] == 9
-    with pytest.raises(
-        ValueError, match=f"test_fraction applies to folders without a test split, .* {train} and {test}"
-    ):
+    with pytest.raises(ValueError, match="test_fraction applies to data without a test split"):
         load(f"folder:{tmp_path}", test_fraction=0.3)
 
 
 @pytest.mark.parametrize("skip_corrupt", [False, True])
 def test_test_class_without_training_images_raises(tmp_path, skip_corrupt):
     name = write(tmp_path, {"train/cat/0.png": constant(0), "test/bird/0.png": constant(1)})
-    with pytest.raises(ValueError, match=r"/test/bird is not a class of .*/train, which has cat"):
+    with pytest.raises(ValueError, match=r"bird in .*/test is not a class of .*/train, which has cat"):
         load(name, skip_corrupt=skip_corrupt)
 
 
@@ -123,7 +121,7 @@ def test_missing_and_empty_folders_raise(tmp_path):
     (tmp_path / "void").mkdir()
     with pytest.raises(ValueError, match="void contains no folders with images"):
         load(f"folder:{tmp_path / 'void'}")
-    with pytest.raises(FileNotFoundError, match="was not found: Could not determine home"):
+    with pytest.raises(FileNotFoundError, match="was not found: ~nobody-of-this-name/photos is not a folder"):
         load("folder:~nobody-of-this-name/photos")
 
 
@@ -178,7 +176,7 @@ def test_fingerprint_depends_on_the_test_images_but_not_on_their_location(tmp_pa
     more = load(write(tmp_path / "more", {**files, "test/a/3.png": constant(3)}), **options).spec
     assert spec.differences(more) == ["the test examples are different"]
     renamed = load(write(tmp_path / "renamed", {path.replace("/a/", "/c/"): files[path] for path in files}), **options)
-    assert spec.differences(renamed.spec)[0] == "classes is ('a', 'b') there and ('b', 'c') here"
+    assert spec.differences(renamed.spec)[0] == "the classes or their order differ: only there ['a'], only here ['c']"
 
 
 def test_images_in_subfolders_belong_to_the_class(tmp_path):
@@ -199,11 +197,13 @@ def test_the_test_folder_can_be_chosen(tmp_path):
         load(name, test_split="dev")
 
 
-def test_class_names_that_look_the_same_are_told_apart(tmp_path):
-    names = [unicodedata.normalize(form, "Caf\N{LATIN SMALL LETTER E WITH ACUTE}") for form in ("NFC", "NFD")]
-    name = write(tmp_path, {f"train/{names[0]}/0.png": constant(1), f"test/{names[1]}/0.png": constant(1)})
-    with pytest.raises(ValueError, match=r"'Cafe\\u0301' and 'Caf\\xe9' only look the same"):
-        load(name)
+def test_class_names_that_look_the_same_are_one_class(tmp_path):
+    composed, decomposed = (
+        unicodedata.normalize(form, "Caf\N{LATIN SMALL LETTER E WITH ACUTE}") for form in ("NFC", "NFD")
+    )
+    name = write(tmp_path, {f"train/{composed}/0.png": constant(1), f"train/{decomposed}/0.png": constant(2)})
+    data = load(write(tmp_path, {f"test/{decomposed}/0.png": constant(3)}) and name)
+    assert data.classes == (composed,) and len(data.train) == 2 and data.test.labels.tolist() == [0]
 
 
 def test_a_pipe_among_the_images_does_not_block(tmp_path):

@@ -21,7 +21,7 @@ def test_archive_with_test_split_is_loaded_unchanged(tmp_path):
     np.testing.assert_array_equal(data.test.labels, LABELS[:8])
     assert data.train.labels.dtype == np.int32
     assert data.classes == ("0", "1", "2", "3") and data.spec.image_shape == (4, 5, 3)
-    with pytest.raises(ValueError, match="test_fraction applies to archives without a test split"):
+    with pytest.raises(ValueError, match="test_fraction applies to data without a test split, 'npz:"):
         load(name, test_fraction=0.1)
 
 
@@ -47,13 +47,6 @@ def test_archive_without_test_split_is_split_by_class(tmp_path):
         ),
         ({"images": IMAGES[..., :2], "labels": LABELS}, r"1 or 3 channels and .*, got the shape \(20, 4, 5, 2\)"),
         ({"images": IMAGES[:0], "labels": LABELS[:0]}, r"at least one example, got the shape \(0, 4, 5, 3\)"),
-        ({"images": IMAGES, "labels": LABELS[1:]}, "must have the same length, got 20 and 19"),
-        ({"images": IMAGES, "labels": LABELS / 2}, "labels must be integers, got float64"),
-        (
-            {"images": IMAGES, "labels": np.eye(4, dtype=np.int64)[LABELS]},
-            r"labels must have shape \(examples,\) or \(examples, 1\), got \(20, 4\)",
-        ),
-        ({"images": IMAGES, "labels": LABELS + 2**32}, "labels must fit in int32, got values from 4294967296 to"),
         ({"images": IMAGES, "labels": LABELS - 1}, "consecutive from 0, .* got 4 distinct labels from -1 to 2"),
         ({"images": IMAGES, "labels": LABELS * 85}, "consecutive from 0, .* got 4 distinct labels from 0 to 255"),
         (
@@ -65,7 +58,7 @@ def test_archive_without_test_split_is_split_by_class(tmp_path):
             {"images": IMAGES, "labels": LABELS, "classes": np.array(["a", "b", "c"])},
             r"labels of .* must be in \[0, 3\), got 3 at index 3",
         ),
-        ({"images": IMAGES, "labels": LABELS, "classes": np.arange(4)}, "classes of .* must be a list of strings"),
+        ({"images": IMAGES, "labels": LABELS, "classes": np.arange(4)}, "classes of .* must be a sequence of strings"),
         ({"images": IMAGES, "labels": LABELS.astype(object)}, "cannot be read as an .npz archive: .*pickle"),
     ],
 )
@@ -94,14 +87,6 @@ def test_archives_of_medmnist_and_keras_are_read(tmp_path, names, validation, ch
     assert data.spec.image_shape == (4, 5, *(channels or (1,))) and data.classes == ("0", "1", "2", "3")
 
 
-def test_single_array_is_not_an_archive(tmp_path):
-    np.save(tmp_path / "images.npy", IMAGES)
-    with pytest.raises(
-        ValueError, match=r"images\.npy cannot be read .*: it is a single array \(\.npy\); use `numpy\.savez"
-    ):
-        load(f"npz:{tmp_path / 'images.npy'}")
-
-
 def test_mean_and_std_of_an_archive_are_used(tmp_path):
     mean, std = np.array([0.1, 0.2, 0.3]), np.array([0.4, 0.5, 0.6])
     data = load(save(tmp_path, images=IMAGES, labels=LABELS, mean=mean, std=std))
@@ -113,13 +98,13 @@ def test_mean_and_std_of_an_archive_are_used(tmp_path):
 @pytest.mark.parametrize(
     ("constants", "message"),
     [
-        ({"mean": [0.5] * 3}, r"must contain both mean and std, as finite floats of shape \(3,\), or neither"),
+        ({"mean": [0.5] * 3}, "must contain both mean and std, or neither"),
         ({"std": [0.5] * 3}, "must contain both mean and std"),
-        ({"mean": [0.5], "std": [0.5]}, r"as finite floats of shape \(3,\)"),
-        ({"mean": [0.5] * 3, "std": [0.5, float("nan"), 0.5]}, "as finite floats"),
-        ({"mean": [1, 2, 3], "std": [0.5] * 3}, "as finite floats"),
-        ({"mean": [0.5] * 3, "std": [0.5, 0.0, 0.5]}, r"must be those of pixel values in \[0, 1\]"),
-        ({"mean": [0.5] * 3, "std": [0.5, -1.0, 0.5]}, "must be those of pixel values"),
+        ({"mean": [0.5], "std": [0.5]}, "must be those of 3 channels"),
+        ({"mean": [0.5] * 3, "std": [0.5, float("nan"), 0.5]}, "must be those of 3 channels"),
+        ({"mean": [1, 2, 3], "std": [0.5] * 3}, r"pixel values in \[0, 1\]"),
+        ({"mean": [0.5] * 3, "std": [0.5, 0.0, 0.5]}, r"pixel values in \[0, 1\]"),
+        ({"mean": [0.5] * 3, "std": [0.5, -1.0, 0.5]}, "must be those of 3 channels"),
         ({"mean": [125.0] * 3, "std": [60.0] * 3}, "divide constants of values up to 255 by 255"),
     ],
 )
@@ -138,13 +123,16 @@ def test_constant_channel_raises_with_a_remedy(tmp_path):
         _ = load(save(tmp_path, images=images, labels=LABELS)).spec
 
 
-@pytest.mark.parametrize("damage", ["text", "truncated", "empty", "foreign", "compressed"])
+@pytest.mark.parametrize("damage", ["text", "single array", "truncated", "empty", "foreign", "compressed"])
 def test_damaged_archives_raise(tmp_path, damage):
     name = save(tmp_path, images=IMAGES, labels=LABELS)
     path = tmp_path / "data.npz"
     if damage == "foreign":
         with zipfile.ZipFile(path, "w") as archive:
             archive.writestr("images", b"not an array")
+    elif damage == "single array":
+        with path.open("wb") as file:
+            np.save(file, IMAGES)
     elif damage == "compressed":
         images = np.random.default_rng(0).integers(0, 256, IMAGES.shape, np.uint8)
         np.savez_compressed(path, images=images, labels=LABELS)
@@ -153,6 +141,10 @@ def test_damaged_archives_raise(tmp_path, damage):
         path.write_bytes(content)
     else:
         path.write_bytes({"text": b"text", "truncated": path.read_bytes()[:300], "empty": b""}[damage])
-    reason = {"foreign": ": images is not an array", "text": ": File is not a zip file"}.get(damage, "")
+    reason = {
+        "foreign": ": images is not an array",
+        "text": ": File is not a zip file",
+        "single array": ": File is not a zip file",
+    }.get(damage, "")
     with pytest.raises(ValueError, match=rf"data\.npz cannot be read as an \.npz archive{reason}"):
         load(name)

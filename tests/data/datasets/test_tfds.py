@@ -1,4 +1,3 @@
-import io
 import pathlib
 import re
 import shutil
@@ -7,7 +6,6 @@ import sys
 
 import numpy as np
 import pytest
-from image_files import encoded
 from tfds_folders import prepare
 
 from dropcluster_jax.data import CorruptImageError, load
@@ -62,17 +60,17 @@ def test_missing_dataset_is_not_downloaded_and_the_error_contains_the_command(na
     with pytest.raises(FileNotFoundError) as info:
         load(name, dir=tmp_path)
     message = str(info.value)
-    assert f"{name!r} is not prepared in {tmp_path} (dir)" in message
+    assert f"{name!r} is not prepared in {tmp_path} (dir or TFDS_DATA_DIR)" in message
     assert f"`tfds build {name} --data_dir {tmp_path} --file_format array_record`" in message
-    assert '"digits" needs no files' in message and "\n" not in message
+    assert message.endswith("imagenet2012, folder:PATH and npz:PATH; digits needs no files") and "\n" not in message
     assert not list(tmp_path.iterdir())
     monkeypatch.setenv("TFDS_DATA_DIR", str(tmp_path))
-    with pytest.raises(FileNotFoundError, match="the environment variable TFDS_DATA_DIR"):
+    with pytest.raises(FileNotFoundError, match="is not prepared in"):
         load(name)
 
 
 def test_missing_data_dir_raises(tmp_path, monkeypatch):
-    with pytest.raises(FileNotFoundError, match=r"dir must be a folder, got .*nowhere"):
+    with pytest.raises(FileNotFoundError, match=r"dir or TFDS_DATA_DIR must be a folder, got .*nowhere"):
         load("cifar10", dir=tmp_path / "nowhere")
     monkeypatch.setenv("TFDS_DATA_DIR", str(tmp_path / "nowhere"))
     with pytest.raises(FileNotFoundError, match=r"TFDS_DATA_DIR must be a folder, got .*nowhere"):
@@ -87,10 +85,7 @@ def test_invalid_names_raise(name, tmp_path):
 
 @pytest.mark.parametrize("split", ["validation", "train[", "train[:100]", "train[:0]", "train[5:2]"])
 def test_invalid_splits_raise(split, tmp_path):
-    message = (
-        rf"train_split must be a split of 'tiny' or a slice of one, got {re.escape(repr(split))}: .*; "
-        r"its splits are train \(6 examples\), test \(6 examples\)"
-    )
+    message = rf"train_split must be a split of 'tiny' or a slice of one, got {re.escape(repr(split))}: [^\n]+$"
     with pytest.raises(ValueError, match=message):
         load("tiny", dir=prepare(tmp_path), train_split=split)
 
@@ -160,9 +155,8 @@ def test_datasets_without_labeled_8_bit_images_raise(kind, tmp_path):
         "several labels": {"image": image, "label": tfds.features.Sequence(label)},
         "16 bits": {"image": tfds.features.Image(shape=(4, 5, 1), dtype=np.uint16), "label": label},
     }[kind]
-    required = "image" if kind in ("no image", "16 bits") else "label"
     prepare(tmp_path, sizes=[], features=features)
-    with pytest.raises(ValueError, match=f"'tiny' must have a feature \"{required}\", .* but has '{min(features)}': "):
+    with pytest.raises(ValueError, match=f"'tiny' must have the features \"image\", .* but has '{min(features)}': "):
         load("tiny", dir=tmp_path)
 
 
@@ -215,53 +209,6 @@ def test_default_configuration_of_imagenette(tmp_path):
     data = load("imagenette", dir=tmp_path, test_split="test")
     assert data.image_size == 224 and data.spec.image_shape == (224, 224, 3) and len(data.train) == 2
     assert list(data.spec.mean) == pytest.approx([0.485, 0.456, 0.406])
-
-
-def test_download_prepares_the_dataset(tmp_path, monkeypatch):
-    import tensorflow_datasets as tfds
-
-    encode = True
-
-    class GraySquares(tfds.core.GeneratorBasedBuilder):
-        """A dataset that needs no network."""
-
-        VERSION = tfds.core.Version("1.0.0")
-
-        def _info(self):
-            image = tfds.features.Image(shape=(4, 4, 1))
-            features = {"image": image, "label": tfds.features.ClassLabel(num_classes=3)}
-            return self.dataset_info_from_configs(features=tfds.features.FeaturesDict(features))
-
-        def _split_generators(self, dl_manager):
-            return {"train": self._generate_examples(6), "test": self._generate_examples(3)}
-
-        def _generate_examples(self, count):
-            for i in range(count):
-                png = io.BytesIO(encoded(np.full((4, 4), 10 * (i % 3), np.uint8)))
-                yield i, {"image": png if encode else np.zeros((4, 4, 1), np.uint8), "label": i % 3}
-
-    with pytest.raises(FileNotFoundError, match="is not prepared"):
-        load("gray_squares", dir=tmp_path)
-    assert not list(tmp_path.iterdir())
-    monkeypatch.setattr(tfds, "builder", lambda name, **options: GraySquares(**options))
-    data = load("gray_squares", dir=tmp_path, download=True)
-    assert sorted(data.train.labels.tolist()) == [0, 0, 1, 1, 2, 2] and len(data.test) == 3
-    np.testing.assert_array_equal(data.train.images[:, 0, 0, 0], 10 * data.train.labels)
-
-    encode = False  # TFDS encodes arrays with TensorFlow.
-    with pytest.raises(ImportError, match="TFDS needs tensorflow to prepare 'gray_squares'"):
-        load("gray_squares", dir=tmp_path / "without_tensorflow", download=True)
-
-
-def test_failed_download_raises(tmp_path, monkeypatch):
-    import tensorflow_datasets as tfds
-
-    def fail(name, **options):
-        raise RuntimeError("the host is gone")
-
-    monkeypatch.setattr(tfds, "builder", fail)
-    with pytest.raises(OSError, match=r"'other' could not be prepared in .*: RuntimeError: the host is gone"):
-        load("other", dir=tmp_path, download=True)
 
 
 def test_damaged_records_raise(tmp_path):

@@ -113,6 +113,16 @@ def photos(tmp_path):
     return load(f"folder:{tmp_path}", image_size=16)
 
 
+def loaders_of_two_processes(*arguments, **options):
+    loaders = []
+    for index in (0, 1):
+        with pytest.MonkeyPatch.context() as patch:
+            patch.setattr(jax, "process_index", lambda index=index: index)
+            patch.setattr(jax, "process_count", lambda: 2)
+            loaders.append(GrainLoader(*arguments, **options))
+    return loaders
+
+
 def take_images(loader, count, state=None):
     """Returns the images of the next batches and the state after them."""
     batches = loader.train()
@@ -130,7 +140,7 @@ def test_random_crops_are_reproducible_across_restarts_and_processes(photos):
     start, state = take_images(GrainLoader(photos, 4, **options), 4)
     end, _ = take_images(GrainLoader(photos, 4, **options), 5, state)
     np.testing.assert_array_equal(np.concatenate([start, end]), expected)
-    halves = [GrainLoader(photos, 4, process_index=index, process_count=2, **options) for index in (0, 1)]
+    halves = loaders_of_two_processes(photos, 4, **options)
     np.testing.assert_array_equal(np.concatenate([take_images(half, 9)[0] for half in halves], axis=1), expected)
     first_epoch, second_epoch = expected[:3].reshape(12, -1), expected[3:6].reshape(12, -1)
     assert not (first_epoch[:, None] == second_epoch).all(-1).any()
@@ -179,7 +189,7 @@ def test_probes_are_training_images_determined_by_the_update(make, files):
 
 def test_processes_share_each_epoch_and_the_test_set(files):
     for data in (ARRAYS, files):
-        loaders = [GrainLoader(data, 10, 7, process_index=index, process_count=2) for index in (0, 1)]
+        loaders = loaders_of_two_processes(data, 10, 7)
         halves = [take(5, loader.train()) for loader in loaders]
         batches = [first + second for first, second in zip(*halves, strict=True)]
         assert batches == take(5, InMemoryLoader(ARRAYS, 10, 7).train())
@@ -278,11 +288,9 @@ def test_auto_chooses_the_loader_by_size(files, monkeypatch):
 def test_states_of_other_iterators_raise():
     batches = InMemoryLoader(ARRAYS, 10, 7).train()
     state = batches.get_state()
-    for name in ("num_examples", "batch_size", "seed"):
-        with pytest.raises(ValueError, match=f"state must have {name} {state[name]}, got 99"):
-            batches.set_state({**state, name: 99})
-    with pytest.raises(ValueError, match="state must contain epoch, batch, num_examples, batch_size, seed, got"):
-        batches.set_state({"epoch": 1})
+    for other in ({**state, "num_examples": 99}, {**state, "batch_size": 99}, {**state, "seed": 99}, {"epoch": 1}):
+        with pytest.raises(ValueError, match=r"state must contain epoch, batch, and .*'num_examples': 50, .*, got "):
+            batches.set_state(other)
 
 
 @pytest.mark.bad_input
@@ -294,8 +302,6 @@ def test_invalid_arguments_raise(files):
     for loader in (InMemoryLoader(ARRAYS, 4), GrainLoader(ARRAYS, 4)):
         with pytest.raises(ValueError, match="batch_size must be at least 1, got 0"):
             next(loader.test(0))
-    with pytest.raises(TypeError, match="must be arrays, got FileExamples"):
-        InMemoryLoader(files, 4)
     with pytest.raises(ValueError, match="workers must be at least 0, got -1"):
         GrainLoader(ARRAYS, 4, workers=-1)
     with pytest.raises(ValueError, match="loader must be 'auto', 'memory' or 'grain', got 'disk'"):
