@@ -8,6 +8,7 @@ Statistical properties are checked over many keys. The keys are fixed, so result
 at least `100 / rate` and `100 / (1 - rate)`.
 """
 
+import math
 from collections.abc import Callable
 
 import jax
@@ -53,7 +54,7 @@ def assert_mean_preserved(
         ...
         AssertionError: mean of unit (...) over 2048 keys is ... +- ..., expected ...
     """
-    mean, error, count = _moments(lambda key: drop(key, x), samples, seed)
+    mean, error, count = _moments(lambda key: drop(key, x), x, samples, seed)
     expected = np.asarray(x, np.float64)
     # The samples of one unit may contain too few events to estimate its error. Pool the relative error over units.
     nonzero = expected != 0
@@ -83,12 +84,12 @@ def assert_sum_preserved(drop: Drop, x: Float[Array, "batch ..."], *, samples: i
     """
     ones = jnp.ones_like(x)
     tolerance = max(1e-5, 3 * float(jnp.finfo(x.dtype).eps))
-    units = x[0].size
+    units = math.prod(x.shape[1:])
 
     def example_sums(key: Array) -> Array:
         return jnp.sum(drop(key, ones).astype(jnp.float32).reshape(len(x), -1), axis=1)
 
-    sums = np.asarray(jax.lax.map(example_sums, _keys(samples, seed), batch_size=_CHUNK))
+    sums = np.asarray(jax.lax.map(example_sums, _keys(x, samples, seed), batch_size=_CHUNK))
     if not sums.any():
         raise AssertionError(f"everything is dropped with each of {len(sums)} keys")
     deviation = np.abs(np.where(sums == 0, units, sums) - units)
@@ -125,7 +126,7 @@ def assert_rate(
         y = drop(key, ones)
         return jnp.where(jnp.all(jnp.isfinite(y)), jnp.mean(y == 0, dtype=jnp.float32), jnp.nan)
 
-    fraction, error, count = _moments(dropped_fraction, samples, seed)
+    fraction, error, count = _moments(dropped_fraction, x, samples, seed)
     error = max(error, np.sqrt(rate * (1 - rate) / (count * ones.size)))
     if not abs(fraction - rate) <= sigmas * error + tolerance * rate + 1e-6:
         raise AssertionError(f"dropped fraction over {count} keys is {fraction:.4f} +- {error:.4f}, expected {rate}")
@@ -154,7 +155,7 @@ def assert_constant_within_clusters(
     """
     ones = jnp.ones_like(x)
     dropped = jax.lax.map(
-        lambda key: jnp.broadcast_to(drop(key, ones) == 0, x.shape), _keys(samples, seed), batch_size=8
+        lambda key: jnp.broadcast_to(drop(key, ones) == 0, x.shape), _keys(x, samples, seed), batch_size=8
     )
     dropped = np.asarray(dropped).reshape(len(dropped), len(x), -1, x.shape[-1])
     if dropped.all() or not dropped.any():
@@ -187,7 +188,7 @@ def assert_pure(drop: Drop, x: Float[Array, "batch ..."], *, seed: int = 0, rtol
         >>> import dropcluster_jax as dc
         >>> assert_pure(lambda key, x: dc.drop_path(key, x, 0.5), jnp.ones((8, 2, 2, 1)))
     """
-    results = np.asarray(jax.lax.map(lambda key: drop(key, x), _keys(_CHUNK, seed), batch_size=8)).astype(np.float64)
+    results = np.asarray(jax.lax.map(lambda key: drop(key, x), _keys(x, _CHUNK, seed), batch_size=8)).astype(np.float64)
     if np.array_equal(results, np.broadcast_to(results[0], results.shape), equal_nan=True):
         raise AssertionError(f"results for {len(results)} keys are all the same")
     rtol = max(1e-6, 3 * float(jnp.finfo(x.dtype).eps)) if rtol is None else rtol
@@ -208,16 +209,20 @@ def assert_pure(drop: Drop, x: Float[Array, "batch ..."], *, seed: int = 0, rtol
             raise AssertionError(f"results of {name} differ in {count} of {size} units, by up to {largest:.3g}")
 
 
-def _keys(samples: int, seed: int) -> Array:
+def _keys(x: Array, samples: int, seed: int) -> Array:
+    if isinstance(x, jax.core.Tracer):
+        raise TypeError("assertions need concrete arrays: map or compile `drop` instead of the assertion")
     if samples < 1:
         raise ValueError(f"samples must be at least 1, got {samples}")
     # Not the default implementation: with rbg keys, `vmap` and a loop draw different numbers.
     return jax.random.split(jax.random.key(seed, impl="threefry2x32"), -(-samples // _CHUNK) * _CHUNK)
 
 
-def _moments(function: Callable[[Array], Array], samples: int, seed: int) -> tuple[np.ndarray, np.ndarray, int]:
+def _moments(
+    function: Callable[[Array], Array], x: Array, samples: int, seed: int
+) -> tuple[np.ndarray, np.ndarray, int]:
     """Returns the mean of `function(key)` over keys, its standard error, and the number of keys."""
-    keys = _keys(samples, seed)
+    keys = _keys(x, samples, seed)
 
     def chunk_moments(keys: Array) -> tuple[Array, Array]:
         values = jax.vmap(function)(keys).astype(jnp.float32)

@@ -115,8 +115,7 @@ def _check_unique(lines: Iterable[Line]) -> None:
         if run in seen:
             raise ValueError(f"two results for the same run: {run}; remove the one with outdated hyperparameters")
         seen.add(run)
-        data = {name: value for name, value in line["config"]["data"].items() if name != "download"}  # a former option
-        config = TrainConfig.from_json({**line["config"], "data": data})
+        config = TrainConfig.from_json(line["config"])
         config = dataclasses.replace(config, seed=0, data=dataclasses.replace(config.data, seed=0))
         if configs.setdefault(setting, config) != config:
             raise ValueError(f"results with different hyperparameters: {setting}; remove the outdated ones")

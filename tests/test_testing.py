@@ -3,6 +3,7 @@
 import jax
 import jax.numpy as jnp
 import pytest
+from jax.sharding import AxisType, NamedSharding, PartitionSpec
 
 import dropcluster_jax as dc
 from dropcluster_jax import testing
@@ -67,3 +68,31 @@ def test_partly_dropped_clusters_fail():
 def test_samples_must_be_positive():
     with pytest.raises(ValueError, match="samples must be at least 1, got 0"):
         testing.assert_rate(lambda key, x: x, X, 0.3, samples=0)
+
+
+@pytest.mark.bad_input
+def test_traced_arrays_are_errors():
+    for check in (testing.assert_mean_preserved, testing.assert_sum_preserved, testing.assert_pure):
+        with pytest.raises(TypeError, match="map or compile `drop` instead of the assertion"):
+            jax.jit(lambda x, check=check: check(lambda key, x: dc.dropout(key, x, 0.3), x))(X)
+
+
+def test_drop_may_be_mapped_and_x_sharded():
+    def drop(key, x):
+        mapped = jax.shard_map(
+            lambda x: dc.drop_block(key, x, 0.3, block_size=2),
+            mesh=auto,
+            in_specs=PartitionSpec("batch"),
+            out_specs=PartitionSpec("batch"),
+        )
+        return mapped(x)
+
+    auto, explicit = (
+        jax.make_mesh((4,), ("batch",), axis_types=(axis_type,), devices=jax.devices()[:4])
+        for axis_type in (AxisType.Auto, AxisType.Explicit)
+    )
+    x = jnp.ones((8, 6, 6, 2))
+    testing.assert_sum_preserved(drop, x)
+    with jax.set_mesh(explicit):
+        x = jax.device_put(x, NamedSharding(explicit, PartitionSpec("batch")))
+        testing.assert_sum_preserved(lambda key, x: dc.drop_block(key, x, 0.3, block_size=2), x)
