@@ -14,6 +14,7 @@ from collections.abc import Callable
 import jax
 import jax.numpy as jnp
 import numpy as np
+from jax.core import Tracer
 from jaxtyping import Array, Float, Int
 
 __all__ = [
@@ -210,7 +211,7 @@ def assert_pure(drop: Drop, x: Float[Array, "batch ..."], *, seed: int = 0, rtol
 
 
 def _keys(x: Array, samples: int, seed: int) -> Array:
-    if isinstance(x, jax.core.Tracer):
+    if isinstance(x, Tracer):
         raise TypeError("assertions need concrete arrays: map or compile `drop` instead of the assertion")
     if samples < 1:
         raise ValueError(f"samples must be at least 1, got {samples}")
