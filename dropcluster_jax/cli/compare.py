@@ -15,7 +15,7 @@ from dropcluster_jax.runs import trainer
 from dropcluster_jax.runs.folder import differences
 from dropcluster_jax.training.loop import LogEntry
 
-# What a comparison chooses for each run.
+# Options that a comparison sets for each run.
 _CHOSEN = ("drop.method", "drop.rate", "drop.fill", "drop.block_size", "drop.cluster_size")
 
 
@@ -26,7 +26,7 @@ class Compare:
     config: Annotated[runs.TrainConfig, tyro.conf.arg(name="")]
     """The run."""
     comparison: Annotated[runs.CompareConfig, tyro.conf.arg(name="")] = runs.CompareConfig()  # noqa: RUF009 - immutable
-    """What to compare."""
+    """The candidates and the budget."""
     arguments: tyro.conf.Suppress[tyro.conf.Fixed[tuple[str, ...]]] = ()
     """The command line, which names the preset."""
 

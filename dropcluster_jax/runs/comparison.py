@@ -39,7 +39,10 @@ _POLL_SECONDS = 5.0
 
 @dataclasses.dataclass(frozen=True)
 class CompareConfig:
-    """What to compare. Each method has all combinations of the rates, fills and sizes that apply to it."""
+    """The candidates and the budget of a comparison.
+
+    Each method has all combinations of the rates, fills and sizes that apply to it.
+    """
 
     methods: tuple[Method, ...] = ("none", "dropout", "drop_block", "drop_cluster")
     """Drop methods. The network without drop layers, none, is always included."""
@@ -247,7 +250,7 @@ def compare(
 
     Args:
         config: The run, except for the method, its options, the seeds and the evaluation. Requires `out`.
-        comparison: What to compare.
+        comparison: The candidates and the budget.
         command: Beginning of the command that trains the recommended network.
         log: Called with a description of the job and each of its log entries.
         notify: Called with the plan, the result of each job, and warnings.

@@ -1,4 +1,4 @@
-"""What a network predicts for test images: accuracy by class, confusions, calibration, and mistakes."""
+"""Predictions for test images: accuracy by class, confusions, calibration, and mistakes."""
 
 from collections.abc import Callable, Iterable
 from typing import Any, NamedTuple
