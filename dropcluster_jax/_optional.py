@@ -2,13 +2,14 @@
 
 import contextlib
 from collections.abc import Iterator
+from importlib import metadata
 from typing import Literal
+
+Extra = Literal["train", "plot", "tensorboard", "tpu", "cuda", "gcs"]
 
 
 @contextlib.contextmanager
-def optional_import(
-    package: str, extra: Literal["train", "plot", "tensorboard", "tpu", "cuda", "gcs"] = "train"
-) -> Iterator[None]:
+def optional_import(package: str, extra: Extra = "train") -> Iterator[None]:
     """Adds the `pip install` command to the error of a failing import.
 
     Args:
@@ -21,4 +22,16 @@ def optional_import(
     try:
         yield
     except ImportError as error:
-        raise ImportError(f'{package} is not installed: pip install "dropcluster-jax[{extra}]"') from error
+        raise ImportError(f"{package} is not installed: {install_command(extra)}") from error
+
+
+def install_command(extra: Extra) -> str:
+    """Returns the command that installs the requirements of an extra, wherever dropcluster-jax was installed from.
+
+    Example:
+        >>> install_command("plot")
+        'pip install "matplotlib>=3.9"'
+    """
+    requirements = [line.partition(";") for line in metadata.requires("dropcluster-jax") or ()]
+    names = [name.strip() for name, _, marker in requirements if f'extra == "{extra}"' in marker.replace("'", '"')]
+    return " ".join(["pip install", *(f'"{name}"' for name in names)])

@@ -28,7 +28,7 @@ ALLOWED = {
         *("clustering", "masking", "linen", "models", "training", "data", "viz"),
         *("cache", "sharding", "_optional", "__version__"),
     },
-    "cli": {"data", "training", "runs", "cache", "__version__"},
+    "cli": {"data", "training", "runs", "cache", "__version__", "_optional"},
     "__main__": {"cli"},
     "__init__": {"clustering", "masking", "uncertainty"},
 }

@@ -7,6 +7,8 @@ import sys
 from collections.abc import Iterator
 from typing import NoReturn
 
+from dropcluster_jax._optional import install_command
+
 
 def exit_usage(message: str) -> NoReturn:
     """Exits with status 2, for invalid input."""
@@ -75,5 +77,5 @@ def check_devices() -> None:
             exit_usage(f"JAX cannot use its devices: {reason}")
         exit_usage(
             f"JAX has no devices of the platform {platforms!r}, which JAX_PLATFORMS selects: unset JAX_PLATFORMS, or "
-            f'install the platform, e.g. pip install "dropcluster-jax[cuda]"{reason and f" ({reason})"}'
+            f"install the platform, e.g. {install_command('cuda')}{reason and f' ({reason})'}"
         )

@@ -9,6 +9,7 @@ import warnings
 from collections.abc import Iterator
 
 from dropcluster_jax import __version__
+from dropcluster_jax._optional import install_command
 from dropcluster_jax.cli.errors import describe, exit_failure, exit_usage
 
 
@@ -47,7 +48,7 @@ def _run(arguments: list[str]) -> None:
     try:
         from dropcluster_jax.cli.parser import parse
     except ImportError as error:
-        exit_usage(f'{error}; the command needs an extra: pip install "dropcluster-jax[train]"')
+        exit_usage(f"{error}; the command needs an extra: {install_command('train')}")
     from dropcluster_jax.cache import compilation_cache
 
     action = parse(arguments)

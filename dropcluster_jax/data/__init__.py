@@ -3,7 +3,7 @@
 `load` opens a dataset and `make_loader` yields its batches, from device memory or streamed by Grain. `random_flip`,
 `random_shift`, `random_cutout`, `random_resized_crop`, `mixup`, `cutmix` and `normalize` are JAX functions for the
 training step. `corrupt` and `corrupted_test` corrupt test images to measure robustness. Datasets and streaming need
-`pip install "dropcluster-jax[train]"`.
+the extra `train`.
 """
 
 from dropcluster_jax.data.augment import normalize, random_cutout, random_flip, random_resized_crop, random_shift

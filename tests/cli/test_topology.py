@@ -103,7 +103,7 @@ def test_program_that_does_not_fit_is_one_line_with_advice(compiler, capsys, fai
     ("arguments", "message"),
     [
         (["--topology", "v5e"], "topology must be a TPU topology, e.g. v5e:4x4, got 'v5e'"),
-        (["--topology", "v2:2x2"], 'libtpu is not installed: pip install "dropcluster-jax[tpu]"'),
+        (["--topology", "v2:2x2"], 'libtpu is not installed: pip install "jax[tpu]"'),
         (["--json"], "requires --dry-run or --topology"),
         (["--fake-data", "--dry-run", "--batch-size", "60"], "must be a multiple of the 8 devices"),
     ],

@@ -211,5 +211,5 @@ def test_missing_package_is_reported_with_its_extra(capsys, monkeypatch):
     for words in ([*RUN, "--out"], ["runs"], ["evaluate"]):
         assert command(*words, "gs://bucket/run") == 2
         assert capsys.readouterr().err == (
-            'dropcluster: error: gcsfs is not installed: pip install "dropcluster-jax[gcs]"\n'
+            'dropcluster: error: gcsfs is not installed: pip install "etils[epath-gcs]>=1.15"\n'
         )
