@@ -35,8 +35,8 @@ def parse(arguments: list[str]) -> Callable[[], None]:
         arguments: Command-line arguments.
     """
     app, data = tyro.extras.SubcommandApp(), tyro.extras.SubcommandApp()
-    app.command(_presets_app(arguments, "train", Train), name="train", help=_TRAIN)
-    app.command(_presets_app(arguments, "compare", Compare), name="compare", help=_COMPARE)
+    for name, kind, summary in (("train", Train, _TRAIN), ("compare", Compare, _COMPARE)):
+        app.command(_presets_app(arguments, name, kind), name=name, help=summary)
     for command in (
         commands.Evaluate,
         commands.Predict,
@@ -57,6 +57,9 @@ def _presets_app(arguments: list[str], command: str, kind: type[Train | Compare]
     words = [word.replace("-", "_") for word in arguments[:2]]
     given = [name for name in PRESETS if words == [command, name]]
     app = tyro.extras.SubcommandApp()
+    if words[:1] in (["train"], ["compare"]) and words[:1] != [command]:
+        app.command(name="preset")(lambda: None)  # of the other command
+        return app
     for name in given or PRESETS:
         description, preset = PRESETS[name]
         example = f"\n\nExample:\n  dropcluster {command} {name.replace('_', '-')} --epochs 20 --out runs/mine"

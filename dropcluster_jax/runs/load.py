@@ -134,6 +134,7 @@ class LoadedRun(NamedTuple):
 
     Example:
         >>> import flax.linen as nn
+        >>> import numpy as np
         >>> class Sum(nn.Module):
         ...     def __call__(self, x):
         ...         return x.sum((1, 2))
