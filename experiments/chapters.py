@@ -279,10 +279,10 @@ def _fill_choices(lines: list[Line], figure: pathlib.Path) -> list[str]:
             rows.append([fraction, name, *cells])
     return [
         "### Rates of fills\n",
-        f"Accuracy on the {num_images(lines):,} held-out images by rate, with the number of seeds in brackets; the best "
-        "in bold. With the first seed, rates climb from 0.3 until both neighbors of the best one are worse. The better "
-        "half of them then gets a second seed, and the best of those is chosen. Rows are incomplete where this has not "
-        "been done yet.\n",
+        f"Accuracy on the {num_images(lines):,} held-out images by rate, with the number of seeds in brackets; the "
+        "best in bold. With the first seed, rates climb from 0.3 until both neighbors of the best one are worse. The "
+        "better half of them then gets a second seed, and the best of those is chosen. Rows are incomplete where this "
+        "has not been done yet.\n",
         *markdown_table(["images", "mask, fill", *(f"rate {rate:g}" for rate in rates)], rows),
     ]
 
