@@ -42,7 +42,7 @@ def test_malformed_topologies_are_errors(topology):
 
 def test_missing_compiler_is_an_error_with_the_extra_to_install(monkeypatch):
     monkeypatch.setitem(sys.modules, "libtpu", None)
-    with pytest.raises(ImportError, match=r'pip install "dropcluster-jax\[tpu\]"'):
+    with pytest.raises(ImportError, match=r'pip install "jax\[tpu\]"'):
         topology_mesh("v3:2x2")
 
 
