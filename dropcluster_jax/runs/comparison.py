@@ -17,7 +17,7 @@ import jax.numpy as jnp
 import numpy as np
 
 from dropcluster_jax import viz
-from dropcluster_jax.data import DatasetSpec, load
+from dropcluster_jax.data import DataConfig, DatasetSpec, load
 from dropcluster_jax.linen import cluster_states
 from dropcluster_jax.masking.fill import Fill
 from dropcluster_jax.runs import build, figures
@@ -270,7 +270,9 @@ def compare(
     base = _without_test_images(config)
     dataset = load(base.data)
     entered = candidates(comparison, _shortest_side(base, dataset.spec))
-    test_ratio = len(dataset.test) / len(dataset.train)
+    # Of all images, although a subset of the others is trained on: the overlap of the splits counts.
+    test_ratio = base.data.validation_fraction / (1 - base.data.validation_fraction)
+    spec_of = functools.cache(lambda data: load(data).spec)  # by seed
     total = _num_runs(entered, comparison.seeds)
     notify(
         f"{len(entered)} candidates, up to {total} runs of {build.num_steps(base, dataset.spec):,} steps on "
@@ -279,7 +281,7 @@ def compare(
     accuracies: dict[Job, float] = {}
     start, num_trained = time.monotonic(), 0
     limit = math.inf if comparison.budget_minutes is None else comparison.budget_minutes
-    while jobs := _open_jobs(base, entered, accuracies, comparison.seeds):
+    while jobs := _open_jobs(base, entered, accuracies, comparison.seeds, spec_of):
         minutes = (time.monotonic() - start) / 60
         if num_trained == comparison.max_runs or minutes >= limit:
             notify(f"the budget ended after {len(accuracies)} of up to {total} runs; repeat the command to continue")
@@ -298,7 +300,8 @@ def compare(
         else:  # other processes are working on all of them
             time.sleep(_POLL_SECONDS)
     finalists = winners(entered, accuracies)
-    if sum((finalists[-1], seed) in accuracies for seed in range(FINAL_SEED, FINAL_SEED + comparison.seeds)) < 2:
+    seeds = range(FINAL_SEED, FINAL_SEED + comparison.seeds)
+    if sum(all((candidate, seed) in accuracies for candidate in finalists) for seed in seeds) < 2:
         raise BudgetError(
             f"the budget ended after {len(accuracies)} of up to {total} runs, before the final comparison"
         )
@@ -373,24 +376,27 @@ def _job_config(base: TrainConfig, job: Job) -> TrainConfig:
 
 
 def _open_jobs(
-    base: TrainConfig, entered: Sequence[Candidate], accuracies: dict[Job, float], num_seeds: int
+    base: TrainConfig,
+    entered: Sequence[Candidate],
+    accuracies: dict[Job, float],
+    num_seeds: int,
+    spec_of: Callable[[DataConfig], DatasetSpec],
 ) -> list[Job]:
     """Returns `remaining` jobs, after adding the accuracies of jobs that are finished."""
     while jobs := remaining(entered, accuracies, num_seeds):
-        finished = {job: summary for job in jobs if (summary := _finished(_job_config(base, job))) is not None}
+        finished = {job: summary for job in jobs if (summary := _finished(_job_config(base, job), spec_of)) is not None}
         if not finished:
             break
         accuracies.update({job: summary["eval_accuracy"] for job, summary in finished.items()})
     return jobs
 
 
-def _finished(config: TrainConfig) -> dict[str, Any] | None:
+def _finished(config: TrainConfig, spec_of: Callable[[DataConfig], DatasetSpec]) -> dict[str, Any] | None:
     """Returns the summary of a finished run; raises FileExistsError if the folder contains another one."""
     assert config.out is not None
     if not run_folder.is_run(config.out):
         return None
-    _, spec = run_folder.read_config(config.out)
-    return run_folder.check_out(config.out, config, spec)
+    return run_folder.check_out(config.out, config, spec_of(config.data))
 
 
 def _num_runs(entered: Sequence[Candidate], num_seeds: int) -> int:
@@ -417,4 +423,8 @@ def _test_accuracy(config: TrainConfig, recommended: Candidate, notify: Callable
     assert config.out is not None
     data = dataclasses.replace(config.data, validation_fraction=0.0, evaluate_on="test")
     final = dataclasses.replace(_with_candidate(config, recommended), data=data, out=config.out / "test")
-    return train(final, notify=notify)["eval_accuracy"]
+    while True:
+        try:
+            return train(final, notify=notify)["eval_accuracy"]
+        except run_folder.LockedError:  # another process does the same
+            time.sleep(_POLL_SECONDS)

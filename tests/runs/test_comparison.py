@@ -155,6 +155,20 @@ def test_command_resumes_shares_work_and_reports(tmp_path, capsys):
     assert "weight-decay" in capsys.readouterr().err
 
 
+@pytest.mark.slow
+def test_runs_on_other_data_are_not_reused(tmp_path):
+    for seed, name in enumerate("ab"):
+        images = np.random.default_rng(seed).integers(0, 256, (40, 8, 8, 1), np.uint8)
+        np.savez(tmp_path / f"{name}.npz", images=images, labels=np.arange(40) % 2)
+    options = {"comparison": dataclasses.replace(COMPARISON, max_runs=1), "notify": lambda message: None}
+    options["config"] = dataclasses.replace(config(tmp_path / "out", name=f"npz:{tmp_path / 'a.npz'}"), batch_size=8)
+    with pytest.raises(BudgetError):
+        compare(**options)
+    data = DataConfig(name=f"npz:{tmp_path / 'b.npz'}")
+    with pytest.raises(FileExistsError, match="a different dataset"):
+        compare(**{**options, "config": dataclasses.replace(options["config"], data=data)})
+
+
 def test_invalid_comparisons_are_errors(tmp_path):
     for options, message in (
         ({"seeds": 1}, "seeds must be at least 2"),
