@@ -3,20 +3,29 @@
 import dataclasses
 import shlex
 import sys
-from collections.abc import Iterator
-from typing import Annotated
+from collections.abc import Iterable, Iterator
+from typing import Annotated, Any
 
 import tyro
 from rich.progress import Progress, TextColumn, TimeRemainingColumn
 
 from dropcluster_jax import runs
-from dropcluster_jax.cli.errors import check_devices, exit_failure, invalid_input
+from dropcluster_jax.cli.errors import check_devices, exit_failure, exit_usage, invalid_input
 from dropcluster_jax.runs import trainer
 from dropcluster_jax.runs.folder import differences
 from dropcluster_jax.training.loop import LogEntry
 
-# Options that a comparison sets for each run.
-_CHOSEN = ("drop.method", "drop.rate", "drop.fill", "drop.block_size", "drop.cluster_size")
+# Options that a comparison sets for each run, and those of the comparison instead.
+_CHOSEN = {
+    "drop.method": "methods",
+    "drop.rate": "rates",
+    "drop.fill": "fills",
+    "drop.block_size": "sides",
+    "drop.cluster_size": "sides",
+    "seed": "seeds",
+    "data.seed": "seeds",
+    "data.validation_seed": "seeds",
+}
 
 
 @dataclasses.dataclass(frozen=True)
@@ -34,7 +43,11 @@ class Compare:
         """Compares, and prints the verdict and the command that trains the recommended network."""
         check_devices()
         preset = self.arguments[1]
-        words = ["dropcluster", "train", preset, *_options(runs.PRESETS[preset.replace("-", "_")][1], self.config)]
+        changed = differences(runs.PRESETS[preset.replace("-", "_")][1].to_json(), self.config.to_json())
+        for name, _, value in changed:
+            if name in _CHOSEN:
+                exit_usage(f"--{name.replace('_', '-')} is set for each run, got {value}; use --{_CHOSEN[name]}")
+        words = ["dropcluster", "train", preset, *_options(changed)]
         columns = (TextColumn("{task.description}, step {task.completed}/{task.total}"), TimeRemainingColumn())
         with Progress(*columns, transient=True, disable=not sys.stdout.isatty()) as bar:
             task = bar.add_task("")
@@ -58,15 +71,15 @@ class Compare:
         print(f"\n{result['verdict']}")
         if result["test_accuracy"] is not None:
             print(f"Trained on all training images: {result['test_accuracy']:.2%} on the test images.")
-        print(f"\n  {result['command']}\n\nresults: {self.config.out}/report.md, comparison.json, differences.png")
+        print(f"\n  {result['command']}\n\nresults: {self.config.out}/report.md")
 
 
-def _options(preset: runs.TrainConfig, config: runs.TrainConfig) -> Iterator[str]:
-    """Yields the words that change the options of the preset to those of `config`."""
-    for name, _, value in differences(preset.to_json(), config.to_json()):
+def _options(changed: Iterable[tuple[str, Any, Any]]) -> Iterator[str]:
+    """Yields the words that set options to the second of their values."""
+    for name, _, value in changed:
         section, _, field = name.replace("_", "-").rpartition(".")
         prefix = f"--{section}." if section else "--"
-        if name in _CHOSEN or value is None:
+        if value is None:
             continue
         if isinstance(value, bool):
             yield f"{prefix}{'' if value else 'no-'}{field}"

@@ -7,9 +7,8 @@ comparison that was stopped resumes.
 import dataclasses
 import functools
 import itertools
-import math
 import time
-from collections.abc import Callable, Iterable, Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from typing import Any, NamedTuple
 
 import jax
@@ -23,8 +22,10 @@ from dropcluster_jax.masking.fill import Fill
 from dropcluster_jax.runs import build, figures
 from dropcluster_jax.runs import folder as run_folder
 from dropcluster_jax.runs.config import DropConfig, Method, TrainConfig
+from dropcluster_jax.runs.engine import race, work
 from dropcluster_jax.runs.intervals import interval, required_seeds
 from dropcluster_jax.runs.trainer import train
+from dropcluster_jax.training import NonFiniteError
 from dropcluster_jax.training.loop import LogEntry
 
 NUM_ROUNDS = 3  # of the race, each with another seed
@@ -34,7 +35,6 @@ _HAS_SIZE = {"drop_block": "block_size", "corr_drop": "block_size", "drop_cluste
 _HAS_FILL = ("spatial_dropout", "corr_drop", "drop_block", "drop_cluster")
 _DEFAULT_SIDE = 4  # positions; half of smaller maps
 _VALIDATION_FRACTION = 0.2
-_POLL_SECONDS = 5.0
 
 
 @dataclasses.dataclass(frozen=True)
@@ -52,6 +52,8 @@ class CompareConfig:
     """Replacements of dropped units to try for each method that drops whole regions or channels."""
     sides: tuple[int, ...] = ()
     """Sides in positions of blocks, and of squares as large as the clusters. Default: 4, or half of smaller maps."""
+    places: tuple[str, ...] = ()
+    """Places of the drop layers to try, joined by +, e.g. stage2 stage1+stage2. Default: those of the run."""
     seeds: int = 5
     """Seeds of the final comparison. Each has another initialization, order of the images, and held-out images."""
     max_runs: int | None = None
@@ -68,6 +70,12 @@ class CompareConfig:
             value = getattr(self, name)
             if value is not None and not value >= minimum:
                 raise ValueError(f"{name} must be at least {minimum}, got {value}")
+        for rate in self.rates:
+            if not 0 < rate <= 1:
+                raise ValueError(f"rates must be above 0 and at most 1, got {rate}")
+        for name in ("methods", "rates", "fills"):
+            if not getattr(self, name):
+                raise ValueError(f"{name} must not be empty")
 
 
 class Candidate(NamedTuple):
@@ -82,15 +90,23 @@ class Candidate(NamedTuple):
     options: tuple[tuple[str, Any], ...] = ()
 
     def __str__(self) -> str:
-        settings = ", ".join(f"{name.replace('_', ' ')} {value:g}" for name, value in self.options if name != "fill")
-        fill = dict(self.options).get("fill", "zero")
-        name = "no drop layer" if self.method == "none" else f"{self.method} ({settings})"
-        return name if fill == "zero" else f"{name[:-1]}, {fill})"
+        if self.method == "none":
+            return "no drop layer"
+        settings = [
+            f"{name.replace('_', ' ')} {_text(value)}"
+            for name, value in self.options
+            if (name, value) != ("fill", "zero")
+        ]
+        return f"{self.method} ({', '.join(settings)})"
 
     @property
     def folder(self) -> str:
         """The name of the folder of its runs."""
-        return "-".join([self.method, *(f"{name}-{value}" for name, value in self.options)])
+        return "-".join([self.method, *(f"{name}-{_text(value)}" for name, value in self.options)])
+
+
+def _text(value: Any) -> str:
+    return "+".join(value) if isinstance(value, tuple) else str(value)
 
 
 Job = tuple[Candidate, int]  # with a seed
@@ -106,61 +122,39 @@ def candidates(comparison: CompareConfig, map_side: int) -> list[Candidate]:
     if invalid := [side for side in sides if not 1 <= side <= map_side]:
         raise ValueError(f"sides must be from 1 to {map_side}, the side of the smallest map, got {invalid[0]}")
     result = [Candidate("none")]
-    for method in dict.fromkeys(comparison.methods):
-        if method == "none":
-            continue
-        values: dict[str, Iterable[Any]] = {"rate": comparison.rates}
+    for method in comparison.methods:
+        values: dict[str, Sequence[Any]] = {"rate": comparison.rates}
         if size := _HAS_SIZE.get(method):
             values[size] = sides if size == "block_size" else [float(side * side) for side in sides]
         if method in _HAS_FILL:
             values["fill"] = comparison.fills
-        result += [
-            Candidate(method, tuple(zip(values, each, strict=True))) for each in itertools.product(*values.values())
-        ]
-    return result
+        if comparison.places:
+            values["places"] = [tuple(names.split("+")) for names in comparison.places]
+        if method != "none":
+            product = itertools.product(*values.values())
+            result += [Candidate(method, tuple(zip(values, each, strict=True))) for each in product]
+    return list(dict.fromkeys(result))
 
 
 def remaining(entered: Sequence[Candidate], accuracies: Mapping[Job, float], num_seeds: int) -> list[Job]:
     """Returns the jobs that can be done next: empty if the comparison is complete.
 
-    The candidates of a method race: all run with seed 0, and in each further round, with another seed, only the best
-    third remain. The best one of each method is then measured with fresh seeds.
-
-    References:
-        Jamieson, Talwalkar, "Non-stochastic Best Arm Identification and Hyperparameter Optimization", AISTATS 2016,
-        arXiv:1502.07943: successive halving, here of seeds instead of steps, with a factor of 3.
+    The candidates of each method race. The best one of each method is then measured with fresh seeds.
     """
-    rounds, _ = _race(entered, accuracies)
-    for number, running in enumerate(rounds):
-        if missing := [(candidate, number) for candidate in running if (candidate, number) not in accuracies]:
-            return missing
-    final = itertools.product(range(FINAL_SEED, FINAL_SEED + num_seeds), winners(entered, accuracies))
-    return [(candidate, seed) for seed, candidate in final if (candidate, seed) not in accuracies]
+    jobs, finalists = _races(entered, accuracies)
+    final = itertools.product(range(FINAL_SEED, FINAL_SEED + num_seeds), finalists)
+    return jobs or [(candidate, seed) for seed, candidate in final if (candidate, seed) not in accuracies]
 
 
 def winners(entered: Sequence[Candidate], accuracies: Mapping[Job, float]) -> list[Candidate]:
-    """Returns the candidate of each method with the best mean accuracy in the race."""
-    return _race(entered, accuracies)[1]
+    """Returns the candidate of each method that leads in the race."""
+    return _races(entered, accuracies)[1]
 
 
-def _race(
-    entered: Sequence[Candidate], accuracies: Mapping[Job, float]
-) -> tuple[list[list[Candidate]], list[Candidate]]:
-    """Returns the candidates that run in each round, and the winner of each method; missing accuracies count as 0."""
-    running: dict[str, list[Candidate]] = {}
-    for candidate in entered:
-        running.setdefault(candidate.method, []).append(candidate)
-    rounds = []
-    for number in range(NUM_ROUNDS):
-        rounds.append([candidate for group in running.values() if len(group) > 1 for candidate in group])
-        for method, group in running.items():
-            ranked = sorted(group, key=functools.partial(_mean, accuracies, number + 1), reverse=True)
-            running[method] = ranked[: math.ceil(len(ranked) / _REDUCTION)]
-    return rounds, [group[0] for group in running.values()]
-
-
-def _mean(accuracies: Mapping[Job, float], num_rounds: int, candidate: Candidate) -> float:
-    return float(np.mean([accuracies.get((candidate, seed), 0.0) for seed in range(num_rounds)]))
+def _races(entered: Sequence[Candidate], accuracies: Mapping[Job, float]) -> tuple[list[Job], list[Candidate]]:
+    groups = [[*group] for _, group in itertools.groupby(entered, lambda candidate: candidate.method)]
+    results = [race(group, accuracies, range(NUM_ROUNDS), _REDUCTION) for group in groups]
+    return [job for jobs, _ in results for job in jobs], [winner for _, winner in results]
 
 
 def summarize(accuracies: Mapping[Job, float], finalists: Sequence[Candidate], test_ratio: float) -> dict[str, Any]:
@@ -269,7 +263,8 @@ def compare(
         raise ValueError("out must be the folder of the comparison")
     base = _without_test_images(config)
     dataset = load(base.data)
-    entered = candidates(comparison, _shortest_side(base, dataset.spec))
+    places = tuple({name: None for names in comparison.places for name in names.split("+")}) or base.drop.places
+    entered = candidates(comparison, _shortest_side(base, dataset.spec, places))
     # Of all images, although a subset of the others is trained on: the overlap of the splits counts.
     test_ratio = base.data.validation_fraction / (1 - base.data.validation_fraction)
     spec_of = functools.cache(lambda data: load(data).spec)  # by seed
@@ -280,31 +275,29 @@ def compare(
     )
     accuracies: dict[Job, float] = {}
     start, num_trained = time.monotonic(), 0
-    limit = math.inf if comparison.budget_minutes is None else comparison.budget_minutes
-    while jobs := _open_jobs(base, entered, accuracies, comparison.seeds, spec_of):
-        minutes = (time.monotonic() - start) / 60
-        if num_trained == comparison.max_runs or minutes >= limit:
-            notify(f"the budget ended after {len(accuracies)} of up to {total} runs; repeat the command to continue")
-            break
-        for job in jobs:
-            name = f"{job[0]}, seed {job[1]}"
-            try:
-                summary = train(_job_config(base, job), log=functools.partial(log, name), notify=lambda message: None)
-            except run_folder.LockedError:
-                continue
+
+    def execute(job: Job) -> None:
+        nonlocal num_trained
+        name = f"{job[0]}, seed {job[1]}"
+        try:
+            summary = train(_job_config(base, job), log=functools.partial(log, name), notify=lambda message: None)
             accuracies[job] = summary["eval_accuracy"]
-            num_trained += 1
-            left = (time.monotonic() - start) / num_trained * (total - len(accuracies)) / 60
-            notify(f"{len(accuracies)}/{total}  {name}: {accuracies[job]:.2%}, up to {left:.0f} minutes left")
-            break
-        else:  # other processes are working on all of them
-            time.sleep(_POLL_SECONDS)
+        except NonFiniteError:
+            accuracies[job] = 1 / dataset.spec.num_classes
+            notify(f"{name}: the loss became non-finite, which counts as the accuracy of chance")
+        num_trained += 1
+        left = (time.monotonic() - start) / num_trained * (total - len(accuracies)) / 60
+        notify(f"{len(accuracies)}/{total}  {name}: {accuracies[job]:.2%}, up to {left:.0f} minutes left")
+
+    open_jobs = functools.partial(_open_jobs, base, entered, accuracies, comparison.seeds, spec_of)
+    is_complete = work(open_jobs, execute, max_jobs=comparison.max_runs, max_minutes=comparison.budget_minutes)
+    budget_ended = f"the budget ended after {len(accuracies)} of up to {total} runs"
     finalists = winners(entered, accuracies)
     seeds = range(FINAL_SEED, FINAL_SEED + comparison.seeds)
     if sum(all((candidate, seed) in accuracies for candidate in finalists) for seed in seeds) < 2:
-        raise BudgetError(
-            f"the budget ended after {len(accuracies)} of up to {total} runs, before the final comparison"
-        )
+        raise BudgetError(f"{budget_ended}, before the final comparison")
+    if not is_complete:
+        notify(f"{budget_ended}; repeat the command to continue")
     summary = summarize(accuracies, finalists, test_ratio)
     recommended = finalists[summary["recommended"]]
     result = {
@@ -400,13 +393,15 @@ def _finished(config: TrainConfig, spec_of: Callable[[DataConfig], DatasetSpec])
 
 
 def _num_runs(entered: Sequence[Candidate], num_seeds: int) -> int:
-    rounds, finalists = _race(entered, {})
-    return sum(map(len, rounds)) + num_seeds * len(finalists)
+    accuracies: dict[Job, float] = {}
+    while jobs := remaining(entered, accuracies, num_seeds):
+        accuracies.update(dict.fromkeys(jobs, 0.0))
+    return len(accuracies)
 
 
-def _shortest_side(config: TrainConfig, spec: DatasetSpec) -> int:
-    """Returns the shortest side of the maps at the places of the drop layers."""
-    grid = DropConfig("drop_cluster", places=config.drop.places, clusterer="grid", cluster_size=1.0)
+def _shortest_side(config: TrainConfig, spec: DatasetSpec, places: tuple[str, ...]) -> int:
+    """Returns the shortest side of the maps at these places."""
+    grid = DropConfig("drop_cluster", places=places, clusterer="grid", cluster_size=1.0)
     model = build.make_model(dataclasses.replace(config, drop=grid), spec)
     image = jax.ShapeDtypeStruct((1, *spec.image_shape), jnp.float32)
     variables = jax.eval_shape(model.init, jax.random.key(0), image)
@@ -415,7 +410,7 @@ def _shortest_side(config: TrainConfig, spec: DatasetSpec) -> int:
 
 def _flag(option: tuple[str, Any]) -> str:
     name, value = option
-    return f"--drop.{name.replace('_', '-')} {value}"
+    return f"--drop.{name.replace('_', '-')} {' '.join(value) if isinstance(value, tuple) else value}"
 
 
 def _test_accuracy(config: TrainConfig, recommended: Candidate, notify: Callable[[str], None]) -> float:
@@ -423,8 +418,6 @@ def _test_accuracy(config: TrainConfig, recommended: Candidate, notify: Callable
     assert config.out is not None
     data = dataclasses.replace(config.data, validation_fraction=0.0, evaluate_on="test")
     final = dataclasses.replace(_with_candidate(config, recommended), data=data, out=config.out / "test")
-    while True:
-        try:
-            return train(final, notify=notify)["eval_accuracy"]
-        except run_folder.LockedError:  # another process does the same
-            time.sleep(_POLL_SECONDS)
+    result: list[float] = []
+    work(lambda: [] if result else [final], lambda job: result.append(train(job, notify=notify)["eval_accuracy"]))
+    return result[0]
