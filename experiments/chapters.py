@@ -1,7 +1,6 @@
 """Chapters of the report, one per study: tables and figures from the lines of a study."""
 
 import pathlib
-import statistics
 from collections.abc import Callable, Iterable, Mapping, Sequence
 
 import numpy as np
@@ -104,22 +103,6 @@ def _limited_data(lines: list[Line], figure: pathlib.Path) -> list[str]:
         "Training loss at the end, with dropping. Near 0, which label smoothing would prevent, the network has "
         "memorized the images, so that regularization can help.\n",
         *markdown_table(["method", *subsets], losses),
-        *_throughput(lines),
-    ]
-
-
-def _throughput(lines: Sequence[Line]) -> list[str]:
-    """Training speed relative to no drop layer, on the device with the most runs."""
-    timed = [line for line in lines if line["images_per_second"] is not None]
-    devices = [line["device"] for line in timed]
-    timed = select(timed, device=max(sorted(set(devices)), key=devices.count, default=None))
-    speeds = {method: statistics.median(values_of(timed, method, "images_per_second")) for method in methods_of(timed)}
-    if "none" not in speeds:
-        return []
-    rows = [[LABELS[method], f"{speed:,.0f}", f"{speed / speeds['none']:.2f}"] for method, speed in speeds.items()]
-    return [
-        "Training throughput, the median over these runs, including cluster updates.\n",
-        *markdown_table(["method", "images/s", "relative to no drop layer"], rows),
     ]
 
 

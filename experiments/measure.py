@@ -5,9 +5,9 @@ import functools
 import hashlib
 import inspect
 import math
-import pathlib
 import statistics
 import types
+from collections.abc import Callable
 from typing import Any
 
 import flax.linen as nn
@@ -16,7 +16,6 @@ import jax.numpy as jnp
 import numpy as np
 from etils import epath
 from jaxtyping import Array, Float
-from rich.console import Console
 
 from dropcluster_jax import Grid, KMeans, corr_drop_mask, focused_dropout_mask
 from dropcluster_jax.cache import cached
@@ -38,13 +37,11 @@ from dropcluster_jax.runs import (
     DataConfig,
     DropConfig,
     LoadedRun,
-    TrainConfig,
     load_run,
     read_history,
     train,
 )
-from dropcluster_jax.runs.config import as_path
-from dropcluster_jax.runs.folder import CHECKPOINTS, METRICS, SUMMARY, read_config
+from dropcluster_jax.runs.folder import CHECKPOINTS, METRICS, read_config
 from dropcluster_jax.runs.log import read_entries
 from dropcluster_jax.training import NonFiniteError
 from experiments.results import Line, encode_bits, encode_counts, encode_labels
@@ -59,18 +56,14 @@ _POSITIONS_PER_CLUSTER, _ITERATIONS = 16, 50  # of the clusters that are learned
 class Measure:
     """Executes jobs.
 
-    Attributes:
-        data: The dataset, including where it is.
-        root: Folder that contains the run folder of each job.
-
     Args:
-        data: See above.
-        root: See above.
-        console: Prints messages and shows the current step.
+        data: The dataset.
+        root: Folder that contains the run folder of each job.
+        notify: Called with messages of the runs.
     """
 
-    def __init__(self, data: DataConfig, root: pathlib.Path, console: Console) -> None:
-        self.data, self.root, self._console = data, root, console
+    def __init__(self, data: DataConfig, root: epath.Path, notify: Callable[[str], None] = print) -> None:
+        self._data, self._root, self._notify = data, root, notify
 
     @functools.cached_property
     def digest(self) -> str:
@@ -89,7 +82,7 @@ class Measure:
     @functools.cached_property
     def _dataset(self) -> Dataset:
         """The whole dataset."""
-        return load(self.data.name, dir=self.data.dir, image_size=self.data.image_size)
+        return load(self._data.name, dir=self._data.dir, image_size=self._data.image_size)
 
     def __call__(self, job: Job) -> Line:
         """Trains the network of a job, unless its run folder contains it, and evaluates it.
@@ -99,7 +92,7 @@ class Measure:
         Returns:
             `digest`, `accuracy`, `count` (evaluated images) and `finite`. Under corruptions, also `corruptions` and
             `correct_counts`: under how many of them each image is classified correctly. Otherwise `loss`, `train_loss`,
-            `images_per_second`, `clusters`, `snapshots`, `features` (if the job is `probed`), `dropped` (if masks
+            `clusters`, `snapshots`, `features` (if the job is `probed`), `dropped` (if masks
             depend on the activations): the fraction of units that a mask drops at each place, and, on the test set,
             `correct`: whether each image is classified correctly, and `reestimated_accuracy`: that with BatchNorm
             statistics computed again, with dropping off.
@@ -108,37 +101,27 @@ class Measure:
             ValueError, OSError, ImportError: As in `train`.
             Stopped: If the process received a signal to stop.
         """
-        folder = self.folder(job)
-        data = dataclasses.replace(job.config.data, name=self.data.name, dir=self.data.dir)
-        config = dataclasses.replace(job.config, data=data, out=folder)
+        folder = self.folder(job.trained) / "run"
         try:
-            summary = self._train(job, config)
+            summary = train(dataclasses.replace(job.config, out=folder), notify=self._notify)
         except NonFiniteError:
             _, spec = read_config(folder)
             return {"digest": self.digest, **_failed(job, 1 / spec.num_classes)}
-        if job.corrupted is None:
-            measured = {**_trained(job, folder, summary), **self._correct(job, folder), **self._dropped(job, folder)}
-            return {"digest": self.digest, **measured, **self._probed(job, folder)}
-        with self._console.status(f"{job}: corrupted images"):
+        if job.corrupted is not None:
             return {"digest": self.digest, **self._corrupted(job, folder)}
+        measured = {**_trained(job, folder, summary), **self._correct(job, folder), **self._dropped(job, folder)}
+        return {"digest": self.digest, **measured, **self._probed(job, folder)}
 
     def folder(self, job: Job) -> epath.Path:
-        """Returns the run folder of a job."""
-        return as_path(self.root / job.trained.id)
-
-    def _train(self, job: Job, config: TrainConfig) -> dict[str, Any]:
-        if job.corrupted is not None and not (self.folder(job) / SUMMARY).exists():
-            self._console.print(f"{job}: the network is missing and is trained again")
-        with self._console.status(f"{job}: compiling") as status:
-            return train(config, log=lambda entry: status.update(f"{job}: step {entry['step']}"), notify=self._notify)
+        """Returns the folder of a job, whose subfolder `run` is the run folder."""
+        return self._root / job.id
 
     def _correct(self, job: Job, folder: epath.Path) -> Line:
         examples = self._dataset.test
         if job.target != "test" or not isinstance(examples, ArrayExamples):
             return {}
         run = load_run(folder, notify=self._notify)
-        data = dataclasses.replace(job.config.data, name=self.data.name, dir=self.data.dir)
-        train = load(data).train
+        train = load(job.config.data).train
         assert isinstance(train, ArrayExamples)
         return {
             "correct": encode_bits(_is_correct(run, examples)),
@@ -172,7 +155,7 @@ class Measure:
         if not job.probed:
             return {}
         if not isinstance(examples, ArrayExamples):
-            raise ValueError(f"{self.data.name} is not available for features, because its images are encoded")
+            raise ValueError(f"{self._data.name} is not available for features, because its images are encoded")
         images = examples.images[: job.config.drop.probe_size]
         explained: dict[str, list[dict[str, float]]] = {}
         for step in Checkpointer(folder / CHECKPOINTS).steps():
@@ -219,14 +202,11 @@ class Measure:
             dataset = dataclasses.replace(dataset, test=dataset.test.take(slice(number)), test_split=None)
 
         def compute() -> dict[str, np.ndarray]:
-            examples, computed_origin = corrupted_test(dataset, name, severity, data_dir=self.data.dir)
+            examples, computed_origin = corrupted_test(dataset, name, severity, data_dir=self._data.dir)
             return {"images": examples.images, "labels": examples.labels, "origin": np.array(computed_origin)}
 
         arrays = cached("corrupted", [self.digest, name, severity, number, _code(corruptions)], compute)
         return CorruptedTest(ArrayExamples(arrays["images"], arrays["labels"]), str(arrays["origin"]))
-
-    def _notify(self, message: str) -> None:
-        self._console.print(message, markup=False)
 
 
 def _code(module: types.ModuleType) -> str:
@@ -306,7 +286,6 @@ def _trained(job: Job, folder: epath.Path, summary: dict[str, Any]) -> Line:
     entries = read_entries(folder / METRICS)
     train = [entry for entry in entries if entry["event"] == "train"]
     evaluation = [entry for entry in entries if entry["event"] == "eval"][-1]
-    speeds = [entry["images_per_second"] for entry in train if entry["images_per_second"]]
     last = [entry["loss"] for entry in train if entry["step"] > 0.9 * summary["steps"]]
     clusters = {"clusters": summary["clusters"]} if summary["clusters"] else {}
     snapshots = {"snapshots": _snapshots(folder)} if job.has_snapshots else {}
@@ -316,7 +295,6 @@ def _trained(job: Job, folder: epath.Path, summary: dict[str, Any]) -> Line:
         "count": int(evaluation["count"]),
         "train_loss": statistics.mean(last),
         "finite": True,
-        "images_per_second": round(statistics.median(speeds), 1) if speeds else None,
         **clusters,
         **snapshots,
     }
@@ -324,7 +302,7 @@ def _trained(job: Job, folder: epath.Path, summary: dict[str, Any]) -> Line:
 
 def _failed(job: Job, chance: float) -> Line:
     if job.corrupted is None:
-        missing = dict.fromkeys(("loss", "train_loss", "images_per_second"))
+        missing = dict.fromkeys(("loss", "train_loss"))
         features = {"features": {}} if job.probed else {}
         return {"accuracy": chance, "count": 0, "finite": False, **missing, **features}
     corruption = {"origin": "none, the run failed", "accuracy": [chance] * 5}

@@ -2,7 +2,7 @@
 
 First the network without drop layers is tuned (`baseline`); all methods share its learning rate, weight decay and label
 smoothing. Then each method uses the best of its candidate hyperparameters (`choices`, and `fill_choices` for masks and
-fills). Only the studies in `ON_TEST_SET` use the test set; all others are evaluated on images held out from the
+fills). Only studies on the test target use the test set; all others are evaluated on images held out from the
 training set, so that defaults can be chosen from them.
 """
 
@@ -11,48 +11,17 @@ import functools
 import hashlib
 import itertools
 import json
-import math
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from typing import Any, Literal, NamedTuple
 
 from dropcluster_jax.data import DATASETS
 from dropcluster_jax.runs import PRESETS, AugmentConfig, CheckpointConfig, DataConfig, DropConfig, TrainConfig
 from dropcluster_jax.runs.config import without_runtime_fields
+from dropcluster_jax.runs.engine import race
 
 Target = Literal["validation", "test"]
-ScaleName = Literal["cpu", "cpu-augmented", "gpu", "paper", "small"]
-MethodName = Literal[
-    "none",
-    "dropout",
-    "spatial_dropout",
-    "drop_block",
-    "corr_drop",
-    "focused_dropout",
-    "grid",
-    "drop_cluster",
-    "rena",
-    "per-channel",
-]
-StudyName = Literal[
-    "baseline",
-    "choices",
-    "headline",
-    "limited_data",
-    "corruption",
-    "placement",
-    "rate_and_size",
-    "rate_by_fraction",
-    "clustering",
-    "clustering_by_fraction",
-    "update_interval",
-    "warm_up",
-    "duration",
-    "features",
-    "fill_choices",
-    "fills",
-    "fill_corruption",
-]
 Options = Mapping[str, Any]  # values of fields of `TrainConfig` or `DropConfig`, by name
+Chosen = Mapping[str, Options]  # by method, or by mask, fill and fraction
 
 FRACTIONS = (0.05, 0.1, 0.25, 0.5, 1.0)
 CORRUPTED_FRACTIONS = (0.1, 1.0)
@@ -110,7 +79,7 @@ class Scale:
             training subset.
         choice_seeds: Seeds of the jobs that choose hyperparameters, disjoint from `seeds`.
         baseline: Candidate hyperparameters of the network without drop layers.
-        ablation_seeds: Number of seeds in `ABLATIONS`; None for all.
+        ablation_seeds: Number of seeds of ablations; None for all.
         examples_per_class: Number of training images of each class; None for all.
         corruption_images: Number of test images to corrupt; None for all.
         fractions: Fractions of the training images in `limited_data`.
@@ -118,7 +87,7 @@ class Scale:
         candidate_sides: Sides of blocks and clusters to choose from.
     """
 
-    name: ScaleName
+    name: str
     base: TrainConfig
     methods: tuple[str, ...]
     seeds: tuple[int, ...]
@@ -158,11 +127,10 @@ class Job:
     corrupted: int | None = None
     probed: bool = False
 
-    @functools.cached_property
+    @property
     def id(self) -> str:
         """Equal for equal runs, in all studies."""
-        content = [without_runtime_fields(self.config), self.corrupted, *(["probed"] if self.probed else [])]
-        return hashlib.sha256(json.dumps(content, sort_keys=True).encode()).hexdigest()[:12]
+        return _digest(self.config, self.corrupted, self.probed)
 
     @property
     def target(self) -> Target:
@@ -184,6 +152,12 @@ class Job:
     def __str__(self) -> str:
         setting = "".join(f", {name.replace('_', ' ')} {value}" for name, value in self.setting.items())
         return f"{self.method}{setting}, seed {self.config.seed}"
+
+
+@functools.cache
+def _digest(config: TrainConfig, corrupted: int | None, probed: bool) -> str:
+    content = [without_runtime_fields(config), corrupted, *(["probed"] if probed else [])]
+    return hashlib.sha256(json.dumps(content, sort_keys=True).encode()).hexdigest()[:12]
 
 
 def override(config: TrainConfig, **options: Any) -> TrainConfig:
@@ -235,9 +209,43 @@ def _square(side: int) -> dict[str, Any]:
 # ---- Studies
 
 Setting = tuple[str, Options, TrainConfig]  # the method, what the study varies, and the configuration without a seed
+Settings = Callable[["Scale", Chosen], Iterator[Setting]]
+TUNING = ("baseline", "choices")
 
 
-def baseline(scale: Scale, chosen: Mapping[str, Options]) -> Iterator[Setting]:
+class Study(NamedTuple):
+    """A study.
+
+    Attributes:
+        settings: Returns what to run with each seed.
+        target: The images to evaluate on.
+        after: Studies that choose its hyperparameters.
+        seeds: All seeds of the scale, those of an ablation, or those for choices, in which candidates race.
+        networks: The study that trains the networks, which this one evaluates on corrupted images; None for itself.
+    """
+
+    settings: Settings
+    target: Target = "validation"
+    after: tuple[str, ...] = TUNING
+    seeds: Literal["all", "ablation", "choice"] = "all"
+    networks: str | None = None
+
+
+STUDIES: dict[str, Study] = {}
+
+
+def _study(**attributes: Any) -> Callable[[Settings], Settings]:
+    """Registers a study under the name of its function."""
+
+    def register(settings: Settings) -> Settings:
+        STUDIES[settings.__name__] = Study(settings, **attributes)
+        return settings
+
+    return register
+
+
+@_study(after=(), seeds="choice")
+def baseline(scale: Scale, chosen: Chosen) -> Iterator[Setting]:
     """The network without drop layers, with each candidate learning rate, weight decay and label smoothing."""
     for candidate in scale.baseline:
         yield "none", candidate, _config(scale, {"none": candidate}, "none")
@@ -255,31 +263,31 @@ def candidates(scale: Scale, method: str) -> tuple[Options, ...]:
     return product(rate=(0.1, 0.2, 0.3), **{tuned: values[tuned]}) if tuned else scale.baseline
 
 
-def choices(scale: Scale, chosen: Mapping[str, Options]) -> Iterator[Setting]:
+@_study(after=("baseline",), seeds="choice")
+def choices(scale: Scale, chosen: Chosen) -> Iterator[Setting]:
     """Each method with each of its candidates."""
     for method in _dropping(scale):
         for candidate in candidates(scale, method):
             yield method, candidate, _config(scale, {**chosen, method: candidate}, method)
 
 
-def headline(scale: Scale, chosen: Mapping[str, Options]) -> Iterator[Setting]:
+@_study(target="test")
+def headline(scale: Scale, chosen: Chosen) -> Iterator[Setting]:
     """The methods on all training images."""
     for method in scale.methods:
         yield method, {}, _config(scale, chosen, method)
 
 
-def limited_data(scale: Scale, chosen: Mapping[str, Options]) -> Iterator[Setting]:
-    """The methods on subsets of the training images.
-
-    The number of steps is proportional to the square root of the fraction. With an equal number of steps, a small
-    subset would be repeated hundreds of times; with an equal number of epochs, it would get a few dozen steps.
-    """
+@_study(target="test")
+def limited_data(scale: Scale, chosen: Chosen) -> Iterator[Setting]:
+    """The methods on subsets of the training images."""
     for fraction in scale.fractions:
-        for method in scale.methods:
-            yield method, {"fraction": fraction}, _config(scale, chosen, method, fraction=fraction)
+        for method, _, config in headline(scale, chosen):
+            yield method, {"fraction": fraction}, _on_fraction(scale, config, fraction)
 
 
-def corruption(scale: Scale, chosen: Mapping[str, Options]) -> Iterator[Setting]:
+@_study(target="test", networks="limited_data")
+def corruption(scale: Scale, chosen: Chosen) -> Iterator[Setting]:
     """Networks of `limited_data` on corrupted test images."""
     for method, setting, config in limited_data(scale, chosen):
         if setting["fraction"] in CORRUPTED_FRACTIONS:
@@ -290,7 +298,8 @@ PLACES = (("stem",), ("stage1",), ("stage2",), ("stage3",), ("stage1", "stage2")
 STEM_LATE = "stem, rate rises from 40 to 100%"  # the recipe of the paper
 
 
-def placement(scale: Scale, chosen: Mapping[str, Options]) -> Iterator[Setting]:
+@_study(seeds="ablation")
+def placement(scale: Scale, chosen: Chosen) -> Iterator[Setting]:
     """Drop layers at different places, with blocks and clusters that fit the smallest maps."""
     small = _square(min(4, scale.base.drop.block_size))
     settings: dict[str, Options] = {", ".join(places): {"places": places} for places in PLACES}
@@ -300,7 +309,8 @@ def placement(scale: Scale, chosen: Mapping[str, Options]) -> Iterator[Setting]:
             yield method, {"places": name}, _config(scale, chosen, method, **small, **options)
 
 
-def rate_and_size(scale: Scale, chosen: Mapping[str, Options]) -> Iterator[Setting]:
+@_study(seeds="ablation")
+def rate_and_size(scale: Scale, chosen: Chosen) -> Iterator[Setting]:
     """All combinations of rates and of sizes of blocks and clusters."""
     for side in scale.sides:
         for rate in (0.1, 0.2, 0.3, 0.4):
@@ -308,13 +318,14 @@ def rate_and_size(scale: Scale, chosen: Mapping[str, Options]) -> Iterator[Setti
                 yield method, {"side": side, "rate": rate}, _config(scale, chosen, method, rate=rate, **_square(side))
 
 
-def rate_by_fraction(scale: Scale, chosen: Mapping[str, Options]) -> Iterator[Setting]:
+@_study(seeds="ablation")
+def rate_by_fraction(scale: Scale, chosen: Chosen) -> Iterator[Setting]:
     """Rates on subsets of the training images: whether the rate chosen on all of them fits the subsets as well."""
     for fraction in scale.fractions:
         for rate in (0.2, 0.3, 0.4):
             for method in _dropping(scale, among=("drop_block", "grid", "drop_cluster")):
                 if fraction < 1:
-                    config = _config(scale, chosen, method, fraction=fraction, rate=rate)
+                    config = _on_fraction(scale, _config(scale, chosen, method, rate=rate), fraction)
                     yield method, {"fraction": fraction, "rate": rate}, config
 
 
@@ -331,25 +342,27 @@ STRUCTURES: dict[str, Options] = {
 }
 
 
-def clustering(scale: Scale, chosen: Mapping[str, Options]) -> Iterator[Setting]:
+@_study()
+def clustering(scale: Scale, chosen: Chosen) -> Iterator[Setting]:
     """Ways to form clusters, with the hyperparameters of DropCluster: whether structure and learning matter.
 
     The random partition has clusters of the same sizes as k-means, of random positions.
     """
-    for name, options in STRUCTURES.items():
-        yield "drop_cluster", {"structure": name}, _config(scale, chosen, "drop_cluster", **options)
+    for method, (name, options) in itertools.product(_dropping(scale, among=("drop_cluster",)), STRUCTURES.items()):
+        yield method, {"structure": name}, _config(scale, chosen, method, **options)
 
 
-def clustering_by_fraction(scale: Scale, chosen: Mapping[str, Options]) -> Iterator[Setting]:
+@_study()
+def clustering_by_fraction(scale: Scale, chosen: Chosen) -> Iterator[Setting]:
     """The ways to form clusters that all channels share, on subsets of the training images."""
     for fraction in scale.fractions:
-        for name, options in STRUCTURES.items():
-            if fraction < 1 and not options.get("per_channel"):
-                config = _config(scale, chosen, "drop_cluster", fraction=fraction, **options)
-                yield "drop_cluster", {"fraction": fraction, "structure": name}, config
+        for method, setting, config in clustering(scale, chosen):
+            if fraction < 1 and not config.drop.per_channel:
+                yield method, {"fraction": fraction, **setting}, _on_fraction(scale, config, fraction)
 
 
-def update_interval(scale: Scale, chosen: Mapping[str, Options]) -> Iterator[Setting]:
+@_study(seeds="ablation")
+def update_interval(scale: Scale, chosen: Chosen) -> Iterator[Setting]:
     """Steps between updates of the clusters."""
     default = scale.base.drop.update_interval
     for steps in (max(1, default // 4), default, 4 * default, NEVER_AGAIN):
@@ -360,14 +373,16 @@ def update_interval(scale: Scale, chosen: Mapping[str, Options]) -> Iterator[Set
 RAMPS = {"at once": (0.0, 0.0), "from 10 to 70%": (0.1, 0.7), "from 50 to 100%": (0.5, 1.0)}
 
 
-def warm_up(scale: Scale, chosen: Mapping[str, Options]) -> Iterator[Setting]:
+@_study(seeds="ablation")
+def warm_up(scale: Scale, chosen: Chosen) -> Iterator[Setting]:
     """Ramps of the rate; clusters are updated from the start of the ramp."""
     for name, (start, end) in RAMPS.items():
         for method in _dropping(scale, among=("drop_block", "grid", "drop_cluster")):
             yield method, {"rate_rises": name}, _config(scale, chosen, method, ramp_start=start, ramp_end=end)
 
 
-def duration(scale: Scale, chosen: Mapping[str, Options]) -> Iterator[Setting]:
+@_study(seeds="ablation")
+def duration(scale: Scale, chosen: Chosen) -> Iterator[Setting]:
     """Numbers of optimizer steps: whether the networks have converged, and whether their order depends on it."""
     assert scale.base.steps is not None
     for factor in (0.5, 1.0, 2.0):
@@ -377,7 +392,8 @@ def duration(scale: Scale, chosen: Mapping[str, Options]) -> Iterator[Setting]:
                 yield method, {"steps": steps}, override(_config(scale, chosen, method), steps=steps)
 
 
-def features(scale: Scale, chosen: Mapping[str, Options]) -> Iterator[Setting]:
+@_study(seeds="ablation")
+def features(scale: Scale, chosen: Chosen) -> Iterator[Setting]:
     """The variance that clusters explain in the features of each place during training.
 
     The clusters are learned from saved networks in the same way for all methods.
@@ -403,9 +419,11 @@ MASKS: dict[str, tuple[str, Options]] = {  # a method and its options
 FILLS = ("zero", "noise", "swap")
 FILL_RATES = (0.1, 0.2, 0.3, 0.4, 0.5, 0.6)
 FIRST_RATE = 0.3
+FILL_TUNING = (*TUNING, "fill_choices")
 
 
-def fill_choices(scale: Scale, chosen: Mapping[str, Options]) -> Iterator[Setting]:
+@_study(seeds="choice")
+def fill_choices(scale: Scale, chosen: Chosen) -> Iterator[Setting]:
     """Rates for each mask, fill, and fraction of the training images."""
     for fraction, (mask, (method, options)), fill, rate in itertools.product(
         scale.fractions, MASKS.items(), FILLS, FILL_RATES
@@ -413,16 +431,17 @@ def fill_choices(scale: Scale, chosen: Mapping[str, Options]) -> Iterator[Settin
         setting = {"fraction": fraction, "mask": mask, "fill": fill, "rate": rate}
         drop = {"places": ("stage1", "stage2"), "fill": fill, "rate": rate, **options}
         if method in scale.methods:
-            yield method, setting, _config(scale, chosen, method, fraction=fraction, **drop)
+            yield method, setting, _on_fraction(scale, _config(scale, chosen, method, **drop), fraction)
 
 
 MIXING: dict[str, Options] = {"mixup": {"mixup": 0.2}, "CutMix": {"cutmix": 1.0}}
 
 
-def fills(scale: Scale, chosen: Mapping[str, Options]) -> Iterator[Setting]:
+@_study(target="test", after=FILL_TUNING)
+def fills(scale: Scale, chosen: Chosen) -> Iterator[Setting]:
     """The masks and fills at the rates that `fill_choices` has chosen, no drop layer, and mixup and CutMix."""
     for fraction in scale.fractions:
-        config = _config(scale, chosen, "none", fraction=fraction)
+        config = _on_fraction(scale, _config(scale, chosen, "none"), fraction)
         yield "none", {"fraction": fraction}, config
         for name, options in MIXING.items():
             augment = dataclasses.replace(config.augment, **options)
@@ -432,47 +451,19 @@ def fills(scale: Scale, chosen: Mapping[str, Options]) -> Iterator[Setting]:
             yield method, setting, config
 
 
-def fill_corruption(scale: Scale, chosen: Mapping[str, Options]) -> Iterator[Setting]:
+@_study(target="test", after=FILL_TUNING, networks="fills")
+def fill_corruption(scale: Scale, chosen: Chosen) -> Iterator[Setting]:
     """Networks of `fills` on corrupted test images."""
     return fills(scale, chosen)
 
 
-STUDIES: dict[str, Callable[[Scale, Mapping[str, Options]], Iterator[Setting]]] = {
-    study.__name__: study
-    for study in (
-        baseline,
-        choices,
-        headline,
-        limited_data,
-        corruption,
-        placement,
-        rate_and_size,
-        rate_by_fraction,
-        clustering,
-        clustering_by_fraction,
-        update_interval,
-        warm_up,
-        duration,
-        features,
-        fill_choices,
-        fills,
-        fill_corruption,
-    )
-}
-TUNING = ("baseline", "choices")
-RACES = (*TUNING, "fill_choices")  # studies that choose hyperparameters
-CORRUPTED = {"corruption": "limited_data", "fill_corruption": "fills"}  # the study that trains the networks
-ON_TEST_SET = ("headline", "limited_data", "fills", *CORRUPTED)
-ABLATIONS = ("placement", "rate_and_size", "rate_by_fraction", "update_interval", "warm_up", "duration", "features")
-
-
-def jobs(study: str, scale: Scale, chosen: Mapping[str, Options]) -> list[Job]:
+def jobs(study: str, scale: Scale, chosen: Chosen) -> list[Job]:
     """Returns the jobs of a study, for each setting and seed, with the chosen candidate of each method."""
-    seeds = scale.choice_seeds if study in RACES else scale.seeds
-    if study in ABLATIONS:
+    settings, target, _, which, networks = STUDIES[study]
+    seeds = scale.choice_seeds if which == "choice" else scale.seeds
+    if which == "ablation":
         seeds = seeds[: scale.ablation_seeds]
-    corrupted = (scale.corruption_images or 0) if study in CORRUPTED else None
-    target = "test" if study in ON_TEST_SET else "validation"
+    corrupted = None if networks is None else scale.corruption_images or 0
     return [
         Job(
             method,
@@ -481,87 +472,49 @@ def jobs(study: str, scale: Scale, chosen: Mapping[str, Options]) -> list[Job]:
             corrupted,
             probed=study == "features",
         )
-        for method, setting, config in STUDIES[study](scale, chosen)
+        for method, setting, config in settings(scale, chosen)
         for seed in seeds
     ]
 
 
-def tuning_before(study: str) -> tuple[str, ...]:
-    """Returns the studies that choose hyperparameters for a study."""
-    if study in RACES:
-        return RACES[: RACES.index(study)]
-    return RACES if study in ("fills", "fill_corruption") else TUNING
+def choose(study: str, scale: Scale, chosen: Chosen, accuracies: Mapping[str, float]) -> tuple[list[Job], Chosen]:
+    """Returns the next jobs of a study in which candidates race, empty at the end, and `chosen` with the leaders.
 
-
-def remaining(study: str, scale: Scale, chosen: Mapping[str, Options], accuracies: Mapping[str, float]) -> list[Job]:
-    """Returns the next jobs of a tuning study, in which candidates race: empty if the choices are made.
-
-    All candidates run with the first seed; in `fill_choices`, rates climb from `FIRST_RATE` until both neighbors of the
-    best one are worse. With each further seed, only the better half of the candidates of each method, or of each mask,
-    fill and fraction, remain.
+    After each seed, the better half of the candidates of each method remain. In `fill_choices`, the rates of each mask,
+    fill and fraction are candidates, and climb from `FIRST_RATE` until both neighbors of the best one are worse.
 
     Args:
-        study: One of `RACES`.
+        study: A study with the seeds for choices.
         scale: The scale.
         chosen: Options chosen so far.
         accuracies: Accuracies on the held-out images by job id.
     """
-    races: dict[str, dict[str, list[Job]]] = {}
+    races: dict[str, dict[str, dict[int, Job]]] = {}
     for job in jobs(study, scale, chosen):
         candidates = races.setdefault(_subject(study, job.method, job.setting), {})
-        candidates.setdefault(str(job.setting), []).append(job)
+        candidates.setdefault(str(job.setting), {})[job.config.seed] = job
     left: list[Job] = []
-    for candidates in races.values():
-        running = list(candidates.values())
+    best: dict[str, Options] = {}
+    for subject, candidates in races.items():
+        by_seed = {(name, seed): job for name, jobs in candidates.items() for seed, job in jobs.items()}
+        known = {key: accuracies[job.id] for key, job in by_seed.items() if job.id in accuracies}
+        names = list(candidates)
         if study == "fill_choices":
-            running = _climb(running, accuracies)
-        for index in range(len(scale.choice_seeds)):
-            missing = [candidate[index] for candidate in running if candidate[index].id not in accuracies]
-            if missing:
-                left += missing
-                break
-            running.sort(key=lambda candidate: sum(accuracies[job.id] for job in candidate[: index + 1]), reverse=True)
-            del running[math.ceil(len(running) / 2) :]
-    return left
+            first = {name: known.get((name, scale.choice_seeds[0])) for name in names}
+            names = _climb(first, names[FILL_RATES.index(FIRST_RATE)])
+        missing, leader = race(names, known, scale.choice_seeds, reduction=2)
+        left += [by_seed[key] for key in missing]
+        setting = next(iter(candidates[leader].values())).setting
+        best[subject] = {"rate": setting["rate"]} if study == "fill_choices" else setting
+    return left, {**chosen, **best}
 
 
-def _climb(candidates: Sequence[list[Job]], accuracies: Mapping[str, float]) -> list[list[Job]]:
-    """Returns the best rate with the first seed and its neighbors, or the first rate, and all that have run."""
-
-    def accuracy(jobs: list[Job]) -> float:
-        return accuracies.get(jobs[0].id, 0.0 if jobs[0].setting["rate"] == FIRST_RATE else -1.0)
-
-    best = max(range(len(candidates)), key=lambda index: accuracy(candidates[index]))
-    has_run = candidates[best][0].id in accuracies
-    return [
-        jobs
-        for index, jobs in enumerate(candidates)
-        if index == best or jobs[0].id in accuracies or (has_run and abs(index - best) == 1)
-    ]
-
-
-def choose(
-    study: str, scale: Scale, chosen: Mapping[str, Options], accuracies: Mapping[str, float]
-) -> dict[str, Options]:
-    """Returns `chosen` and, for each method of a tuning study, the candidate with the best mean accuracy.
-
-    Args:
-        study: One of `RACES`; `"fill_choices"` chooses a rate for each mask, fill and fraction.
-        scale: The scale.
-        chosen: Options chosen so far.
-        accuracies: Accuracies on the held-out images by job id. Candidates without results count as 0, and the first
-            one is chosen on ties. Candidates that left the race have fewer results, so they are not chosen.
-    """
-    totals: dict[tuple[str, str], float] = {}
-    settings: dict[tuple[str, str], Options] = {}
-    for job in jobs(study, scale, chosen):
-        candidate = _subject(study, job.method, job.setting), str(job.setting)
-        settings[candidate] = {"rate": job.setting["rate"]} if study == "fill_choices" else job.setting
-        totals[candidate] = totals.get(candidate, 0.0) + accuracies.get(job.id, 0.0)
-    best: dict[str, tuple[str, str]] = {}
-    for candidate in totals:
-        best[candidate[0]] = max(best.get(candidate[0], candidate), candidate, key=totals.__getitem__)
-    return {**chosen, **{subject: settings[candidate] for subject, candidate in best.items()}}
+def _climb(accuracies: Mapping[str, float | None], start: str) -> list[str]:
+    """Returns the candidates that have run, the best of them, at first `start`, and its neighbors."""
+    known = {name: accuracy for name, accuracy in accuracies.items() if accuracy is not None}
+    names = list(accuracies)
+    best = names.index(max(known, key=known.__getitem__, default=start))
+    return [name for index, name in enumerate(names) if name in known or abs(index - best) <= 1]
 
 
 def _subject(study: str, method: str, setting: Options) -> str:
@@ -576,16 +529,22 @@ def _dropping(scale: Scale, among: Sequence[str] = tuple(METHODS)) -> list[str]:
     return [method for method in scale.methods if method != "none" and method in among]
 
 
-def _config(
-    scale: Scale, chosen: Mapping[str, Options], method: str, *, fraction: float = 1.0, **options: Any
-) -> TrainConfig:
-    """Returns the configuration of a method on a fraction of the training images."""
+def _config(scale: Scale, chosen: Chosen, method: str, **options: Any) -> TrainConfig:
+    """Returns the configuration of a method on all training images of the scale."""
+    all_options = {**chosen["none"], **METHODS[method].options, **chosen.get(method, {}), **options}
+    return _on_fraction(scale, override(scale.base, **all_options), 1.0)
+
+
+def _on_fraction(scale: Scale, config: TrainConfig, fraction: float) -> TrainConfig:
+    """Returns the configuration on a fraction of the training images.
+
+    The number of steps is proportional to the square root of the fraction. With an equal number of steps, a small
+    subset would be repeated hundreds of times; with an equal number of epochs, it would get a few dozen steps.
+    """
     subset: Options = {"fraction": None if fraction == 1 else fraction}
     if scale.examples_per_class is not None:
         subset = {"examples_per_class": round(fraction * scale.examples_per_class)}
-    steps = round((scale.base.steps or 0) * fraction**0.5)
-    all_options = {**chosen["none"], **METHODS[method].options, **chosen.get(method, {}), **options}
-    return override(_with_data(scale.base, **subset), steps=steps, **all_options)
+    return override(_with_data(config, **subset), steps=round((scale.base.steps or 0) * fraction**0.5))
 
 
 def _with_data(config: TrainConfig, **options: Any) -> TrainConfig:

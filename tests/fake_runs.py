@@ -1,14 +1,13 @@
 """Runs without training: results are functions of the job, so that tables are known in advance."""
 
-import io
-import pathlib
+import tempfile
 
 import numpy as np
-from rich.console import Console
+from etils import epath
 
 from dropcluster_jax.data import CORRUPTIONS
 from experiments.results import encode_bits, encode_counts
-from experiments.run import Options, Runner
+from experiments.run import Options, execute_study
 
 ACCURACY = {
     "none": 0.5,
@@ -38,6 +37,7 @@ class FakeMeasure:
     def __init__(self, accuracy=accuracy):
         self.accuracy = accuracy
         self.jobs = []
+        self.root = epath.Path(tempfile.mkdtemp())
 
     def __call__(self, job):
         self.jobs.append(job)
@@ -45,10 +45,10 @@ class FakeMeasure:
         return {"digest": self.digest, "count": 100, "finite": True, **measured}
 
     def folder(self, job):
-        return pathlib.Path("no such folder", job.id)
+        return self.root / job.id
 
     def _trained(self, job):
-        line = {"accuracy": self.accuracy(job), "loss": 1.0, "train_loss": 0.5, "images_per_second": 1000.0}
+        line = {"accuracy": self.accuracy(job), "loss": 1.0, "train_loss": 0.5}
         if job.target == "test":
             line["correct"] = encode_bits(np.arange(100) < 100 * line["accuracy"])
             line["reestimated_accuracy"] = line["accuracy"] + 0.01
@@ -73,7 +73,7 @@ class FakeMeasure:
 
 def work(study, folder, measure=None, **options):
     """Executes a study, at the scale `small` unless given, and returns the printed text."""
-    out = io.StringIO()
+    lines = []
     options = Options(**{"scale": "small", "results": folder, **options})
-    Runner(options, Console(file=out, width=200), measure or FakeMeasure()).run(study)
-    return out.getvalue()
+    execute_study(study, options, measure or FakeMeasure(), lines.append)
+    return "\n".join(lines)

@@ -53,10 +53,10 @@ def race(
     seeds: Sequence[int],
     reduction: int,
 ) -> tuple[list[tuple[Candidate, int]], Candidate]:
-    """Returns the candidates and seeds to run next, empty when the race is over, and the candidate in the lead.
+    """Returns the candidates and seeds to run next, empty when the race is over, and the leader.
 
     All candidates run with the first seed; with each further seed, only the best ones by mean accuracy remain, until
-    a single one is left.
+    a single one is left. The leader has the largest sum of accuracies.
 
     Args:
         candidates: At least one candidate. On ties, earlier ones are better.
@@ -72,12 +72,13 @@ def race(
         >>> race("abc", {("a", 0): 0.5, ("b", 0): 0.7, ("c", 0): 0.6}, seeds=(0, 1), reduction=2)
         ([('b', 1), ('c', 1)], 'b')
     """
+    leader = max(candidates, key=lambda candidate: sum(accuracies.get((candidate, seed), 0.0) for seed in seeds))
     running = list(candidates)
     for number, seed in enumerate(seeds, 1):
         if len(running) == 1:
             break
         if missing := [(candidate, seed) for candidate in running if (candidate, seed) not in accuracies]:
-            return missing, running[0]
+            return missing, leader
         running.sort(key=lambda candidate: -sum(accuracies[candidate, seed] for seed in seeds[:number]))
         del running[math.ceil(len(running) / reduction) :]
-    return [], running[0]
+    return [], leader

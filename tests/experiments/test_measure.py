@@ -1,7 +1,6 @@
 """Jobs are executed by the trainer, and lines contain what was measured."""
 
 import dataclasses
-import io
 import shutil
 import signal
 
@@ -10,19 +9,19 @@ import numpy as np
 import optax
 import pytest
 from fake_runs import FakeMeasure
-from rich.console import Console
 from tfds_folders import prepare
 
 from dropcluster_jax.clustering import Grid
 from dropcluster_jax.data import load, normalize
 from dropcluster_jax.linen import cluster_states
 from dropcluster_jax.runs import AugmentConfig, load_run, trainer
+from dropcluster_jax.runs.config import as_path
 from dropcluster_jax.runs.trainer import Stopped
 from experiments import measure as measure_module
 from experiments import studies
 from experiments.measure import Measure
 from experiments.results import decode_bits, decode_counts, decode_labels, read
-from experiments.run import Options, Runner
+from experiments.run import Options, execute_study
 from experiments.studies import METHODS, SCALES, Job, override
 
 pytestmark = [pytest.mark.slow, pytest.mark.xdist_group("experiments.measure")]
@@ -41,11 +40,11 @@ def job(method="drop_cluster", target="validation", name="digits", seed=0, **opt
 
 
 def new_measure(folder, data=None):
-    return Measure(data or job().config.data, folder, Console(file=io.StringIO(), width=200))
+    return Measure(data or job().config.data, as_path(folder), lambda message: None)
 
 
-def without_speed(line):
-    return {name: value for name, value in line.items() if name != "images_per_second"}
+def run_folder(measure, job):
+    return measure.folder(job) / "run"
 
 
 @pytest.fixture(scope="module")
@@ -68,7 +67,7 @@ def no_training(monkeypatch):
 
 def test_a_line_contains_the_evaluation_of_its_network(measure, line):
     held_out = load("digits", validation_fraction=0.1, evaluate_on="validation").test
-    logits = load_run(measure.folder(job())).logits(held_out.images)
+    logits = load_run(run_folder(measure, job())).logits(held_out.images)
     assert line["count"] == len(held_out)
     assert line["accuracy"] == pytest.approx(np.mean(np.argmax(logits, -1) == held_out.labels))
     losses = optax.softmax_cross_entropy_with_integer_labels(logits, held_out.labels)
@@ -78,7 +77,7 @@ def test_a_line_contains_the_evaluation_of_its_network(measure, line):
 
 
 def test_reestimated_statistics_are_those_of_batches_without_dropping(measure, line):
-    run = load_run(measure.folder(job()))
+    run = load_run(run_folder(measure, job()))
     images = load("digits").train.images[:250]
     statistics = measure_module._reestimate(run, images).variables["batch_stats"]
     x = normalize(images[:200], run.spec.mean, run.spec.std)  # two full batches
@@ -102,7 +101,7 @@ def test_an_interrupted_job_resumes(line, tmp_path, monkeypatch):
     assert interrupted.id == job().id
 
     interrupt(measure, interrupted, monkeypatch)
-    assert without_speed(measure(interrupted)) == without_speed(line)
+    assert measure(interrupted) == line
 
 
 def interrupt(measure, interrupted, monkeypatch):
@@ -122,7 +121,7 @@ def test_label_maps_lead_from_the_grid_to_the_final_clusters(measure, line):
     labels = [decode_labels(entry["labels"]) for entry in maps]
     assert [entry["step"] for entry in maps] == [0, 2, 5]
     assert np.array_equal(labels[0], Grid(cluster_size=4.0).init((8, 8, 16)).labels[..., 0])
-    states = cluster_states(load_run(measure.folder(job())).variables["clusters"])
+    states = cluster_states(load_run(run_folder(measure, job())).variables["clusters"])
     assert np.array_equal(labels[-1], states["drop_stage1"].labels[..., 0])
 
 
@@ -169,17 +168,15 @@ def test_a_nonfinite_loss_counts_as_chance(tmp_path):
     assert corrupted["accuracy"] == 0.1 and set(corrupted["corruptions"]["snow"]["accuracy"]) == {0.1}
 
 
-def test_archives_have_the_same_digest_and_line(line, tmp_path):
+def test_the_digest_depends_on_the_images(measure, tmp_path):
     digits = load("digits")
     arrays = {"train_labels": digits.train.labels, "test_images": digits.test.images, "test_labels": digits.test.labels}
-    np.savez(tmp_path / "digits.npz", train_images=digits.train.images, **arrays)
-    np.savez(tmp_path / "other.npz", train_images=255 - digits.train.images, **arrays)
-    same, other = (
-        new_measure(tmp_path, dataclasses.replace(job().config.data, name=f"npz:{tmp_path / name}.npz"))
-        for name in ("digits", "other")
-    )
-    assert other.digest != same.digest == line["digest"]
-    assert same(job())["count"] == line["count"]
+    digests = {measure.digest}
+    for name, images in (("same", digits.train.images), ("other", 255 - digits.train.images)):
+        np.savez(tmp_path / f"{name}.npz", train_images=images, **arrays)
+        data = dataclasses.replace(job().config.data, name=f"npz:{tmp_path / name}.npz")
+        digests.add(new_measure(tmp_path, data).digest)
+    assert len(digests) == 2
 
 
 def test_encoded_images(tmp_path):
@@ -192,11 +189,13 @@ def test_encoded_images(tmp_path):
     assert line["count"] == 4 and line["finite"] and line["digest"].startswith("labels ")
 
 
-def test_gpu_scale_runs_at_tiny_size(tmp_path):
+def test_gpu_scale_runs_at_tiny_size(tmp_path, monkeypatch):
+    gpu = SCALES["gpu"]
+    tiny = dataclasses.replace(gpu, base=override(gpu.base, model="resnet8"))
+    monkeypatch.setitem(SCALES, "gpu", tiny)
     options = Options(
         scale="gpu",
         dataset="digits",
-        model="resnet8",
         steps=2,
         methods=("drop_cluster",),
         seeds=1,
@@ -206,36 +205,20 @@ def test_gpu_scale_runs_at_tiny_size(tmp_path):
     measure, tuning = new_measure(options.networks), FakeMeasure()
     tuning.digest = measure.digest
     for study in studies.TUNING:  # without training, as each of their runs would be compiled separately
-        Runner(options, Console(file=io.StringIO()), tuning).run(study)
-    runner = Runner(options, Console(file=io.StringIO()), measure)
-    runner.run("headline")
-    assert [len(runner.lines[study]) for study in ("baseline", "choices", "headline")] == [3, 6, 1]
-    (line,) = runner.lines["headline"].values()
+        execute_study(study, options, tuning, lambda message: None)
+    execute_study("headline", options, measure, lambda message: None)
+    numbers = [len(read(options.results / f"{study}.jsonl")) for study in ("baseline", "choices", "headline")]
+    assert numbers == [3, 6, 1]
+    (line,) = read(options.results / "headline.jsonl")
     assert line["count"] == len(load("digits").test) and line["config"]["dtype"] == "bfloat16"
     assert np.mean(decode_bits(line["correct"], line["count"])) == pytest.approx(line["accuracy"])
     assert [path.name for path in options.networks.iterdir()] == [line["id"]]
 
 
-def test_worker_processes_give_the_same_lines(tmp_path):
-    lines = []
-    for workers in (1, 2):
-        options = Options(
-            scale="small",
-            dataset="digits",
-            steps=4,
-            workers=workers,
-            networks=tmp_path / f"networks{workers}",
-            results=tmp_path / f"results{workers}",
-        )
-        console = Console(file=io.StringIO(), width=200)
-        runner = Runner(options, console, Measure(job().config.data, options.networks, console))
-        runner.run("baseline")
-        assert not list(options.networks.iterdir())  # run folders of jobs on held-out images are removed
-        varying = ("images_per_second", "wall_seconds", "time")
-        lines.append(
-            {
-                line["id"]: {name: value for name, value in line.items() if name not in varying}
-                for line in read(options.results / "baseline.jsonl")
-            }
-        )
-    assert len(lines[0]) == 3 and lines[0] == lines[1]
+def test_folders_of_jobs_on_held_out_images_are_removed(tmp_path):
+    options = Options(
+        scale="small", dataset="digits", steps=4, networks=tmp_path / "networks", results=tmp_path / "results"
+    )
+    execute_study("baseline", options, new_measure(options.networks), lambda message: None)
+    assert not list(options.networks.iterdir())
+    assert len(read(options.results / "baseline.jsonl")) == 3
