@@ -20,7 +20,7 @@ ALLOWED = {
     "masking": {"clustering", "sharding"},
     "linen": {"clustering", "masking"},
     "nnx": {"clustering", "masking", "uncertainty"},
-    "models": {"clustering", "masking", "linen"},
+    "models": {"clustering", "masking", "linen", "_optional"},
     "data": {"cache", "sharding", "_optional"},
     "viz": {"clustering", "_optional"},
     "training": {"clustering", "masking", "linen", "models", "sharding"},

@@ -17,6 +17,7 @@
 | `resnet56`  | CIFAR, 32x32       |      10 |    853,018 |
 """
 
+from dropcluster_jax.models.pretrained import load_pretrained, save_pretrained
 from dropcluster_jax.models.resnet import (
     MODELS,
     ModelName,
@@ -37,6 +38,7 @@ __all__ = [
     "MODELS",
     "ModelName",
     "ResNet",
+    "load_pretrained",
     "resnet8",
     "resnet18",
     "resnet20",
@@ -47,4 +49,5 @@ __all__ = [
     "resnet56",
     "resnet101",
     "resnet152",
+    "save_pretrained",
 ]
