@@ -135,7 +135,7 @@ def save_pretrained(path: str | os.PathLike[str], variables: Mapping[str, Any]) 
 
 def _to_file_layout(variables: Mapping[str, Any]) -> dict[_Leaf, Any]:
     """Returns the parameters and statistics by path, with kernels as in PyTorch: `(out, in, height, width)`."""
-    leaves = flatten_dict({name: variables[name] for name in ("params", "batch_stats")})
+    leaves: dict[_Leaf, Any] = flatten_dict({name: variables[name] for name in ("params", "batch_stats")})
     return {
         leaf: value.transpose(-1, -2, *range(value.ndim - 2)) if leaf[-1] == "kernel" else value
         for leaf, value in leaves.items()

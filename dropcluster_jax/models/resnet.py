@@ -134,9 +134,12 @@ class ResNet(nn.Module):
         dtype: Dtype of the activations. Parameters, statistics and logits are float32.
         axis_name: Mapped axis over which BatchNorm averages batch statistics, if any.
         remat: Whether to recompute blocks in the backward pass to save memory.
+        frozen: Places whose parts are not trained: their BatchNorm always uses its running statistics, and no gradient
+            flows into the first parts if all of these are frozen. `part_of` maps
+            parameters to places, for optimizers.
 
     Raises:
-        ValueError: If `drop` has an unknown place, or `stem` or `shortcut` is unknown.
+        ValueError: If `drop` or `frozen` has an unknown place, or `stem` or `shortcut` is unknown.
 
     References:
         He et al., "Deep Residual Learning for Image Recognition", CVPR 2016, arXiv:1512.03385.
@@ -161,6 +164,7 @@ class ResNet(nn.Module):
     dtype: Any = jnp.float32
     axis_name: str | None = None
     remat: bool = False
+    frozen: tuple[str, ...] = ()
 
     # Read by Flax: drop layers keep the names set below.
     preserve_adopted_names = True
@@ -170,9 +174,9 @@ class ResNet(nn.Module):
             raise ValueError(f"stem must be 'imagenet' or 'cifar', got {self.stem!r}")
         if self.shortcut not in ("projection", "identity"):
             raise ValueError(f"shortcut must be 'projection' or 'identity', got {self.shortcut!r}")
-        unknown = sorted(set(self.drop) - set(self.places))
-        if unknown:
-            raise ValueError(f"places in drop must be among {', '.join(self.places)}, got {unknown[0]!r}")
+        for name in ("drop", "frozen"):
+            if unknown := sorted(set(getattr(self, name)) - set(self.places)):
+                raise ValueError(f"places in {name} must be among {', '.join(self.places)}, got {unknown[0]!r}")
         # A FrozenDict is hashable, so models can be static arguments of jit. Copies of the layers have separate
         # variables even if one layer was passed for several places; Flax's own clones already have their names.
         self.drop = FrozenDict(
@@ -221,19 +225,22 @@ class ResNet(nn.Module):
         deterministic = not train if deterministic is None else deterministic
         norm = functools.partial(
             nn.BatchNorm,
-            use_running_average=not train,
             momentum=0.9,
             epsilon=1e-5,
             dtype=self.dtype,
             axis_name=self.axis_name,
         )
+        norms = {
+            place: functools.partial(norm, use_running_average=not train or place in self.frozen)
+            for place in self.places
+        }
         drop = functools.partial(self._drop, rate=rate, deterministic=deterministic, update_clusters=update_clusters)
 
         if self.stem == "imagenet":
             x = _conv(self.width, (7, 7), (2, 2), padding=[(3, 3), (3, 3)], dtype=self.dtype, name="stem_conv")(x)
         else:
             x = _conv(self.width, (3, 3), padding=[(1, 1), (1, 1)], dtype=self.dtype, name="stem_conv")(x)
-        x = drop("stem", _relu(norm(name="stem_norm")(x)))
+        x = drop("stem", _relu(norms["stem"](name="stem_norm")(x)))
         if self.stem == "imagenet":
             x = nn.max_pool(x, (3, 3), (2, 2), padding=((1, 1), (1, 1)))  # pyright: ignore[reportArgumentType]
 
@@ -243,7 +250,7 @@ class ResNet(nn.Module):
                 x = block(
                     features=self.width * 2**i,
                     strides=2 if i > 0 and j == 0 else 1,
-                    norm=norm,
+                    norm=norms[f"stage{i + 1}"],
                     dtype=self.dtype,
                     shortcut=self.shortcut,
                     name=f"stage{i + 1}_block{j + 1}",
@@ -257,6 +264,8 @@ class ResNet(nn.Module):
         self, place: str, x: Array, *, rate: Rate | Mapping[str, Rate], deterministic: bool, update_clusters: bool
     ) -> Array:
         """Applies the drop layer of `place`, if there is one."""
+        if all(earlier in self.frozen for earlier in self.places[: self.places.index(place) + 1]):
+            x = jax.lax.stop_gradient(x)
         layer = self.drop.get(place)
         if layer is None:
             return x
@@ -283,6 +292,21 @@ class CifarResNet(ResNet):
 
 def _layer_name(place: str) -> str:
     return f"drop_{place}"
+
+
+def part_of(path: tuple[Any, ...]) -> str:
+    """Returns the part of a `ResNet` that a parameter belongs to: `"stem"`, `"stage1"`, ..., or `"head"`.
+
+    Args:
+        path: Path of the parameter in the collection "params", as in `jax.tree_util.tree_map_with_path`.
+
+    Example:
+        >>> params = {"stem_conv": {"kernel": 1}, "stage2_block1": {"conv1": {"kernel": 1}}, "head": {"bias": 1}}
+        >>> parts = jax.tree_util.tree_map_with_path(lambda path, _: part_of(path), params)
+        >>> parts["stem_conv"]["kernel"], parts["stage2_block1"]["conv1"]["kernel"], parts["head"]["bias"]
+        ('stem', 'stage2', 'head')
+    """
+    return path[0].key.partition("_")[0]
 
 
 resnet18 = functools.partial(ResNet, (2, 2, 2, 2), BasicBlock)

@@ -1,7 +1,7 @@
 """Builds the parts of a run from its configuration and the description of its dataset."""
 
 import functools
-from collections.abc import Callable
+from collections.abc import Callable, Hashable
 from typing import Any
 
 import flax.linen as nn
@@ -23,6 +23,7 @@ from dropcluster_jax.data import (
 )
 from dropcluster_jax.linen import CorrDrop, DropBlock, DropCluster, Dropout, FocusedDropout, SpatialDropout
 from dropcluster_jax.models import MODELS, ResNet
+from dropcluster_jax.models.resnet import part_of
 from dropcluster_jax.runs.config import AugmentConfig, DropConfig, TrainConfig
 from dropcluster_jax.training.data_parallel import DataParallel
 from dropcluster_jax.training.schedules import ramp
@@ -97,6 +98,7 @@ def make_model(config: TrainConfig, spec: DatasetSpec, axis_name: str | None = N
         "dtype": jnp.dtype(config.dtype),
         "axis_name": axis_name if config.sync_batch_norm else None,
         "remat": config.remat,
+        "frozen": config.freeze,
     }
     model = MODELS[config.model](spec.num_classes, **options)
     if min(spec.image_shape[:2]) < _MIN_IMAGENET_SIDE and model.stem == "imagenet":
@@ -134,6 +136,8 @@ def make_drop_layers(drop: DropConfig, axis_name: str | None = None) -> dict[str
 def make_optimizer(config: TrainConfig, num_steps: int, steps_per_epoch: int) -> optax.GradientTransformation:
     """Returns SGD with Nesterov momentum, weight decay on kernels, linear warm-up and cosine decay to 0.
 
+    With pretrained weights, frozen parts are not updated, and the rate of the others but the head is scaled.
+
     References:
         Goyal et al., "Accurate, Large Minibatch SGD: Training ImageNet in 1 Hour", arXiv:1706.02677, sections 2.1 and
         2.2: linear scaling rule and gradual warm-up.
@@ -152,7 +156,20 @@ def make_optimizer(config: TrainConfig, num_steps: int, steps_per_epoch: int) ->
     decay = optax.add_decayed_weights(
         config.weight_decay, mask=lambda params: jax.tree.map(lambda leaf: leaf.ndim > 1, params)
     )
-    return optax.chain(decay, optax.sgd(schedule, momentum=0.9, nesterov=True))
+    tx = optax.chain(decay, optax.sgd(schedule, momentum=0.9, nesterov=True))
+    if config.init_from is None:
+        return tx
+    transforms: dict[Hashable, optax.GradientTransformation] = {
+        "head": tx,
+        "backbone": optax.chain(tx, optax.scale(config.backbone_lr)),
+        "frozen": optax.set_to_zero(),
+    }
+
+    def label(path: tuple[Any, ...], _: Any) -> str:
+        part = part_of(path)
+        return "head" if part == "head" else "frozen" if part in config.freeze else "backbone"
+
+    return optax.partition(transforms, functools.partial(jax.tree_util.tree_map_with_path, label))
 
 
 def make_augmentation(augment: AugmentConfig, spec: DatasetSpec) -> Callable[[jax.Array, jax.Array], jax.Array]:

@@ -120,6 +120,13 @@ class TrainConfig:
     """Decay of the moving average of parameters used for evaluation. 0 disables it."""
     dtype: Literal["float32", "bfloat16"] = "float32"
     """Type of activations. Parameters, statistics, loss and clustering are float32."""
+    init_from: str | None = None
+    """Start from pretrained weights instead of random ones, except for the head: a safetensors file with the names of
+    torchvision, timm or Hugging Face, or the folder of another run. Images are normalized as for these weights."""
+    freeze: tuple[str, ...] = ()
+    """Parts that are not trained: stem, stage1, stage2, ... Their BatchNorm uses its running statistics."""
+    backbone_lr: float = 1.0
+    """Learning rate of all parts but the head, as a fraction of the learning rate."""
     grad_accum_steps: int = 1
     """Split each batch into this number of micro-batches to save memory."""
     remat: bool = False
@@ -162,6 +169,8 @@ class TrainConfig:
         _check_range("drop.threshold_range[0]", low, "at least 0 and at most 1")
         _check_range("drop.threshold_range[1]", high, f"at least {low} and at most 1")
         _check_range("drop.ramp_end", self.drop.ramp_end, f"at least {self.drop.ramp_start} and at most 1")
+        if self.init_from is None and (self.freeze or self.backbone_lr != 1):
+            raise ValueError("freeze and backbone_lr require init_from, the pretrained weights")
         if self.batch_size % self.grad_accum_steps:
             raise ValueError(f"grad_accum_steps must divide batch_size, {self.batch_size}, got {self.grad_accum_steps}")
         if self.sync_batch_norm and self.strategy == "jit":
@@ -194,7 +203,7 @@ class TrainConfig:
 
 _COMPARISONS = {"at least": operator.ge, "above": operator.gt, "at most": operator.le, "below": operator.lt}
 _RANGES = {
-    "above 0": ("epochs", "learning_rate"),
+    "above 0": ("epochs", "learning_rate", "backbone_lr"),
     "at least 0": (
         *("weight_decay", "warmup_epochs", "max_nonfinite_steps", "evaluate_every_epochs", "checkpoint.every"),
         *(f"augment.{field.name}" for field in dataclasses.fields(AugmentConfig)),

@@ -38,6 +38,20 @@ PRESETS: dict[str, tuple[str, TrainConfig]] = {
             augment=AugmentConfig(resized_crop=True, flip=True),
         ),
     ),
+    # Rate and weight decay: Li et al., "Rethinking the Hyperparameters for Fine-tuning", ICLR 2020, arXiv:2002.11770.
+    "finetune": (
+        "ResNet-50 from ImageNet weights in resnet50.safetensors (--init-from), on Imagenette or your --data.name.",
+        TrainConfig(
+            model="resnet50",
+            init_from="resnet50.safetensors",
+            learning_rate=0.01,
+            base_batch_size=256,
+            weight_decay=1e-4,
+            drop=DropConfig(places=("stage3", "stage4"), cluster_size=16.0),
+            data=DataConfig(name="imagenette", image_size=224),
+            augment=AugmentConfig(resized_crop=True, flip=True),
+        ),
+    ),
     "imagenet": (
         "ResNet-50 on ImageNet, 224 pixels, streamed, bfloat16; for TPUs and GPUs.",
         TrainConfig(

@@ -25,6 +25,7 @@ from dropcluster_jax.runs import build, distributed, figures
 from dropcluster_jax.runs import folder as run_folder
 from dropcluster_jax.runs.checkpoints import Checkpointer
 from dropcluster_jax.runs.config import TrainConfig
+from dropcluster_jax.runs.initial import InitialWeights, load_initial
 from dropcluster_jax.runs.log import RunLog
 from dropcluster_jax.runs.preemption import Preemption
 from dropcluster_jax.runs.tensorboard import require_tensorboard
@@ -45,6 +46,7 @@ class Run(NamedTuple):
         model: The network.
         steps: The pure steps.
         parallel: The devices and how steps run on them.
+        initial: Pretrained weights to start from, if any.
     """
 
     config: TrainConfig
@@ -54,6 +56,7 @@ class Run(NamedTuple):
     model: ResNet
     steps: Steps
     parallel: DataParallel
+    initial: InitialWeights | None = None
 
     def abstract_state(self) -> TrainState:
         """Returns the shapes, types and shardings of the training state."""
@@ -129,6 +132,11 @@ def prepare(config: TrainConfig, notify: Callable[[str], None] = lambda message:
         fake=config.fake_data,
         sharding=parallel.batch_sharding,
     )
+    initial = None
+    if config.init_from is not None:
+        model = build.make_model(config, dataset.spec)
+        initial = load_initial(config.init_from, model, dataset.spec.image_shape[-1], notify)
+        dataset = dataclasses.replace(dataset, mean_std=initial.mean_std or dataset.mean_std)
     spec = dataset.spec
     build.check_probe_size(config, spec, parallel.mesh.size)
     data = dataclasses.replace(config.data, seed=0, validation_seed=0)
@@ -138,7 +146,7 @@ def prepare(config: TrainConfig, notify: Callable[[str], None] = lambda message:
         notify(f"{config.data.name} has a single class, {spec.classes[0]!r}, so that any network is always right")
     if config.drop.rate:
         _warn_of_single_clusters(config, model, state, notify)
-    return Run(config, build.num_steps(config, spec), dataset, loader, model, steps, parallel)
+    return Run(config, build.num_steps(config, spec), dataset, loader, model, steps, parallel, initial)
 
 
 @functools.lru_cache(maxsize=1)
@@ -283,7 +291,12 @@ def _restore_or_init(
     restored = checkpointer.restore(run.abstract_state())
     if restored is None:
         probe = run.loader.probe(run.config.drop.probe_size, 0)
-        state = run.parallel.compile(run.steps).init(jax.random.key(run.config.seed), probe)
+        steps = run.parallel.compile(run.steps)
+        state = steps.init(jax.random.key(run.config.seed), probe)
+        if run.initial is not None:
+            state = run.initial.put_into(state)
+            if state.clusters:  # of the pretrained features
+                state = steps.update_clusters(state, probe)
         return state, {"seconds": 0, "nonfinite_steps": 0, "log_entries": {}}
     batches.set_state(restored.metadata["batches"])
     notify(f"resuming from the checkpoint of step {int(restored.state.step)}")

@@ -51,7 +51,7 @@ def test_options_of_data_driven_methods_reach_the_layers():
 
 
 def test_presets_use_known_datasets_and_the_stem_for_their_image_size():
-    assert set(PRESETS) == {"imagenet", *DATASETS} - {"imagenet2012"}
+    assert set(PRESETS) == {"imagenet", "finetune", *DATASETS} - {"imagenet2012"}
     for _, config in PRESETS.values():
         spec = DATASETS[config.data.name]
         for name in (name for name in MODELS if set(config.drop.places) <= set(MODELS[name](10).places)):
