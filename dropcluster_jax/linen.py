@@ -7,6 +7,8 @@ attributes of the layer. `rate` and `deterministic` are passed to the constructo
 `update_clusters=True`.
 """
 
+import dataclasses
+import fnmatch
 import functools
 import inspect
 from collections.abc import Callable, Mapping
@@ -38,10 +40,12 @@ __all__ = [
     "cluster_inputs",
     "cluster_states",
     "init_clusters",
+    "insert_after",
     "resize_clusters",
 ]
 
 _COLLECTION = "clusters"
+_INSERTED = "drop"  # name of layers of `insert_after`
 
 
 class Dropout(nn.Module):
@@ -342,6 +346,106 @@ def _drop(
     return function(key, x, rate, *clusters, **options_of(layer, function))
 
 
+def insert_after(model: nn.Module, layers: Mapping[str, nn.Module]) -> nn.Module:
+    """Returns a model with drop layers after modules of another model, which is not edited.
+
+    The new model is called like the original one, and also accepts
+
+    - `rate`, that of the layers that were created without one: a scalar, by default 0, or one rate by pattern;
+    - `update_clusters`, whether `DropCluster` layers update their clusters;
+    - `deterministic`, whether to disable the layers. By default, they follow the argument `train`, `training`,
+      `is_training` or `deterministic` of the original call.
+
+    Paths of variables do not change, so pretrained parameters fit. Clusters are added to the module that a layer
+    follows, under the name "drop"; `init_clusters` creates them for existing variables.
+
+    Args:
+        model: The original model.
+        layers: Drop layers of this module by pattern. A pattern is a path of names, e.g. `"stage3"` or
+            `"encoder/Block_1"`, in which `*` stands for any characters, e.g. `"ResNetBlock_*"`; a layer is copied for
+            each module that a pattern matches. The first pattern that matches counts. Modules inside `nn.scan` need the
+            collection "clusters" in its `variable_axes`, and the PRNG of the layers in its `split_rngs`.
+
+    Raises:
+        ValueError: In the call, if a pattern matches no module, or neither `deterministic` nor one of the arguments
+            above is passed.
+
+    Example:
+        >>> import jax.numpy as jnp
+        >>> from dropcluster_jax import KMeans
+        >>> original = nn.Sequential([nn.Conv(4, (3, 3)), nn.relu, nn.Conv(2, (3, 3))])
+        >>> model = insert_after(original, {"layers_0": DropCluster(KMeans(num_clusters=4))})
+        >>> variables = model.init(jax.random.key(0), jnp.ones((1, 8, 8, 3)), deterministic=True)
+        >>> sorted(variables["params"]), variables["clusters"]["layers_0"]["drop"]["labels"].shape
+        (['layers_0', 'layers_2'], (8, 8, 1))
+    """
+    return _InsertAfter(_Parts(model, tuple(layers.items())))
+
+
+@dataclasses.dataclass(frozen=True)
+class _Parts:
+    """A model, and drop layers by pattern; hidden from Flax, which would adopt them as submodules."""
+
+    model: nn.Module
+    layers: tuple[tuple[str, nn.Module], ...]
+
+
+class _InsertAfter(nn.Module):
+    parts: _Parts
+
+    @nn.compact
+    def __call__(
+        self,
+        *args: Any,
+        rate: Rate | Mapping[str, Rate] = 0.0,
+        update_clusters: bool = False,
+        deterministic: bool | None = None,
+        **kwargs: Any,
+    ) -> Any:
+        model: Any = self.parts.model.clone(parent=self.scope)  # with the same scope, variables keep their paths
+        call = inspect.signature(model.__call__).bind(*args, **kwargs)
+        call.apply_defaults()
+        if deterministic is None:
+            deterministic = _is_deterministic(call.arguments)
+        depth = len(self.path)
+        called: dict[str, str] = {}  # paths of modules, and the patterns that match them
+
+        def drop(function: Callable[..., Any], args: Any, kwargs: Any, context: nn.module.InterceptorContext) -> Any:
+            y = function(*args, **kwargs)
+            scope: Any = context.module.scope
+            path = "/".join(scope.path[depth:])
+            if context.method_name != "__call__" or not path or path.rpartition("/")[2] == _INSERTED:
+                return y
+            items = self.parts.layers
+            pattern, layer = next((item for item in items if fnmatch.fnmatchcase(path, item[0])), ("", None))
+            called[path] = pattern
+            if layer is None:
+                return y
+            arguments: dict[str, Any] = {"deterministic": deterministic}
+            if layer.rate is None:
+                arguments["rate"] = rate[pattern] if isinstance(rate, Mapping) else rate
+            if isinstance(layer, DropCluster):
+                arguments["update_clusters"] = update_clusters
+            return layer.clone(parent=scope.push(_INSERTED, reuse=True))(y, **arguments)
+
+        with nn.intercept_methods(drop):
+            result = model(*call.args, **call.kwargs)
+        for pattern, _ in self.parts.layers:
+            if pattern not in called.values():
+                raise ValueError(f"layers has the pattern {pattern!r}, which matches none of {', '.join(called)}")
+        return result
+
+
+def _is_deterministic(arguments: Mapping[str, Any]) -> bool:
+    """Returns whether the arguments of a call are those of evaluation."""
+    if "deterministic" in arguments:
+        return arguments["deterministic"]
+    modes = [arguments[name] for name in ("train", "training", "is_training") if name in arguments]
+    if not modes:
+        raise ValueError("deterministic must be passed: the model has no argument train, training or is_training")
+    return not modes[0]
+
+
 def init_clusters(
     model: nn.Module,
     variables: Mapping[str, Any],
@@ -407,7 +511,8 @@ def cluster_inputs(
     def is_drop_cluster(module: nn.Module, method: str) -> bool:
         return isinstance(module, DropCluster) and method == "__call__"
 
-    call = inspect.signature(model.__call__)
+    original = model.parts.model if isinstance(model, _InsertAfter) else model
+    call = inspect.signature(original.__call__)
     if "train" in call.parameters and "train" not in call.bind_partial(x, *args, **kwargs).arguments:
         kwargs["train"] = False
     # In evaluation mode, the output of the layer is its input. Unlike method interceptors, this works in `nn.remat`.

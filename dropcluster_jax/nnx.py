@@ -6,7 +6,9 @@ Arguments of the call take precedence over those of the constructor, as in Flax.
 `DropCluster` keeps its clusters in `ClusterVariable`s. They change only in `update_clusters` and `set_clusters`.
 """
 
-from collections.abc import Callable
+import fnmatch
+import functools
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import KW_ONLY, InitVar, dataclass, field
 from typing import Any, ClassVar
 
@@ -35,6 +37,7 @@ __all__ = [
     "Dropout",
     "FocusedDropout",
     "SpatialDropout",
+    "insert_after",
     "mc_predict",
 ]
 
@@ -120,11 +123,12 @@ class _DropLayer(nnx.Module):
         raise TypeError(f"rngs must be nnx.Rngs, nnx.RngStream, or a PRNG key, got {rngs!r}")
 
     def set_view(self, deterministic: bool | None = None, rate: Rate | None = None) -> None:
-        """Sets the mode and the rate, a Python number in [0, 1]. Used by `nnx.view`."""
+        """Sets the mode and the rate. Used by `nnx.view`, whose result may have a traced rate."""
         if deterministic is not None:
             self.deterministic = deterministic
         if rate is not None:
-            self.rate = _as_float(rate)
+            check_rate(rate)
+            self.rate = nnx.static(float(rate)) if isinstance(rate, (int, float)) else nnx.data(rate)
 
 
 def _as_float(rate: Any) -> float:
@@ -277,9 +281,12 @@ class DropCluster(_DropLayer):
 
     The fields of a `ClusterState` are attributes of the layer. They start as a regular grid of tiles.
 
+    `nnx.view(net, update_clusters=True)` returns a view of a network whose calls first update its clusters.
+
     Args:
         clusterer: Clusterer that updates the clusters: `KMeans(...)`, `ReNA(...)`, or `Grid(...)`.
-        shape: Shape of the activations without the batch, `(*spatial, channels)`.
+        shape: Shape of the activations without the batch, `(*spatial, channels)`, or activations `(batch, *spatial,
+            channels)` with this shape. None for a layer that is passed to `insert_after`.
         deterministic: If True, `x` is returned unchanged and may have any resolution.
         axis_name: Mapped axis over which the batch is split (`pmap`, `shard_map`), used by the update.
 
@@ -304,7 +311,7 @@ class DropCluster(_DropLayer):
     """
 
     clusterer: Clusterer
-    shape: InitVar[tuple[int, ...]]
+    shape: InitVar[tuple[int, ...] | Array | None] = None
     rate: Rate | None = None
     _: KW_ONLY
     deterministic: bool | None = False
@@ -324,16 +331,39 @@ class DropCluster(_DropLayer):
 
     _function = staticmethod(masking.drop_cluster)
 
-    def __post_init__(self, shape: tuple[int, ...]) -> None:
+    def __post_init__(self, shape: tuple[int, ...] | Array | None) -> None:
         super().__post_init__()
         if not isinstance(self.clusterer, Clusterer) or isinstance(self.clusterer, type):
             raise TypeError(f"clusterer must be a clusterer such as KMeans(num_clusters=16), got {self.clusterer!r}")
-        state = self.clusterer.init(tuple(shape))
-        self.labels = ClusterVariable(state.labels)
-        self.sizes = ClusterVariable(state.sizes)
-        self.explained_variance = ClusterVariable(state.explained_variance)
-        self.num_updates = ClusterVariable(state.num_updates)
-        self.num_skipped = ClusterVariable(state.num_skipped)
+        self._is_updating = False
+        if shape is not None:
+            self.init_clusters(shape if isinstance(shape, tuple | list) else shape.shape[1:])
+
+    def init_clusters(self, shape: Sequence[int]) -> None:
+        """Creates a regular grid of tiles for activations of this shape, `(*spatial, channels)`."""
+        for name, value in self.clusterer.init(tuple(shape))._asdict().items():
+            setattr(self, name, ClusterVariable(value))
+
+    def __call__(
+        self,
+        x: Float[Array, "batch *spatial channels"],
+        *,
+        rate: Rate | None = None,
+        deterministic: bool | None = None,
+        rngs: Rngs | Array | None = None,
+    ) -> Float[Array, "batch *spatial channels"]:
+        """Drops clusters of `x`. See `Dropout`."""
+        if self._is_updating:
+            self.update_clusters(x)
+        return super().__call__(x, rate=rate, deterministic=deterministic, rngs=rngs)
+
+    def set_view(
+        self, deterministic: bool | None = None, rate: Rate | None = None, update_clusters: bool | None = None
+    ) -> None:
+        """Sets the mode, the rate, and whether calls update the clusters. Used by `nnx.view`."""
+        super().set_view(deterministic, rate)
+        if update_clusters is not None:
+            self._is_updating = update_clusters
 
     @property
     def clusters(self) -> ClusterState:
@@ -351,6 +381,103 @@ class DropCluster(_DropLayer):
 
     def _arguments(self) -> tuple[ClusterState, ...]:
         return (self.clusters,)
+
+
+def insert_after(net: nnx.Module, layers: Mapping[str, _DropLayer], *args: Any, **kwargs: Any) -> None:
+    """Inserts drop layers after modules of a network, in place, without editing its code.
+
+    Each module that a pattern matches gets a copy of the layer, with a PRNG stream of its own, as its attribute `drop`,
+    and its class becomes a subclass whose call ends with it. Paths of parameters do not change. `net.train()`,
+    `net.eval()` and `nnx.view(net, rate=rate, update_clusters=True)` reach all layers; the rate may be traced.
+
+    Args:
+        net: Network.
+        layers: Drop layers of this module by pattern. A pattern is a path of attributes, e.g. `"layer3"` or
+            `"blocks/0"`, in which `*` stands for any characters. The first pattern that matches counts.
+        args: Input of the network, from which the shapes of clusters are found without computing anything.
+        kwargs: Further keyword arguments of its call.
+
+    Raises:
+        ValueError: If a pattern matches no module, or a module that it matches was not called.
+
+    Example:
+        >>> from dropcluster_jax import KMeans
+        >>> rngs = nnx.Rngs(0)
+        >>> net = nnx.Sequential(nnx.Conv(3, 4, (3, 3), rngs=rngs), nnx.relu)
+        >>> x = jnp.ones((2, 8, 8, 3))
+        >>> insert_after(net, {"layers/0": DropCluster(KMeans(num_clusters=4), rngs=rngs)}, x)
+        >>> net.layers[0].drop.labels.shape, nnx.view(net, rate=0.5)(x).shape
+        ((8, 8, 1), (2, 8, 8, 4))
+    """
+    modules = _modules_by_path(net)
+    matches: dict[str, str] = {}
+    for path in modules:
+        if pattern := next((pattern for pattern in layers if fnmatch.fnmatchcase(path, pattern)), None):
+            matches[path] = pattern
+    if unmatched := set(layers) - set(matches.values()):
+        raise ValueError(f"layers has the pattern {min(unmatched)!r}, which matches none of {', '.join(modules)}")
+    shapes = _output_shapes(net, list(matches), args, kwargs)
+    for path, pattern in matches.items():
+        layer = nnx.clone(layers[pattern])
+        if isinstance(stream := layers[pattern].rngs, nnx.RngStream):
+            layer.rngs = stream.fork()
+        if isinstance(layer, DropCluster):
+            layer.init_clusters(shapes[path])
+        _append(modules[path], layer)
+
+
+def _modules_by_path(net: nnx.Module) -> dict[str, Any]:
+    return {"/".join(map(str, path)): module for path, module in nnx.iter_modules(net) if path}
+
+
+def _output_shapes(
+    net: nnx.Module, paths: Sequence[str], args: tuple[Any, ...], kwargs: dict[str, Any]
+) -> dict[str, tuple[int, ...]]:
+    """Returns the shapes of modules' outputs, without the batch, in an abstract call of a copy of the network."""
+    shapes: dict[str, tuple[int, ...]] = {}
+    graphdef, state = nnx.split(net)
+
+    def call(state: Any, args: Any, kwargs: Any) -> None:
+        copy: Any = nnx.merge(graphdef, state)
+        modules = _modules_by_path(copy)
+        for path in paths:
+            _append(modules[path], _Recorder(path, shapes))
+        copy(*args, **kwargs)
+
+    jax.eval_shape(call, state, args, kwargs)
+    if missing := set(paths) - set(shapes):
+        raise ValueError(f"{min(missing)} was not called")
+    return shapes
+
+
+def _append(module: Any, layer: Callable[[Array], Array]) -> None:
+    if hasattr(module, "drop"):
+        raise ValueError(f"{type(module).__name__} must not have the attribute drop, to which the layer is assigned")
+    module.__class__ = _class_with_layer(type(module))
+    module.drop = nnx.data(layer)
+
+
+@functools.cache
+def _class_with_layer(kind: Any) -> Any:
+    """Returns a subclass, the same one for each class, so that equal networks share compiled programs."""
+
+    def call(self: Any, *args: Any, **kwargs: Any) -> Array:
+        return self.drop(kind.__call__(self, *args, **kwargs))
+
+    names = {"__module__": kind.__module__, "__qualname__": kind.__qualname__, "__call__": call}
+    return type(kind)(kind.__name__, (kind,), names)
+
+
+@dataclass(frozen=True)
+class _Recorder:
+    """Records the shape of an output instead of dropping units."""
+
+    path: str
+    shapes: dict[str, tuple[int, ...]] = field(hash=False)
+
+    def __call__(self, x: Array) -> Array:
+        self.shapes[self.path] = x.shape[1:]
+        return x
 
 
 def mc_predict(
