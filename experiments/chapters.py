@@ -88,7 +88,8 @@ def _variants(title: str, text: str, references: Mapping[str, str], extra: Extra
         for images, group in group_by(sorted(lines, key=num_training_images, reverse=True), format_images).items():
             variants = group_by(group, _variant)
             for name, own in by_accuracy(variants).items():
-                others = [variants.get(other.format(**own[0]["setting"]), own) for other in references.values()]
+                setting = {"fill": "zero", **own[0]["setting"]}
+                others = [variants.get(other.format(**setting), own) for other in references.values()]
                 cells = ["" if other is own else format_difference(own, other, num_seeds(lines)) for other in others]
                 rows.append([images.removesuffix(" images"), name, *(column(own) for column in extra.values())])
                 rows[-1] += [format_mean(own, num_seeds(lines)), *cells]
