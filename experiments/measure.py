@@ -4,22 +4,17 @@ import dataclasses
 import functools
 import hashlib
 import inspect
-import math
 import statistics
 import types
 from collections.abc import Callable
 from typing import Any
 
-import flax.linen as nn
 import jax
 import jax.numpy as jnp
 import numpy as np
 from etils import epath
-from jaxtyping import Array, Float
 
-from dropcluster_jax import Grid, KMeans, corr_drop_mask, focused_dropout_mask
 from dropcluster_jax.cache import cached
-from dropcluster_jax.clustering import Clusterer
 from dropcluster_jax.data import (
     CORRUPTIONS,
     ArrayExamples,
@@ -33,15 +28,13 @@ from dropcluster_jax.data import (
 from dropcluster_jax.data.corrupted import CorruptedTest
 from dropcluster_jax.models import ResNet
 from dropcluster_jax.runs import (
-    Checkpointer,
     DataConfig,
-    DropConfig,
     LoadedRun,
     load_run,
     read_history,
     train,
 )
-from dropcluster_jax.runs.folder import CHECKPOINTS, METRICS, read_config
+from dropcluster_jax.runs.folder import METRICS, read_config
 from dropcluster_jax.runs.log import read_entries
 from dropcluster_jax.training import NonFiniteError
 from experiments.results import Line, encode_bits, encode_counts, encode_labels
@@ -50,7 +43,6 @@ from experiments.studies import Job
 _MAX_MAPS = 6  # label maps of a place in a line
 _MOMENTUM = 0.9  # of the moving averages in `ResNet`
 _BATCH = 100  # images that are classified at once; on a CPU, a third faster than 1,000
-_POSITIONS_PER_CLUSTER, _ITERATIONS = 16, 50  # of the clusters that are learned from saved networks
 
 
 class Measure:
@@ -92,10 +84,8 @@ class Measure:
         Returns:
             `digest`, `accuracy`, `count` (evaluated images) and `finite`. Under corruptions, also `corruptions` and
             `correct_counts`: under how many of them each image is classified correctly. Otherwise `loss`, `train_loss`,
-            `clusters`, `snapshots`, `features` (if the job is `probed`), `dropped` (if masks
-            depend on the activations): the fraction of units that a mask drops at each place, and, on the test set,
-            `correct`: whether each image is classified correctly, and `reestimated_accuracy`: that with BatchNorm
-            statistics computed again, with dropping off.
+            `clusters`, `snapshots` and, on the test set, `correct`: whether each image is classified correctly, and
+            `reestimated_accuracy`: that with BatchNorm statistics computed again, with dropping off.
 
         Raises:
             ValueError, OSError, ImportError: As in `train`.
@@ -109,8 +99,7 @@ class Measure:
             return {"digest": self.digest, **_failed(job, 1 / spec.num_classes)}
         if job.corrupted is not None:
             return {"digest": self.digest, **self._corrupted(job, folder)}
-        measured = {**_trained(job, folder, summary), **self._correct(job, folder), **self._dropped(job, folder)}
-        return {"digest": self.digest, **measured, **self._probed(job, folder)}
+        return {"digest": self.digest, **_trained(job, folder, summary), **self._correct(job, folder)}
 
     def folder(self, job: Job) -> epath.Path:
         """Returns the folder of a job, whose subfolder `run` is the run folder."""
@@ -127,52 +116,6 @@ class Measure:
             "correct": encode_bits(_is_correct(run, examples)),
             "reestimated_accuracy": float(_is_correct(_reestimate(run, train.images), examples).mean()),
         }
-
-    def _dropped(self, job: Job, folder: epath.Path) -> Line:
-        """Returns the fraction of units that masks drop in the outputs of stages, if they depend on the activations.
-
-        The activations are those of the trained network, in evaluation mode, for the first images of the dataset.
-        """
-        examples, drop = self._dataset.train, job.config.drop
-        if drop.method not in ("corr_drop", "focused_dropout") or not isinstance(examples, ArrayExamples):
-            return {}
-        run = load_run(folder, notify=self._notify)
-        features = _features(run.model, run.spec, run.variables, examples.images[: drop.probe_size])
-        return {
-            "dropped": {
-                place: float(_dropped_fraction(drop, x)) for place, x in features.items() if place in drop.places
-            }
-        }
-
-    def _probed(self, job: Job, folder: epath.Path) -> Line:
-        """Returns the variance that clusters explain in the features of each place, for each checkpoint.
-
-        The clusters are learned by k-means from the first images of the dataset, whether the network was trained on
-        them or not, shared by all channels; for comparison, the variance that a grid with the same number of clusters
-        explains.
-        """
-        examples = self._dataset.train
-        if not job.probed:
-            return {}
-        if not isinstance(examples, ArrayExamples):
-            raise ValueError(f"{self._data.name} is not available for features, because its images are encoded")
-        images = examples.images[: job.config.drop.probe_size]
-        explained: dict[str, list[dict[str, float]]] = {}
-        for step in Checkpointer(folder / CHECKPOINTS).steps():
-            if step % job.config.checkpoint.every and step != job.config.steps:
-                continue  # written when the run was interrupted
-            run = load_run(folder, step=step, notify=self._notify)
-            for place, x in _features(run.model, run.spec, run.variables, images).items():
-                num_clusters = max(2, math.prod(x.shape[1:3]) // _POSITIONS_PER_CLUSTER)
-                values = {
-                    name: float(_explained_variance(clusterer, x))
-                    for name, clusterer in (
-                        ("k-means", KMeans(num_clusters=num_clusters, iterations=_ITERATIONS)),
-                        ("grid", Grid(num_clusters=num_clusters)),
-                    )
-                }
-                explained.setdefault(place, []).append({"step": step, **values})
-        return {"features": explained}
 
     def _corrupted(self, job: Job, folder: epath.Path) -> Line:
         run = load_run(folder, notify=self._notify)
@@ -249,39 +192,6 @@ def _logits(model: ResNet, spec: DatasetSpec, variables: dict[str, Any], images:
     return model.apply(variables, normalize(images, spec.mean, spec.std))  # pyright: ignore[reportReturnType]
 
 
-@functools.partial(jax.jit, static_argnums=(0, 1))
-def _features(
-    model: ResNet, spec: DatasetSpec, variables: dict[str, Any], images: jax.Array
-) -> dict[str, Float[Array, "batch height width channels"]]:
-    """Returns the output of each stage, in evaluation mode."""
-    last_blocks = {f"stage{stage}": f"stage{stage}_block{size}" for stage, size in enumerate(model.stage_sizes, 1)}
-
-    def is_last_block(module: nn.Module, method: str) -> bool:
-        return module.name in last_blocks.values() and method == "__call__"
-
-    x = normalize(images, spec.mean, spec.std)
-    _, captured = model.apply(variables, x, capture_intermediates=is_last_block, mutable=["intermediates"])
-    intermediates: Any = captured["intermediates"]
-    return {stage: intermediates[block]["__call__"][0] for stage, block in last_blocks.items()}
-
-
-@functools.partial(jax.jit, static_argnums=0)
-def _dropped_fraction(drop: DropConfig, x: Float[Array, "batch height width channels"]) -> Float[Array, ""]:
-    """Returns the fraction of units that a mask drops; for FocusedDropout, that of a masked batch."""
-    key = jax.random.key(0)
-    if drop.method == "focused_dropout":
-        mask = focused_dropout_mask(key, x, 1.0, threshold_range=drop.threshold_range)
-    else:
-        variant = "channel" if drop.per_channel else "spatial"
-        mask = corr_drop_mask(key, x, drop.rate, variant=variant, block_size=drop.block_size)
-    return 1 - mask.mean()
-
-
-@functools.partial(jax.jit, static_argnums=0)
-def _explained_variance(clusterer: Clusterer, x: Float[Array, "batch height width channels"]) -> Float[Array, ""]:
-    return clusterer.update(clusterer.init(x.shape[1:]), x).explained_variance.mean()
-
-
 def _trained(job: Job, folder: epath.Path, summary: dict[str, Any]) -> Line:
     entries = read_entries(folder / METRICS)
     train = [entry for entry in entries if entry["event"] == "train"]
@@ -303,8 +213,7 @@ def _trained(job: Job, folder: epath.Path, summary: dict[str, Any]) -> Line:
 def _failed(job: Job, chance: float) -> Line:
     if job.corrupted is None:
         missing = dict.fromkeys(("loss", "train_loss"))
-        features = {"features": {}} if job.probed else {}
-        return {"accuracy": chance, "count": 0, "finite": False, **missing, **features}
+        return {"accuracy": chance, "count": 0, "finite": False, **missing}
     corruption = {"origin": "none, the run failed", "accuracy": [chance] * 5}
     return {"accuracy": chance, "count": 0, "finite": False, "corruptions": dict.fromkeys(CORRUPTIONS, corruption)}
 

@@ -191,7 +191,7 @@ def _parse(path: pathlib.Path, size: int) -> dict[str, Line]:
     lines: dict[str, Line] = {}
     for line in results.read(path):
         config = TrainConfig.from_json(line["config"])
-        job = Job(line["method"], line["setting"], config, line["corrupted"], probed="features" in line)
+        job = Job(line["method"], line["setting"], config, line["corrupted"])
         lines.setdefault(job.id, {**line, "id": job.id})
     return lines
 

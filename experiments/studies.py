@@ -27,7 +27,6 @@ FRACTIONS = (0.05, 0.1, 0.25, 0.5, 1.0)
 CORRUPTED_FRACTIONS = (0.1, 1.0)
 VALIDATION_FRACTION = 0.1
 NEVER_AGAIN = 10**9  # steps between updates of clusters that are learned once
-NUM_CHECKPOINTS = 10  # of a run in `features`
 
 
 class Method(NamedTuple):
@@ -118,19 +117,17 @@ class Job:
         config: Configuration of the run.
         corrupted: Number of test images on which to evaluate the run under corruptions, 0 for all; None to evaluate it
             on the images as they are.
-        probed: Whether the result includes how much variance clusters explain in the features of each checkpoint.
     """
 
     method: str
     setting: Mapping[str, Any]
     config: TrainConfig
     corrupted: int | None = None
-    probed: bool = False
 
     @property
     def id(self) -> str:
         """Equal for equal runs, in all studies."""
-        return _digest(self.config, self.corrupted, self.probed)
+        return _digest(self.config, self.corrupted)
 
     @property
     def target(self) -> Target:
@@ -155,8 +152,8 @@ class Job:
 
 
 @functools.cache
-def _digest(config: TrainConfig, corrupted: int | None, probed: bool) -> str:
-    content = [without_runtime_fields(config), corrupted, *(["probed"] if probed else [])]
+def _digest(config: TrainConfig, corrupted: int | None) -> str:
+    content = [without_runtime_fields(config), corrupted]
     return hashlib.sha256(json.dumps(content, sort_keys=True).encode()).hexdigest()[:12]
 
 
@@ -392,21 +389,6 @@ def duration(scale: Scale, chosen: Chosen) -> Iterator[Setting]:
                 yield method, {"steps": steps}, override(_config(scale, chosen, method), steps=steps)
 
 
-@_study(seeds="ablation")
-def features(scale: Scale, chosen: Chosen) -> Iterator[Setting]:
-    """The variance that clusters explain in the features of each place during training.
-
-    The clusters are learned from saved networks in the same way for all methods.
-    """
-    for method in scale.methods:
-        if method in ("none", "drop_block", "drop_cluster"):
-            config = _config(scale, chosen, method)
-            assert config.steps is not None
-            # Twice as many are kept, because an interruption adds one.
-            checkpoint = CheckpointConfig(every=max(1, config.steps // NUM_CHECKPOINTS), keep=2 * NUM_CHECKPOINTS)
-            yield method, {}, override(config, checkpoint=checkpoint)
-
-
 MASKS: dict[str, tuple[str, Options]] = {  # a method and its options
     "learned clusters": ("drop_cluster", {"cluster_size": 16.0}),
     "grid": ("grid", {"cluster_size": 16.0}),
@@ -470,7 +452,6 @@ def jobs(study: str, scale: Scale, chosen: Chosen) -> list[Job]:
             setting,
             _with_data(override(config, seed=seed), seed=seed, evaluate_on=target),
             corrupted,
-            probed=study == "features",
         )
         for method, setting, config in settings(scale, chosen)
         for seed in seeds

@@ -1,21 +1,19 @@
-"""Selects result lines, averages accuracies by seed, and formats them as Markdown tables."""
+"""Selects result lines, pairs their accuracies by seed, and formats them as Markdown tables."""
 
 import statistics
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from typing import Any
 
+import numpy as np
+
+from dropcluster_jax.data import DATASETS
 from dropcluster_jax.runs.intervals import Interval, interval
 from experiments import studies
-from experiments.intervals import paired_difference
-from experiments.results import Line
+from experiments.intervals import crossed_interval, paired_difference
+from experiments.results import Line, decode_bits, decode_counts
 
 MINUS = "\N{MINUS SIGN}"
 LABELS = {name: method.label for name, method in studies.METHODS.items()}
-
-Groups = Sequence[Sequence[Line]]  # averaged for each seed
-
-
-# ---- Accuracies by seed
 
 
 def select(lines: Iterable[Line], **values: object) -> list[Line]:
@@ -23,54 +21,23 @@ def select(lines: Iterable[Line], **values: object) -> list[Line]:
     return [line for line in lines if all({**line, **line["setting"]}.get(name) == values[name] for name in values)]
 
 
-def by_fraction(lines: Iterable[Line]) -> dict[str, list[Line]]:
-    """Returns lines by the percentage of the training images, in ascending order."""
-    fractions = sorted({line["setting"]["fraction"] for line in lines})
-    return {f"{100 * fraction:g}%": select(lines, fraction=fraction) for fraction in fractions}
+def group_by(lines: Iterable[Line], key: Callable[[Line], str]) -> dict[str, list[Line]]:
+    """Returns lines by key, in the order of the first line of each key."""
+    groups: dict[str, list[Line]] = {}
+    for line in lines:
+        groups.setdefault(key(line), []).append(line)
+    return groups
 
 
-def accuracy_by_seed(lines: Iterable[Line], method: str) -> dict[int, float]:
-    """Returns accuracies in %."""
-    return {line["seed"]: 100 * line["accuracy"] for line in select(lines, method=method)}
+def by_accuracy(groups: Mapping[str, list[Line]]) -> dict[str, list[Line]]:
+    """Returns groups in descending order of the mean accuracy."""
+    return dict(sorted(groups.items(), key=lambda item: -statistics.mean(line["accuracy"] for line in item[1])))
 
 
-def mean_by_seed(groups: Groups, method: str) -> dict[int, float]:
-    """Returns the mean accuracies over groups, in %, of the seeds that are in all groups."""
-    accuracies = [accuracy_by_seed(lines, method) for lines in groups]
-    seeds = [seed for seed in accuracies[0] if all(seed in group for group in accuracies)]
-    return {seed: statistics.mean(group[seed] for group in accuracies) for seed in seeds}
-
-
-def corrupted_by_seed(
-    lines: Iterable[Line], method: str, corruptions: Iterable[str], severities: Iterable[int] = range(5)
-) -> dict[int, float]:
-    """Returns the mean accuracies over corruptions and severities, in %; severities are counted from 0."""
-    chosen = [(corruption, severity) for corruption in corruptions for severity in severities]
-    return {
-        line["seed"]: 100
-        * statistics.mean(line["corruptions"][name]["accuracy"][severity] for name, severity in chosen)
-        for line in select(lines, method=method)
-    }
-
-
-def method_difference(groups: Groups, method: str, other: str) -> Interval | None:
-    """Returns the difference between two methods, paired by seed, of the means over groups."""
-    return paired_difference(mean_by_seed(groups, method), mean_by_seed(groups, other))
-
-
-def interval_over_seeds(values: Mapping[int, float]) -> Interval | None:
-    """Returns the interval of the mean of values by seed; None if there are none."""
-    return interval(list(values.values())) if values else None
-
-
-def values_of(lines: Iterable[Line], method: str, name: str) -> list[Any]:
-    """Returns a field of the lines of a method."""
-    return [line[name] for line in select(lines, method=method)]
-
-
-def mean_accuracy(lines: Iterable[Line]) -> float:
-    """Returns the mean accuracy in %."""
-    return 100 * statistics.mean(line["accuracy"] for line in lines)
+def methods_of(lines: Iterable[Line]) -> list[str]:
+    """Returns the methods of the lines, in the order of tables."""
+    found = {line["method"] for line in lines}
+    return [method for method in LABELS if method in found]
 
 
 def num_seeds(lines: Iterable[Line]) -> int:
@@ -78,55 +45,79 @@ def num_seeds(lines: Iterable[Line]) -> int:
     return len({line["seed"] for line in lines})
 
 
-def num_images(lines: Iterable[Line]) -> int:
-    """Returns the number of images on which runs were evaluated; it is 0 for failed runs."""
-    return max(line["count"] for line in lines)
+def num_training_images(line: Line) -> int:
+    """Returns the number of images that a run was trained on."""
+    data = line["config"]["data"]
+    spec = DATASETS[data["name"]]
+    if data["examples_per_class"] is not None:
+        return data["examples_per_class"] * spec.num_classes
+    return round((data["fraction"] or 1) * (1 - data["validation_fraction"]) * spec.num_train_examples)
 
 
-def methods_of(lines: Iterable[Line]) -> list[str]:
-    """Returns the methods of the lines, in the order of tables."""
-    return sorted({line["method"] for line in lines}, key=rank)
+def mean(lines: Iterable[Line]) -> Interval | None:
+    """Returns the mean accuracy over seeds, in %; None without lines."""
+    values = list(_by_seed(lines).values())
+    return interval(values) if values else None
 
 
-def rank(method: str) -> int:
-    """Returns the position of a method in tables."""
-    return list(LABELS).index(method)
+def difference(first: Iterable[Line], second: Iterable[Line]) -> Interval | None:
+    """Returns the mean difference of accuracies in points, paired by seed; None without common seeds.
+
+    If results by image are available, the interval also reflects the choice of the test images.
+    """
+    groups = [{line["seed"]: line for line in lines} for lines in (first, second)]
+    correct = [[_correct(lines[seed]) for lines in groups] for seed in groups[0] if seed in groups[1]]
+    if len(correct) < 2 or any(values is None for pair in correct for values in pair):
+        return paired_difference(*(_by_seed(lines.values()) for lines in groups))
+    values = np.array(correct, float)
+    return crossed_interval(100 * (values[:, 0] - values[:, 1]))
+
+
+def _by_seed(lines: Iterable[Line]) -> dict[int, float]:
+    return {line["seed"]: 100 * line["accuracy"] for line in lines}
+
+
+def _correct(line: Line) -> np.ndarray | None:
+    """Returns how often each test image is classified correctly, from 0 to 1; None if unknown or the run failed."""
+    if "correct_counts" in line:
+        return decode_counts(line["correct_counts"]) / sum(
+            len(corruption["accuracy"]) for corruption in line["corruptions"].values()
+        )
+    return decode_bits(line["correct"], line["count"]) if "correct" in line else None
 
 
 # ---- Text
 
 
-def markdown_table(header: Sequence[str], rows: Sequence[Sequence[str]]) -> list[str]:
+def markdown_table(header: Sequence[str], rows: Iterable[Sequence[str]]) -> str:
     """Returns a table as one block of text."""
-    return ["\n".join("| " + " | ".join(row) + " |" for row in (header, ["---"] * len(header), *rows)) + "\n"]
+    return "\n".join("| " + " | ".join(row) + " |" for row in (header, ["---"] * len(header), *rows)) + "\n"
 
 
-def format_mean(values: Mapping[int, float], most_seeds: int) -> str:
-    """Formats the mean over seeds with its interval, and the number of seeds if it is smaller than usual."""
-    mean = interval_over_seeds(values)
-    if mean is None:
-        return ""
-    half_width = f" ± {mean.half_width:.1f}" if mean.num_values > 1 else ""
-    return f"{mean.mean:.1f}{half_width}{_fewer(mean, most_seeds)}"
+def format_mean(lines: Iterable[Line], most_seeds: int) -> str:
+    """Formats the mean accuracy with its interval, and the number of seeds if it is smaller than usual."""
+    return _format(mean(lines), ".1f", most_seeds)
 
 
-def format_difference(difference: Interval | None, most_seeds: int = 0) -> str:
+def format_difference(first: Iterable[Line], second: Iterable[Line], most_seeds: int) -> str:
     """Formats a difference like a mean, in bold if the interval excludes 0."""
-    if difference is None:
+    found = difference(first, second)
+    text = _format(found, "+z.1f", most_seeds).replace("-", MINUS)
+    return f"**{text}**" if found and found.excludes_zero else text
+
+
+def _format(value: Interval | None, spec: str, most_seeds: int) -> str:
+    if value is None:
         return ""
-    bounds = f" ({difference.low:+.1f} to {difference.high:+.1f})" if difference.num_values > 1 else ""
-    text = f"{difference.mean:+z.1f}{bounds}".replace("-", MINUS)
-    return (f"**{text}**" if difference.excludes_zero else text) + _fewer(difference, most_seeds)
-
-
-def _fewer(mean: Interval, most_seeds: int) -> str:
-    return f" [{mean.num_values}]" if mean.num_values < most_seeds else ""
+    half_width = f" ± {value.half_width:.1f}" if value.num_values > 1 else ""
+    fewer = f" [{value.num_values}]" if value.num_values < most_seeds else ""
+    return f"{value.mean:{spec}}{half_width}{fewer}"
 
 
 def format_average(values: Iterable[float | None], spec: str) -> str:
     """Formats the mean of the values that are not None."""
     known = [value for value in values if value is not None]
-    return format(statistics.mean(known), spec) if known else ""
+    return format(statistics.mean(known), spec).replace("-", MINUS) if known else ""
 
 
 def format_seeds(lines: Iterable[Line]) -> str:
@@ -135,9 +126,9 @@ def format_seeds(lines: Iterable[Line]) -> str:
     return "1 seed" if number == 1 else f"{number} seeds"
 
 
-def format_pair(method: str, other: str) -> str:
-    """Formats the difference between two methods, e.g. `DropCluster − DropBlock`."""
-    return f"{LABELS[method]} {MINUS} {LABELS[other]}"
+def format_images(line: Line) -> str:
+    """Formats the number of images that a run was trained on."""
+    return f"{num_training_images(line):,} images"
 
 
 def format_value(value: object) -> str:

@@ -54,11 +54,6 @@ class FakeMeasure:
             line["reestimated_accuracy"] = line["accuracy"] + 0.01
         if job.config.drop.method == "drop_cluster":
             line["clusters"] = {"stage1": {"explained_variance": 0.4, "ari_with_grid": 0.5, "num_updates": 3}}
-        if job.method in ("corr_drop", "focused_dropout"):
-            line["dropped"] = {"stage1": 0.2 + 0.01 * job.config.seed, "stage2": 0.3}
-        if job.probed:
-            steps = ({"step": step, "k-means": 0.3 + 0.01 * job.config.seed, "grid": 0.2} for step in (90, 180, 270))
-            line["features"] = {"stage1": list(steps)}
         if job.has_snapshots:
             line["snapshots"] = {"stage1": [{"step": step, "labels": ["0011", "0022"]} for step in (0, 10)]}
         return line

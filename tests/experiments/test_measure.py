@@ -125,26 +125,6 @@ def test_label_maps_lead_from_the_grid_to_the_final_clusters(measure, line):
     assert np.array_equal(labels[-1], states["drop_stage1"].labels[..., 0])
 
 
-def test_learned_clusters_explain_more_variance_of_the_features_than_a_grid(tmp_path, monkeypatch):
-    plain = job("drop_block")
-    checkpoint = dataclasses.replace(plain.config.checkpoint, every=4, keep=3)
-    probed = dataclasses.replace(plain, config=dataclasses.replace(plain.config, checkpoint=checkpoint), probed=True)
-    assert probed.id != plain.id
-    measure = new_measure(tmp_path)
-    interrupt(measure, probed, monkeypatch)  # the checkpoint of the interruption is not part of the result
-    features = measure(probed)["features"]
-    assert list(features) == ["stage1", "stage2", "stage3"]
-    assert [entry["step"] for entry in features["stage1"]] == [4, 8]
-    assert all(0 < entry["grid"] < entry["k-means"] < 1 for entries in features.values() for entry in entries)
-
-
-@pytest.mark.parametrize(("method", "bounds"), [("corr_drop", (0.15, 0.25)), ("focused_dropout", (0.3, 1.0))])
-def test_dropped_fraction_of_masks_that_depend_on_activations(tmp_path, method, bounds):
-    dropped = new_measure(tmp_path)(job(method, rate=0.2))["dropped"]
-    low, high = bounds
-    assert list(dropped) == ["stage1"] and low < dropped["stage1"] < high
-
-
 def test_corrupted_images_are_evaluated_on_the_trained_network(tmp_path, monkeypatch):
     monkeypatch.setattr(measure_module, "CORRUPTIONS", ("brightness",))
     measure, trained = new_measure(tmp_path), job(method="none", target="test")
