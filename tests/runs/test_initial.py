@@ -84,7 +84,7 @@ def test_backbone_rate_scales_the_first_update(folder, pretrained, tmp_path):
 
 @pytest.mark.slow
 def test_clusters_are_learned_from_the_pretrained_features(folder, pretrained, tmp_path):
-    tuned = run(dataclasses.replace(BASE, init_from=str(folder), out=tmp_path / "run"))
+    run(dataclasses.replace(BASE, init_from=str(folder), out=tmp_path / "run"))
     (step, labels), *_ = read_history(tmp_path / "run")["stage1"]
     grid = Grid(cluster_size=DROP.cluster_size).init((8, 8, 16)).labels
     assert step == 0 and not np.array_equal(labels, grid)
